@@ -1,0 +1,3 @@
+//! An object across devices: stripes, shards, quorums, degraded reads.
+
+pub mod api;
