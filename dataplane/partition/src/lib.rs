@@ -1,1 +1,5 @@
-//! Under construction.
+//! Object metadata of one partition: a replicated log and its state machine, no I/O inside.
+
+mod blob;
+
+pub use blob::BlobRef;
