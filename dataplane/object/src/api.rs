@@ -52,6 +52,12 @@ pub enum BodyError {
         /// For example `Content-MD5`.
         what: String,
     },
+    /// The source of a copy could not be read on.
+    #[error("the source of the copy cannot be read: {problem}")]
+    Source {
+        /// For the log and the message.
+        problem: String,
+    },
     /// Framing that cannot be decoded.
     #[error("the request body is malformed: {problem}")]
     Malformed {

@@ -1,0 +1,329 @@
+//! Configuration: flags over file over defaults, validated whole before any device is opened.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use clap::{Args, Parser, Subcommand};
+use quarry_clustermap::ErasureProfile;
+use serde::Deserialize;
+
+/// An S3-compatible object store.
+#[derive(Parser, Debug)]
+#[command(name = "quarryd", version, about, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Decode every area of a device, read-only; goes on past damage.
+    Inspect {
+        /// A device or device file that no node has open.
+        device: PathBuf,
+        /// Machine-readable output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check owners, shards, extents and free maps of a stopped node against each other, in both directions.
+    Fsck {
+        /// The node's data directory.
+        #[arg(long)]
+        data: PathBuf,
+        /// Also read every shard and verify its checksums.
+        #[arg(long)]
+        verify_data: bool,
+        /// Machine-readable output.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Flags of the server. What is absent comes from the file, then from the defaults.
+#[derive(Args, Debug, Default)]
+pub(crate) struct RunArgs {
+    /// Run one node with the embedded control plane: no etcd needed.
+    #[arg(long)]
+    pub(crate) standalone: bool,
+    /// Directory for credentials, the embedded metastore and device files.
+    #[arg(long)]
+    pub(crate) data: Option<PathBuf>,
+    /// A raw block device or a file; repeat for each. Default: six files in the data directory.
+    #[arg(long = "device")]
+    pub(crate) devices: Vec<PathBuf>,
+    /// Size of device files that are created, for example 4GiB.
+    #[arg(long)]
+    pub(crate) device_size: Option<Bytes>,
+    /// Erasure profile k+m of new blobs, for example 4+2.
+    #[arg(long)]
+    pub(crate) profile: Option<ErasureProfile>,
+    /// Address of the S3 endpoint.
+    #[arg(long)]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Address of metrics and health checks.
+    #[arg(long)]
+    pub(crate) admin: Option<SocketAddr>,
+    /// Executor threads, one pinned to each core. Default: all cores.
+    #[arg(long)]
+    pub(crate) cores: Option<usize>,
+    /// Configuration file (TOML).
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Validate the configuration and exit.
+    #[arg(long)]
+    pub(crate) check_config: bool,
+    /// Format devices that hold something else. What they hold is lost.
+    #[arg(long)]
+    pub(crate) format_devices_losing_their_data: bool,
+    /// Allow the admin address to inject device faults (tests only).
+    #[arg(long, hide = true)]
+    pub(crate) enable_fault_injection: bool,
+}
+
+/// The file: the same settings as the flags, by the same names.
+#[derive(Deserialize, Debug, Default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+struct ConfigFile {
+    standalone: bool,
+    data: Option<PathBuf>,
+    devices: Vec<PathBuf>,
+    device_size: Option<Bytes>,
+    profile: Option<String>,
+    listen: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    cores: Option<usize>,
+    region: Option<String>,
+    cache_per_device: Option<Bytes>,
+    buffers_per_core: Option<Bytes>,
+    inline_below: Option<Bytes>,
+}
+
+/// A validated configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Directory for credentials, metastore and device files.
+    pub(crate) data: PathBuf,
+    /// Where the devices are; empty: six files in `data`, made at the first start.
+    pub(crate) devices: Vec<PathBuf>,
+    /// Size of device files that are created.
+    pub(crate) device_size_bytes: u64,
+    /// Erasure profile of new blobs.
+    pub(crate) profile: ErasureProfile,
+    /// S3 endpoint.
+    pub(crate) listen: SocketAddr,
+    /// Metrics and health.
+    pub(crate) admin: SocketAddr,
+    /// Executors.
+    pub(crate) cores: usize,
+    /// Region name that signatures must carry.
+    pub(crate) region: String,
+    /// Index cache of each device.
+    pub(crate) cache_per_device_bytes: usize,
+    /// Stripe buffers of each core.
+    pub(crate) buffers_per_core_bytes: usize,
+    /// Bodies shorter than this ride inside the commit record.
+    pub(crate) inline_below_bytes: u64,
+    /// Whether devices that hold something else may be formatted.
+    pub(crate) may_format: bool,
+    /// Whether the admin address may inject faults.
+    pub(crate) fault_injection: bool,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("the configuration file {} is not valid: {source}", path.display())]
+    Malformed { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("--standalone is required: joining a cluster (quarryd with etcd) is not built yet")]
+    NotStandalone,
+    #[error("--data DIR is required")]
+    NoData,
+    #[error("profile {profile} needs {needed} devices, {given} are given")]
+    TooFewDevices { profile: ErasureProfile, needed: usize, given: usize },
+    #[error("device {} is listed twice", path.display())]
+    DeviceTwice { path: PathBuf },
+    #[error("{name} is {given}, it must be between {least} and {most}")]
+    OutOfRange { name: &'static str, given: String, least: String, most: String },
+    #[error(transparent)]
+    Profile(#[from] quarry_clustermap::ProfileError),
+}
+
+/// Device files of the embedded default.
+pub(crate) const DEFAULT_DEVICE_COUNT: usize = 6;
+const DEFAULT_DEVICE_SIZE: u64 = 4 << 30;
+const DEFAULT_CACHE: u64 = 32 << 20;
+const DEFAULT_BUFFERS: u64 = 64 << 20;
+/// Below this a body costs less as part of three commit records than as shards on k+m devices (bench/results).
+const DEFAULT_INLINE_BELOW: u64 = 32 << 10;
+const DEVICE_SIZE_MIN: u64 = 64 << 20;
+
+impl Config {
+    /// Merges and validates; opens no device.
+    pub(crate) fn load(args: &RunArgs) -> Result<Self, ConfigError> {
+        let file = match &args.config {
+            Some(path) => ConfigFile::read(path)?,
+            None => ConfigFile::default(),
+        };
+        if !args.standalone && !file.standalone {
+            return Err(ConfigError::NotStandalone);
+        }
+        let profile = match (args.profile, &file.profile) {
+            (Some(profile), _) => profile,
+            (None, Some(text)) => text.parse()?,
+            (None, None) => ErasureProfile::new(4, 2).expect("4+2 is in range"),
+        };
+        let devices = if args.devices.is_empty() { file.devices } else { args.devices.clone() };
+        let default_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let config = Self {
+            data: args.data.clone().or(file.data).ok_or(ConfigError::NoData)?,
+            devices,
+            device_size_bytes: args.device_size.or(file.device_size).map_or(DEFAULT_DEVICE_SIZE, |size| size.0),
+            profile,
+            listen: args.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000))),
+            admin: args.admin.or(file.admin).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9001))),
+            cores: args.cores.or(file.cores).unwrap_or(default_cores),
+            region: file.region.unwrap_or_else(|| "us-east-1".into()),
+            cache_per_device_bytes: to_usize(file.cache_per_device.map_or(DEFAULT_CACHE, |size| size.0)),
+            buffers_per_core_bytes: to_usize(file.buffers_per_core.map_or(DEFAULT_BUFFERS, |size| size.0)),
+            inline_below_bytes: file.inline_below.map_or(DEFAULT_INLINE_BELOW, |size| size.0),
+            may_format: args.format_devices_losing_their_data,
+            fault_injection: args.enable_fault_injection,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let given = if self.devices.is_empty() { DEFAULT_DEVICE_COUNT } else { self.devices.len() };
+        let needed = self.profile.total();
+        if given < needed {
+            return Err(ConfigError::TooFewDevices { profile: self.profile, needed, given });
+        }
+        for (index, path) in self.devices.iter().enumerate() {
+            if self.devices[..index].contains(path) {
+                return Err(ConfigError::DeviceTwice { path: path.clone() });
+            }
+        }
+        let range = |name, given: u64, least: u64, most: u64| {
+            if (least..=most).contains(&given) {
+                return Ok(());
+            }
+            let text = |value| Bytes(value).to_string();
+            Err(ConfigError::OutOfRange { name, given: text(given), least: text(least), most: text(most) })
+        };
+        range("device-size", self.device_size_bytes, DEVICE_SIZE_MIN, 1 << 50)?;
+        range("cache-per-device", self.cache_per_device_bytes as u64, 1 << 20, 1 << 40)?;
+        // One stripe being written and one being read, of the widest profile.
+        range("buffers-per-core", self.buffers_per_core_bytes as u64, 16 << 20, 1 << 40)?;
+        range("inline-below", self.inline_below_bytes, 0, 128 << 10)?;
+        if !(1..=256).contains(&self.cores) {
+            return Err(ConfigError::OutOfRange {
+                name: "cores",
+                given: self.cores.to_string(),
+                least: "1".into(),
+                most: "256".into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl ConfigFile {
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        toml::from_str(&text)
+            .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })
+    }
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// A size with its unit, `4GiB`, `32KiB`, `512MiB`, or plain bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Bytes(pub(crate) u64);
+
+/// A size that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a size; write for example 4GiB, 512MiB, 32KiB or 4096B")]
+pub(crate) struct SizeError(String);
+
+const UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl FromStr for Bytes {
+    type Err = SizeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || SizeError(text.chars().take(32).collect());
+        let (number, unit) =
+            UNITS.iter().find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|rest| (rest, *unit))).unwrap_or((text, 1));
+        let number: u64 = number.trim().parse().map_err(|_| refuse())?;
+        number.checked_mul(unit).map(Self).ok_or_else(refuse)
+    }
+}
+
+impl TryFrom<String> for Bytes {
+    type Error = SizeError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (suffix, unit) =
+            UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit)).unwrap_or(&("B", 1));
+        write!(f, "{}{suffix}", self.0 / unit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_round_trip_and_nonsense_is_refused() {
+        for text in ["4GiB", "512MiB", "32KiB", "1TiB", "7B", "0B"] {
+            assert_eq!(text.parse::<Bytes>().unwrap().to_string(), text);
+        }
+        assert_eq!("4096".parse::<Bytes>().unwrap().0, 4096);
+        for text in ["", "GiB", "4GB", "-1B", "1.5GiB", "99999999999TiB"] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_cannot_work() {
+        let args = |profile: &str, devices: usize| RunArgs {
+            standalone: true,
+            data: Some("d".into()),
+            profile: Some(profile.parse().unwrap()),
+            devices: (0..devices).map(|i| format!("device-{i}").into()).collect(),
+            ..RunArgs::default()
+        };
+        assert!(Config::load(&args("4+2", 6)).is_ok());
+        assert!(Config::load(&args("1+0", 1)).is_ok());
+        assert!(matches!(Config::load(&args("4+2", 5)), Err(ConfigError::TooFewDevices { .. })));
+        assert!(matches!(Config::load(&RunArgs::default()), Err(ConfigError::NotStandalone)));
+        let twice = RunArgs { devices: vec!["a".into(), "a".into()], ..args("1+0", 1) };
+        assert!(matches!(Config::load(&twice), Err(ConfigError::DeviceTwice { .. })));
+    }
+
+    #[test]
+    fn unknown_keys_in_the_file_are_errors() {
+        assert!(toml::from_str::<ConfigFile>("standalone = true\nlisten = \"127.0.0.1:1\"").is_ok());
+        assert!(toml::from_str::<ConfigFile>("stand-alone = true").is_err());
+    }
+}

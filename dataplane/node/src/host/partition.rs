@@ -1,0 +1,412 @@
+//! One replica of one metadata partition: drives the pure state machine of the partition crate with this device's
+//! journal, the transport and the clock.
+//!
+//! Rules:
+//! - outputs are carried out in the order given; journal outputs reach the store in that order;
+//! - commands that may change something are evaluated one at a time (`turn`), over committed and proposed rows;
+//!   replication of their entries is pipelined;
+//! - a reply leaves only after the entry it depends on is committed, and for a refusal or an unchanged read of
+//!   proposed rows, after everything proposed before it is.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+};
+
+use bytes::Bytes;
+use futures::{channel::oneshot, future::LocalBoxFuture, lock::Mutex};
+use quarry_clustermap::{DeviceId, PartitionConfig, PartitionId, Sequence};
+use quarry_object::{metadata::ExecuteError, peer::PeerFault};
+use quarry_partition::{
+    Envelope, Input, Message, Output, Payload, Refusal, Replica, Report, Row,
+    command::{Command, EvaluateError, Reply, evaluate},
+};
+use quarry_storage::store::{LogEntry, Mutation, Store, StoreError};
+
+use super::{NodeDevice, proposed::Proposed, view::RowView};
+use crate::control::ControlHandle;
+
+/// Rows of one backfill page.
+const BACKFILL_ROWS: usize = 256;
+/// Bytes of one backfill page, under the partition crate's limit of one payload.
+const BACKFILL_BYTES: usize = 1 << 20;
+/// How often a read is evaluated again because rows changed under it.
+const READ_ATTEMPTS: usize = 8;
+
+/// What a replica needs of its surroundings.
+pub(crate) struct Links {
+    /// Sends a replication message; may be lost.
+    pub(crate) send: Box<dyn Fn(DeviceId, PartitionId, Bytes)>,
+    /// Starts a task on this core.
+    pub(crate) spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
+    /// Monotonic milliseconds.
+    pub(crate) monotonic_ms: Box<dyn Fn() -> u64>,
+    /// Unix milliseconds.
+    pub(crate) wall_ms: Box<dyn Fn() -> u64>,
+    /// The control plane.
+    pub(crate) control: ControlHandle,
+}
+
+/// One replica on one device.
+pub(crate) struct PartitionHost {
+    partition: PartitionId,
+    device: DeviceId,
+    store: Store<NodeDevice>,
+    links: Rc<Links>,
+    replica: RefCell<Replica>,
+    /// Inputs that arrived while another was being carried out.
+    inputs: RefCell<VecDeque<Input>>,
+    stepping: Cell<bool>,
+    /// Held while a command is evaluated or a backfill page is read.
+    turn: Mutex<()>,
+    proposed: RefCell<Proposed>,
+    waiting: RefCell<HashMap<u64, oneshot::Sender<Result<Sequence, Refusal>>>>,
+    next_token: Cell<u64>,
+    activating: Cell<bool>,
+    backfilling: Cell<bool>,
+    /// Set when the partition's primary has put blobs on its free list since the freer last looked.
+    freed_something: Cell<bool>,
+}
+
+impl PartitionHost {
+    pub(crate) fn new(
+        partition: PartitionId,
+        device: DeviceId,
+        min_copies: usize,
+        store: Store<NodeDevice>,
+        links: Rc<Links>,
+    ) -> Rc<Self> {
+        let recovered = store.recovered_log(partition);
+        let log = quarry_partition::RecoveredLog {
+            epoch: recovered.epoch,
+            applied: recovered.applied,
+            tail: recovered
+                .tail
+                .into_iter()
+                .map(|entry| quarry_partition::Entry {
+                    epoch: entry.epoch,
+                    sequence: entry.sequence,
+                    payload: entry.payload,
+                })
+                .collect(),
+        };
+        Rc::new(Self {
+            partition,
+            device,
+            store,
+            links,
+            replica: RefCell::new(Replica::recover(partition, device, min_copies, log)),
+            inputs: RefCell::default(),
+            stepping: Cell::new(false),
+            turn: Mutex::new(()),
+            proposed: RefCell::default(),
+            waiting: RefCell::default(),
+            next_token: Cell::new(0),
+            activating: Cell::new(false),
+            backfilling: Cell::new(false),
+            freed_something: Cell::new(true),
+        })
+    }
+
+    pub(crate) fn partition(&self) -> PartitionId {
+        self.partition
+    }
+
+    pub(crate) fn is_serving_primary(&self) -> bool {
+        self.replica.borrow().is_serving_primary()
+    }
+
+    /// Whether anything may have been put on the free list since the last call.
+    pub(crate) fn take_freed_something(&self) -> bool {
+        self.freed_something.replace(false)
+    }
+
+    /// Makes the freer look again.
+    pub(crate) fn set_freed_something(&self) {
+        self.freed_something.set(true);
+    }
+
+    pub(crate) fn configure(self: &Rc<Self>, config: &PartitionConfig) {
+        self.input(Input::Configure(config.clone()));
+    }
+
+    pub(crate) fn tick(self: &Rc<Self>) {
+        self.input(Input::Tick);
+    }
+
+    /// A replication frame of another device.
+    pub(crate) fn receive(self: &Rc<Self>, from: DeviceId, frame: &Bytes) {
+        match Envelope::decode(frame) {
+            Ok(envelope) => self.input(Input::Receive { from, message: envelope.message }),
+            Err(error) => {
+                tracing::warn!(event = "replication_frame_refused", partition = %self.partition, %from, %error);
+            }
+        }
+    }
+
+    /// Evaluates a command on the serving primary; returns when its outcome is durable.
+    pub(crate) async fn execute(self: &Rc<Self>, command: &Command) -> Result<Reply, ExecuteError> {
+        if is_read(command) { self.read(command).await } else { self.write(command).await }
+    }
+
+    /// Reads see committed rows only, so they wait for nothing.
+    async fn read(&self, command: &Command) -> Result<Reply, ExecuteError> {
+        for _ in 0..READ_ATTEMPTS {
+            if !self.is_serving_primary() {
+                return Err(PeerFault::NotPrimary.into());
+            }
+            let before = self.replica.borrow().committed();
+            let view = RowView::committed(&self.store, self.partition);
+            let result = evaluate(&view, (self.links.wall_ms)(), command).await;
+            let unchanged = self.replica.borrow().committed() == before;
+            match result {
+                Ok(evaluated) if self.is_serving_primary() => return Ok(evaluated.reply),
+                Ok(_) => return Err(PeerFault::NotPrimary.into()),
+                // A row that another row names may be gone because a commit came between the two reads.
+                Err(EvaluateError::Damaged { .. }) if !unchanged => {}
+                Err(error) => return Err(to_execute_error(error)),
+            }
+        }
+        Err(PeerFault::Busy.into())
+    }
+
+    async fn write(self: &Rc<Self>, command: &Command) -> Result<Reply, ExecuteError> {
+        let turn = self.turn.lock().await;
+        if !self.is_serving_primary() {
+            return Err(PeerFault::NotPrimary.into());
+        }
+        let view = RowView::proposed(&self.store, self.partition, &self.proposed);
+        let evaluated = evaluate(&view, (self.links.wall_ms)(), command).await;
+        let (token, outcome) = self.new_waiter();
+        match &evaluated {
+            Ok(evaluated) if !evaluated.rows.is_empty() => self.propose(token, evaluated.rows.clone())?,
+            _ => self.input(Input::Barrier { token }),
+        }
+        drop(turn);
+        match outcome.await {
+            Ok(Ok(_)) => {}
+            Ok(Err(refusal)) => return Err(refusal_to_fault(refusal).into()),
+            Err(oneshot::Canceled) => return Err(PeerFault::OutcomeUnknown.into()),
+        }
+        evaluated.map(|evaluated| evaluated.reply).map_err(to_execute_error)
+    }
+
+    fn propose(self: &Rc<Self>, token: u64, rows: Vec<Row>) -> Result<(), PeerFault> {
+        let frees = rows.iter().any(|row| row.value.is_some() && quarry_partition::command::is_free_list_row(&row.key));
+        let payload = Payload::Mutations(rows.clone()).encode().map_err(|error| {
+            self.waiting.borrow_mut().remove(&token);
+            PeerFault::Damaged { detail: format!("the change does not fit one log entry: {error}") }
+        })?;
+        let before = self.replica.borrow().last_proposed();
+        self.input(Input::Propose { token, payload });
+        let sequence = self.replica.borrow().last_proposed();
+        // Refused, or committed already (one replica whose flush is immediate): nothing is pending.
+        if sequence > before && sequence > self.replica.borrow().committed() {
+            self.proposed.borrow_mut().insert(sequence, rows);
+        }
+        if frees {
+            self.freed_something.set(true);
+        }
+        Ok(())
+    }
+
+    fn new_waiter(&self) -> (u64, oneshot::Receiver<Result<Sequence, Refusal>>) {
+        let token = self.next_token.get();
+        self.next_token.set(token + 1);
+        let (sender, receiver) = oneshot::channel();
+        self.waiting.borrow_mut().insert(token, sender);
+        (token, receiver)
+    }
+
+    /// Feeds the state machine and carries out what it asks for, one input after another.
+    fn input(self: &Rc<Self>, input: Input) {
+        self.inputs.borrow_mut().push_back(input);
+        if self.stepping.replace(true) {
+            return;
+        }
+        let mut outputs = Vec::new();
+        loop {
+            let Some(input) = self.inputs.borrow_mut().pop_front() else { break };
+            self.replica.borrow_mut().step((self.links.monotonic_ms)(), input, &mut outputs);
+            for output in outputs.drain(..) {
+                self.carry_out(output);
+            }
+        }
+        self.stepping.set(false);
+    }
+
+    fn carry_out(self: &Rc<Self>, output: Output) {
+        match output {
+            Output::RaiseEpoch { epoch, through } => {
+                self.journal(epoch, through, self.store.raise_partition_epoch(self.partition, epoch));
+            }
+            Output::Append { epoch, entry, committed } => {
+                let entry = LogEntry {
+                    partition: self.partition,
+                    epoch: entry.epoch,
+                    sequence: entry.sequence,
+                    committed,
+                    payload: entry.payload,
+                };
+                let sequence = entry.sequence;
+                self.journal(epoch, sequence, self.store.append(epoch, entry));
+            }
+            Output::Truncate { epoch, after } => {
+                self.proposed.borrow_mut().forget_after(after);
+                self.journal(epoch, after, self.store.truncate(self.partition, epoch, after));
+            }
+            Output::Reset { epoch, base } => self.reset(epoch, base),
+            Output::Apply { sequence, payload } => self.apply(sequence, &payload),
+            Output::Send { to, message } => self.send(to, message),
+            Output::Resolve { token, result } => {
+                if let Some(waiting) = self.waiting.borrow_mut().remove(&token) {
+                    // The caller may have gone away; its change stands all the same.
+                    let _gone = waiting.send(result);
+                }
+            }
+            Output::Activate { epoch } => {
+                if !self.activating.replace(true) {
+                    let host = Rc::clone(self);
+                    (self.links.spawn)(Box::pin(async move {
+                        let activated = host.links.control.activate(host.partition, epoch).await;
+                        host.activating.set(false);
+                        if activated {
+                            host.input(Input::Activated { epoch });
+                        }
+                    }));
+                }
+            }
+            Output::ReadBackfill { epoch, cursor } => {
+                if !self.backfilling.replace(true) {
+                    let host = Rc::clone(self);
+                    (self.links.spawn)(Box::pin(async move {
+                        let page = host.read_backfill(cursor).await;
+                        host.backfilling.set(false);
+                        if let Some((rows, next)) = page {
+                            host.input(Input::BackfillRows { epoch, rows, next });
+                        }
+                    }));
+                }
+            }
+            Output::Report(report) => self.report(report),
+        }
+    }
+
+    /// Starts a journal operation now, so that operations reach the journal in order, and waits for it in a task.
+    fn journal(
+        self: &Rc<Self>,
+        epoch: quarry_clustermap::Epoch,
+        through: Sequence,
+        operation: impl Future<Output = Result<(), StoreError>> + 'static,
+    ) {
+        let host = Rc::clone(self);
+        (self.links.spawn)(Box::pin(async move {
+            match operation.await {
+                Ok(()) => host.input(Input::Persisted { epoch, through }),
+                Err(error) => host.journal_failed(&error),
+            }
+        }));
+    }
+
+    fn journal_failed(self: &Rc<Self>, error: &StoreError) {
+        tracing::error!(event = "journal_failed", partition = %self.partition, device = %self.device, %error);
+        self.input(Input::PersistFailed);
+    }
+
+    fn reset(self: &Rc<Self>, epoch: quarry_clustermap::Epoch, base: Sequence) {
+        let host = Rc::clone(self);
+        (self.links.spawn)(Box::pin(async move {
+            match host.store.reset_partition(host.partition, epoch, base).await {
+                Ok(()) => host.input(Input::ResetDone { epoch }),
+                Err(error) => host.journal_failed(&error),
+            }
+        }));
+    }
+
+    fn apply(self: &Rc<Self>, sequence: Sequence, payload: &Bytes) {
+        let payload = Payload::decode(payload).expect("the state machine hands out checked payloads only");
+        let mutations = into_mutations(payload);
+        if let Err(error) = self.store.apply(self.partition, sequence, mutations) {
+            self.journal_failed(&error);
+        }
+        self.proposed.borrow_mut().forget_through(sequence);
+    }
+
+    fn send(&self, to: DeviceId, message: Message) {
+        let envelope = Envelope { partition: self.partition, message };
+        match envelope.encode() {
+            Ok(frame) => (self.links.send)(to, self.partition, frame),
+            Err(error) => tracing::error!(event = "replication_frame_too_large", partition = %self.partition, %error),
+        }
+    }
+
+    fn report(&self, report: Report) {
+        match report {
+            Report::Joined { device, epoch } => self.links.control.joined(self.partition, epoch, device),
+            // Replicas of one process share its fate and its scheduler: a device that stalls fails by its own
+            // error, and the map is pushed to every core. Both reports matter once peers are other nodes.
+            Report::Lagging { device, epoch } => {
+                tracing::debug!(event = "replica_lagging", partition = %self.partition, %device, %epoch);
+            }
+            Report::Outdated { epoch } | Report::NewEpochNeeded { epoch } => {
+                tracing::debug!(event = "replica_outdated", partition = %self.partition, %epoch);
+            }
+        }
+    }
+
+    /// A page of rows, exact with respect to the log: nothing is evaluated while it is read.
+    async fn read_backfill(&self, cursor: Option<Vec<u8>>) -> Option<(Vec<Row>, Option<Vec<u8>>)> {
+        let _turn = self.turn.lock().await;
+        let view = RowView::proposed(&self.store, self.partition, &self.proposed);
+        let from = cursor.unwrap_or_default();
+        match view.page(&from, BACKFILL_ROWS, BACKFILL_BYTES).await {
+            Ok(page) => Some(page),
+            Err(error) => {
+                tracing::error!(event = "backfill_read_failed", partition = %self.partition, %error);
+                None
+            }
+        }
+    }
+}
+
+pub(crate) fn into_mutations(payload: Payload) -> Vec<Mutation> {
+    match payload {
+        Payload::Mutations(rows) | Payload::Backfill(rows) => rows
+            .into_iter()
+            .map(|row| Mutation { key: row.key.into(), value: row.value.map(Bytes::from) })
+            .collect(),
+        Payload::Noop => Vec::new(),
+    }
+}
+
+fn is_read(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Head { .. }
+            | Command::Get { .. }
+            | Command::List(_)
+            | Command::ListParts { .. }
+            | Command::GetUpload { .. }
+            | Command::FreeListNext { .. }
+            | Command::DegradedNext { .. }
+    )
+}
+
+fn to_execute_error(error: EvaluateError) -> ExecuteError {
+    match error {
+        EvaluateError::Refused(refusal) => refusal.into(),
+        EvaluateError::View(error) => PeerFault::Device { detail: error.detail }.into(),
+        damaged @ EvaluateError::Damaged { .. } => PeerFault::Damaged { detail: damaged.to_string() }.into(),
+    }
+}
+
+fn refusal_to_fault(refusal: Refusal) -> PeerFault {
+    match refusal {
+        Refusal::NotPrimary | Refusal::NotServing => PeerFault::NotPrimary,
+        Refusal::TooFewCopies => PeerFault::TooFewCopies,
+        Refusal::Overloaded => PeerFault::Busy,
+        Refusal::Invalid => PeerFault::Damaged { detail: "the proposal is not a valid payload".into() },
+        Refusal::Superseded | Refusal::DeviceFailed => PeerFault::OutcomeUnknown,
+    }
+}

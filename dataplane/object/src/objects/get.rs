@@ -1,0 +1,129 @@
+//! GET and HEAD.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream, stream::LocalBoxStream};
+use quarry_partition::command::{Command, Manifest, Reply, Segment};
+
+use super::{Objects, convert};
+use crate::{
+    api::{ApiError, Conditions, ObjectContent, ObjectInfo, RangeRequest},
+    cluster::Cluster,
+    metadata::Metadata,
+    reader::read_range,
+};
+
+impl<C: Cluster + Metadata> Objects<C> {
+    pub(super) async fn head(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<ObjectInfo, ApiError> {
+        let (bucket, partition) = self.owner(bucket, key)?;
+        let conditions = convert::to_conditions(conditions);
+        let command = Command::Head { bucket: bucket.id, key: key.to_owned(), conditions };
+        match self.cluster.execute(partition, command).await? {
+            Reply::Object { manifest, .. } => Ok(convert::to_info(key, manifest)),
+            other => Err(convert::unexpected(&other)),
+        }
+    }
+
+    pub(super) async fn get(
+        &self,
+        bucket: &str,
+        key: &str,
+        range: Option<RangeRequest>,
+        conditions: Conditions,
+    ) -> Result<ObjectContent, ApiError> {
+        let (bucket, partition) = self.owner(bucket, key)?;
+        let conditions = convert::to_conditions(conditions);
+        let command = Command::Get { bucket: bucket.id, key: key.to_owned(), conditions };
+        let (manifest, inline) = match self.cluster.execute(partition, command).await? {
+            Reply::Object { manifest, inline } => (manifest, inline),
+            other => return Err(convert::unexpected(&other)),
+        };
+        let (first, len) = resolve(range, manifest.size_bytes)?;
+        let stream = self.stream(&manifest, inline, first, len)?;
+        Ok(ObjectContent { info: convert::to_info(key, manifest), range: (first, len), stream })
+    }
+
+    /// The bytes `first..first + len` of an object, segment after segment.
+    fn stream(
+        &self,
+        manifest: &Manifest,
+        inline: Vec<Vec<u8>>,
+        first: u64,
+        len: u64,
+    ) -> Result<LocalBoxStream<'static, Result<Bytes, ApiError>>, ApiError> {
+        let mut inline = inline.into_iter();
+        let mut pieces = Vec::new();
+        let mut position = 0;
+        for segment in &manifest.segments {
+            let (begin, end) = (position, position + segment.size_bytes());
+            position = end;
+            let body = match segment {
+                Segment::Inline { .. } => Some(Bytes::from(inline.next().ok_or_else(|| missing_inline(manifest))?)),
+                Segment::Blob(_) => None,
+            };
+            let (from, to) = (first.max(begin), (first + len).min(end));
+            if from < to {
+                pieces.push((*segment, body, from - begin, to - from));
+            }
+        }
+        let cluster = Rc::clone(&self.cluster);
+        let stream = stream::iter(pieces).flat_map(move |(segment, body, from, len)| match (segment, body) {
+            (Segment::Blob(blob), _) => read_range(&cluster, blob, from, len).map_err(ApiError::from).boxed_local(),
+            (Segment::Inline { .. }, Some(body)) => stream::once(async move { slice(&body, from, len) }).boxed_local(),
+            (Segment::Inline { .. }, None) => stream::empty().boxed_local(),
+        });
+        Ok(stream.boxed_local())
+    }
+}
+
+fn missing_inline(manifest: &Manifest) -> ApiError {
+    ApiError::DataLoss { detail: format!("an inline segment of version {} has no bytes", manifest.etag) }
+}
+
+fn slice(body: &Bytes, from: u64, len: u64) -> Result<Bytes, ApiError> {
+    let range = usize::try_from(from).ok().zip(usize::try_from(from + len).ok());
+    match range {
+        Some((from, to)) if to <= body.len() => Ok(body.slice(from..to)),
+        _ => Err(ApiError::DataLoss { detail: "an inline segment is shorter than its manifest says".into() }),
+    }
+}
+
+/// First byte and length of what was asked for.
+pub(super) fn resolve(range: Option<RangeRequest>, size_bytes: u64) -> Result<(u64, u64), ApiError> {
+    let outside = ApiError::InvalidRange { size_bytes };
+    match range {
+        None => Ok((0, size_bytes)),
+        Some(RangeRequest::Inclusive { first, last }) if first <= last && first < size_bytes => {
+            Ok((first, last.min(size_bytes - 1) - first + 1))
+        }
+        Some(RangeRequest::From { first }) if first < size_bytes => Ok((first, size_bytes - first)),
+        Some(RangeRequest::Suffix { len }) if len > 0 && size_bytes > 0 => {
+            let len = len.min(size_bytes);
+            Ok((size_bytes - len, len))
+        }
+        Some(_) => Err(outside),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_follow_rfc_9110() {
+        let inclusive = |first, last| Some(RangeRequest::Inclusive { first, last });
+        assert_eq!(resolve(None, 10), Ok((0, 10)));
+        assert_eq!(resolve(None, 0), Ok((0, 0)));
+        assert_eq!(resolve(inclusive(0, 0), 10), Ok((0, 1)));
+        assert_eq!(resolve(inclusive(3, 99), 10), Ok((3, 7)));
+        assert_eq!(resolve(Some(RangeRequest::From { first: 9 }), 10), Ok((9, 1)));
+        assert_eq!(resolve(Some(RangeRequest::Suffix { len: 4 }), 10), Ok((6, 4)));
+        assert_eq!(resolve(Some(RangeRequest::Suffix { len: 40 }), 10), Ok((0, 10)));
+        for range in [inclusive(10, 10), inclusive(5, 4), Some(RangeRequest::Suffix { len: 0 })] {
+            assert_eq!(resolve(range, 10), Err(ApiError::InvalidRange { size_bytes: 10 }));
+        }
+        assert_eq!(resolve(inclusive(0, 0), 0), Err(ApiError::InvalidRange { size_bytes: 0 }));
+        assert_eq!(resolve(Some(RangeRequest::Suffix { len: 1 }), 0), Err(ApiError::InvalidRange { size_bytes: 0 }));
+    }
+}

@@ -1,0 +1,138 @@
+//! PUT and DELETE of whole objects.
+
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use quarry_clustermap::PartitionId;
+use quarry_partition::command::{Command, Content, Put, Reply};
+
+use super::{BODY_BYTES_MAX, Objects, convert};
+use crate::{
+    api::{ApiError, Attributes, Body, BodyDigests, Conditions, ObjectInfo},
+    cluster::Cluster,
+    metadata::{ExecuteError, Metadata},
+    writer::{free_blob, write_blob},
+};
+
+impl<C: Cluster + Metadata> Objects<C> {
+    pub(super) async fn put<B: Body>(
+        &self,
+        bucket: &str,
+        key: &str,
+        attributes: Attributes,
+        conditions: Conditions,
+        body: B,
+    ) -> Result<ObjectInfo, ApiError> {
+        let (bucket, partition) = self.owner(bucket, key)?;
+        if conditions != Conditions::default() {
+            self.refuse_early(bucket.id, key, partition, &conditions).await?;
+        }
+        let (content, digests) = self.store_body(partition, body).await?;
+        let checksums = digests.checksums.clone();
+        let attributes_copy = attributes.clone();
+        let command = Command::Put(Put {
+            bucket: bucket.id,
+            key: key.to_owned(),
+            etag: hex::encode(digests.md5),
+            attributes: convert::to_stored(attributes),
+            checksums: convert::to_pairs(digests.checksums),
+            content: content.clone(),
+            conditions: convert::to_conditions(conditions),
+        });
+        match self.commit(partition, command, &content).await? {
+            Reply::Stored(stored) => {
+                let info = convert::stored_to_info(key, stored);
+                Ok(ObjectInfo { attributes: attributes_copy, checksums, ..info })
+            }
+            other => Err(convert::unexpected(&other)),
+        }
+    }
+
+    /// A condition that fails already need not cost the whole body; the commit decides for good.
+    async fn refuse_early(
+        &self,
+        bucket: quarry_clustermap::BucketId,
+        key: &str,
+        partition: PartitionId,
+        conditions: &Conditions,
+    ) -> Result<(), ApiError> {
+        let head = Command::Head { bucket, key: key.to_owned(), conditions: Default::default() };
+        let current = match self.cluster.execute(partition, head).await {
+            Ok(Reply::Object { manifest, .. }) => Some(manifest.etag),
+            Err(ExecuteError::Refused(quarry_partition::command::Refusal::NoSuchKey)) => None,
+            Ok(other) => return Err(convert::unexpected(&other)),
+            Err(error) => return Err(error.into()),
+        };
+        let lists = |tags: &[String], etag: &str| tags.iter().any(|tag| tag == "*" || tag == etag);
+        if let Some(tags) = &conditions.if_match {
+            match &current {
+                None => return Err(ApiError::NoSuchKey),
+                Some(etag) if !lists(tags, etag) => return Err(ApiError::PreconditionFailed),
+                Some(_) => {}
+            }
+        }
+        match (&conditions.if_none_match, &current) {
+            (Some(tags), Some(etag)) if lists(tags, etag) => Err(ApiError::PreconditionFailed),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a body where its size says: inline, or on the devices of a placement group, flushed.
+    pub(super) async fn store_body<B: Body>(
+        &self,
+        partition: PartitionId,
+        mut body: B,
+    ) -> Result<(Content, BodyDigests), ApiError> {
+        let size_bytes = body.len_bytes();
+        if size_bytes > BODY_BYTES_MAX {
+            return Err(ApiError::EntityTooLarge { size_bytes, limit_bytes: BODY_BYTES_MAX });
+        }
+        if size_bytes < self.options.inline_below_bytes || size_bytes == 0 {
+            let bytes = collect(&mut body, size_bytes).await?;
+            let request = self.cluster.next_blob_id();
+            return Ok((Content::Inline { request, bytes: bytes.into() }, body.digests()));
+        }
+        let blob = write_blob(&self.cluster, partition, size_bytes, &mut body).await?;
+        Ok((Content::Blobs(vec![blob]), body.digests()))
+    }
+
+    /// Commits; frees the blobs if the commit cannot have happened.
+    pub(super) async fn commit(
+        &self,
+        partition: PartitionId,
+        command: Command,
+        content: &Content,
+    ) -> Result<Reply, ApiError> {
+        let result = self.cluster.execute(partition, command).await;
+        if let (Err(error), Content::Blobs(blobs)) = (&result, content)
+            && !error.is_outcome_unknown()
+        {
+            for blob in blobs {
+                let (cluster, blob) = (Rc::clone(&self.cluster), *blob);
+                self.cluster.spawn(Box::pin(async move { free_blob(&cluster, &blob).await }));
+            }
+        }
+        Ok(result?)
+    }
+
+    pub(super) async fn delete(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<(), ApiError> {
+        let (bucket, partition) = self.owner(bucket, key)?;
+        let conditions = convert::to_conditions(conditions);
+        let command = Command::Delete { bucket: bucket.id, key: key.to_owned(), conditions };
+        match self.cluster.execute(partition, command).await? {
+            Reply::Done => Ok(()),
+            other => Err(convert::unexpected(&other)),
+        }
+    }
+}
+
+async fn collect<B: Body>(body: &mut B, size_bytes: u64) -> Result<Bytes, ApiError> {
+    let mut bytes = BytesMut::with_capacity(usize::try_from(size_bytes).expect("inline bodies are small"));
+    while let Some(piece) = body.next().await {
+        bytes.extend_from_slice(&piece?);
+    }
+    if bytes.len() as u64 != size_bytes {
+        return Err(crate::api::BodyError::Incomplete.into());
+    }
+    Ok(bytes.freeze())
+}

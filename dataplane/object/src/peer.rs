@@ -1,0 +1,312 @@
+//! What one core or node asks of the owner of a device: the messages that travel over [`crate::transport`].
+//!
+//! Every message names its epoch (of the placement group, or inside the replication message), the blob and the
+//! owner partition, so that a request of an older epoch is refused by the device, not by luck.
+//!
+//! A frame is `magic u16 | version u8 | reserved u8 | payload length u32 | crc32c u32 | rkyv payload`, little
+//! endian; the payload is always validated.
+
+use quarry_clustermap::{BlobId, BucketId, DeviceId, Epoch, PartitionId, PgId, ShardIndex};
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// Magic of a peer frame.
+const MAGIC: u16 = 0x5150;
+/// Version of the messages in this file; a change of any of them is a new version with its own decoder.
+const VERSION: u8 = 1;
+const HEADER_BYTES: usize = 12;
+/// Longest payload: the checksums of a 5 GiB shard and a command with an inline body fit many times.
+pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+
+/// A shard, as every message names it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize)]
+pub struct ShardName {
+    /// Placement group.
+    pub pg: PgId,
+    /// Blob.
+    pub blob: BlobId,
+    /// Position in the erasure set.
+    pub shard: ShardIndex,
+}
+
+/// A run of bytes on the device: start and length, both multiples of the block size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Run {
+    /// First byte on the device.
+    pub offset: u64,
+    /// Bytes.
+    pub len_bytes: u64,
+}
+
+/// A question to the owner of a device.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum PeerRequest {
+    /// Set space aside for a shard; nothing is durable.
+    ReserveShard {
+        /// Which shard.
+        name: ShardName,
+        /// Epoch of its placement group.
+        epoch: Epoch,
+        /// Bytes, a multiple of the block size.
+        len_bytes: u64,
+    },
+    /// The data writes of a reserved shard have completed: record and flush it.
+    CommitShard {
+        /// Which shard.
+        name: ShardName,
+        /// Epoch of its placement group.
+        epoch: Epoch,
+        /// Partition whose manifest will own the blob.
+        owner: PartitionId,
+        /// Checksum of each unit.
+        checksums: Vec<u32>,
+    },
+    /// Give back a reservation, or free a shard that was committed for a blob without manifest.
+    AbortShard {
+        /// Which shard.
+        name: ShardName,
+        /// Epoch of its placement group.
+        epoch: Epoch,
+    },
+    /// Look a shard up and pin its extents.
+    OpenShard {
+        /// Which shard.
+        name: ShardName,
+    },
+    /// Drop a pin.
+    CloseShard {
+        /// As returned by open.
+        pin: u64,
+    },
+    /// Free a shard.
+    FreeShard {
+        /// Which shard.
+        name: ShardName,
+        /// Epoch of its placement group.
+        epoch: Epoch,
+    },
+    /// Evaluate a command of the partition crate on its primary.
+    Execute {
+        /// Which partition.
+        partition: PartitionId,
+        /// Encoded command.
+        command: Vec<u8>,
+    },
+    /// A message between replicas of a partition; has no answer.
+    Replicate {
+        /// Which partition.
+        partition: PartitionId,
+        /// The replica that sent it.
+        from: DeviceId,
+        /// Encoded message of the partition crate.
+        message: Vec<u8>,
+    },
+    /// List what the primaries of one core hold.
+    List {
+        /// Which bucket.
+        bucket: BucketId,
+        /// Names begin with it.
+        prefix: String,
+        /// Roll up at it.
+        delimiter: Option<String>,
+        /// Names after it.
+        after: Option<String>,
+        /// At most so many entries.
+        max: u32,
+    },
+    /// Whether the primaries of one core hold nothing of a bucket.
+    BucketIsEmpty {
+        /// Which bucket.
+        bucket: BucketId,
+    },
+}
+
+/// The answer to a [`PeerRequest`].
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum PeerResponse {
+    /// Where the shard's data goes.
+    Reserved {
+        /// In shard order.
+        runs: Vec<Run>,
+    },
+    /// Done and, where the request changes something, durable.
+    Done,
+    /// A pinned shard.
+    Opened {
+        /// Drop it with `CloseShard`.
+        pin: u64,
+        /// In shard order.
+        runs: Vec<Run>,
+        /// Checksum of each unit.
+        checksums: Vec<u32>,
+    },
+    /// Encoded reply or refusal of the partition crate.
+    Executed {
+        /// Reply.
+        outcome: Vec<u8>,
+    },
+    /// Encoded list reply.
+    Listed {
+        /// One encoded entry each, in order of name.
+        entries: Vec<Vec<u8>>,
+        /// More follows.
+        truncated: bool,
+    },
+    /// Answer to `BucketIsEmpty`.
+    Empty(bool),
+    /// Refused or failed.
+    Failed(PeerFault),
+}
+
+/// Why the owner of a device refused.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize, thiserror::Error)]
+pub enum PeerFault {
+    /// The device is out, or another core or node owns it.
+    #[error("the device is not served here")]
+    DeviceOut,
+    /// No such shard.
+    #[error("the shard is not on the device")]
+    NotFound,
+    /// No space.
+    #[error("the device is full")]
+    Full,
+    /// The request is of an older epoch.
+    #[error("the request is of an older epoch than {seen}")]
+    StaleEpoch {
+        /// Highest epoch that the device has seen.
+        seen: Epoch,
+    },
+    /// Not the primary, or not serving yet.
+    #[error("not the serving primary of the partition")]
+    NotPrimary,
+    /// The bucket is not there, or is being deleted.
+    #[error("the bucket does not exist")]
+    BucketGone,
+    /// Fewer copies than a write needs.
+    #[error("too few copies of the partition are left to accept writes")]
+    TooFewCopies,
+    /// Whether the change will take effect is not known.
+    #[error("the outcome of the change is not known")]
+    OutcomeUnknown,
+    /// A queue is full.
+    #[error("overloaded")]
+    Busy,
+    /// The device failed while it worked on the request.
+    #[error("device error: {detail}")]
+    Device {
+        /// For the log.
+        detail: String,
+    },
+    /// A stored row or a message is damaged.
+    #[error("damaged: {detail}")]
+    Damaged {
+        /// For the log.
+        detail: String,
+    },
+}
+
+/// A frame that cannot be decoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FrameError {
+    /// Shorter or longer than its header says, or over the limit.
+    #[error("the frame's length is wrong")]
+    Length,
+    /// Not a peer frame.
+    #[error("the frame's magic is wrong")]
+    Magic,
+    /// From another release.
+    #[error("the frame has version {0}")]
+    Version(u8),
+    /// Damaged on its way.
+    #[error("the frame's checksum is wrong")]
+    Checksum,
+    /// The payload is not a message.
+    #[error("the frame's payload is not a message")]
+    Payload,
+}
+
+fn seal(payload: &[u8]) -> Vec<u8> {
+    assert!(payload.len() <= PAYLOAD_BYTES_MAX, "a message of {} bytes is over the limit", payload.len());
+    let len = u32::try_from(payload.len()).expect("the limit fits 32 bits");
+    let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
+    frame.extend_from_slice(&MAGIC.to_le_bytes());
+    frame.extend_from_slice(&[VERSION, 0]);
+    frame.extend_from_slice(&len.to_le_bytes());
+    frame.extend_from_slice(&crc32c::crc32c(payload).to_le_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+fn open(frame: &[u8]) -> Result<&[u8], FrameError> {
+    let (header, payload) = frame.split_at_checked(HEADER_BYTES).ok_or(FrameError::Length)?;
+    if header[..2] != MAGIC.to_le_bytes() {
+        return Err(FrameError::Magic);
+    }
+    if header[2] != VERSION {
+        return Err(FrameError::Version(header[2]));
+    }
+    if payload.len() > PAYLOAD_BYTES_MAX || header[4..8] != (payload.len() as u64).to_le_bytes()[..4] {
+        return Err(FrameError::Length);
+    }
+    if header[8..12] != crc32c::crc32c(payload).to_le_bytes() {
+        return Err(FrameError::Checksum);
+    }
+    Ok(payload)
+}
+
+macro_rules! framed {
+    ($message:ty) => {
+        impl $message {
+            /// The frame of this message.
+            pub fn encode(&self) -> Vec<u8> {
+                let payload = rkyv::to_bytes::<rkyv::rancor::Error>(self).expect("messages hold no unserialisable part");
+                seal(&payload)
+            }
+
+            /// The message in a frame.
+            ///
+            /// # Errors
+            /// [`FrameError`]: the frame is not one of this message.
+            pub fn decode(frame: &[u8]) -> Result<Self, FrameError> {
+                rkyv::from_bytes::<Self, rkyv::rancor::Error>(open(frame)?).map_err(|_| FrameError::Payload)
+            }
+        }
+    };
+}
+
+framed!(PeerRequest);
+framed!(PeerResponse);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> PeerRequest {
+        PeerRequest::CommitShard {
+            name: ShardName { pg: PgId(3), blob: BlobId::default(), shard: ShardIndex(5) },
+            epoch: Epoch(7),
+            owner: PartitionId(200),
+            checksums: vec![1, 2, 3],
+        }
+    }
+
+    #[test]
+    fn round_trip() {
+        assert_eq!(PeerRequest::decode(&sample().encode()).unwrap(), sample());
+        let response = PeerResponse::Failed(PeerFault::StaleEpoch { seen: Epoch(9) });
+        assert_eq!(PeerResponse::decode(&response.encode()).unwrap(), response);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_refused() {
+        let frame = sample().encode();
+        for bit in 0..frame.len() * 8 {
+            let mut damaged = frame.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            // The reserved byte carries nothing yet.
+            assert!(PeerRequest::decode(&damaged).is_err() || bit / 8 == 3, "bit {bit}");
+        }
+        for len in 0..frame.len() {
+            assert!(PeerRequest::decode(&frame[..len]).is_err(), "length {len}");
+        }
+    }
+}
