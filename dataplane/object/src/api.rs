@@ -342,7 +342,12 @@ pub trait ObjectStore: 'static {
         conditions: Conditions,
     ) -> Result<ObjectContent, ApiError>;
     /// Reads an object's attributes.
-    async fn head_object(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<ObjectInfo, ApiError>;
+    async fn head_object(
+        &self,
+        bucket: &str,
+        key: &str,
+        conditions: Conditions,
+    ) -> Result<ObjectInfo, ApiError>;
     /// Deletes an object; a key that does not exist is no error.
     async fn delete_object(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<(), ApiError>;
     /// Copies an object; `attributes: None` copies the source's.
@@ -357,7 +362,12 @@ pub trait ObjectStore: 'static {
     /// One page of keys, ordered bytewise.
     async fn list_objects(&self, bucket: &str, request: ListRequest) -> Result<ListPage, ApiError>;
     /// Starts a multipart upload; returns its id (32 hex digits).
-    async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<String, ApiError>;
+    async fn create_upload(
+        &self,
+        bucket: &str,
+        key: &str,
+        attributes: Attributes,
+    ) -> Result<String, ApiError>;
     /// Stores a part; an older part of the same number is replaced.
     async fn put_part<B: Body>(
         &self,

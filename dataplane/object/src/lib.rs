@@ -1,3 +1,10 @@
 //! An object across devices: stripes, shards, quorums, degraded reads.
 
 pub mod api;
+pub mod checksum;
+pub mod cluster;
+mod latency;
+pub mod reader;
+pub mod writer;
+
+pub use latency::ReadLatency;
