@@ -1,0 +1,88 @@
+//! One file per family of commands.
+
+mod delete;
+mod freeing;
+mod get;
+mod list;
+mod put;
+mod upload;
+
+use super::manifest::{Pairs, StoredAttributes};
+use super::message::{Command, Refusal, Reply};
+use super::state::State;
+use super::{ATTRIBUTES_BYTES_MAX, EvaluateError, Evaluated, KEY_BYTES_MAX, LIST_ENTRIES_MAX, View};
+
+/// Evaluates one command over the rows that `view` shows; see the module header for what the caller must do.
+///
+/// # Errors
+/// [`EvaluateError`]: nothing has changed.
+pub async fn evaluate(view: &impl View, now_ms: u64, command: &Command) -> Result<Evaluated, EvaluateError> {
+    let mut state = State { view, now_ms, rows: Vec::new() };
+    let reply = dispatch(&mut state, command).await?;
+    debug_assert!(keys_are_distinct(&state.rows), "a row is changed twice by {command:?}");
+    Ok(Evaluated { rows: state.rows, reply })
+}
+
+async fn dispatch<V: View>(state: &mut State<'_, V>, command: &Command) -> Result<Reply, EvaluateError> {
+    match command {
+        Command::Head { bucket, key, conditions } => get::head(state, *bucket, key, conditions).await,
+        Command::Get { bucket, key, conditions } => get::get(state, *bucket, key, conditions).await,
+        Command::Put(put) => put::put(state, put).await,
+        Command::Delete { bucket, key, conditions } => delete::delete(state, *bucket, key, conditions).await,
+        Command::CreateUpload { bucket, key, upload, attributes } => {
+            upload::create(state, *bucket, key, *upload, attributes).await
+        }
+        Command::PutPart(put) => upload::put_part(state, put).await,
+        Command::ListParts { bucket, key, upload, after, limit } => {
+            upload::list_parts(state, (*bucket, key, *upload), *after, *limit).await
+        }
+        Command::GetUpload { bucket, key, upload } => {
+            Ok(Reply::Upload(upload::load(state, *bucket, key, *upload).await?))
+        }
+        Command::Complete(complete) => upload::complete(state, complete).await,
+        Command::Abort { bucket, key, upload } => upload::abort(state, *bucket, key, *upload).await,
+        Command::List(list) => list::list(state, list).await,
+        Command::BucketIsEmpty { bucket } => list::bucket_is_empty(state, *bucket).await,
+        Command::BlobStatus { blob } => freeing::blob_status(state, *blob).await,
+        Command::RevokeWriter { writer, incarnation } => {
+            freeing::revoke_writer(state, *writer, *incarnation).await
+        }
+        Command::FreeListNext { after, limit } => freeing::free_list_next(state, *after, *limit).await,
+        Command::Freed { blobs } => freeing::freed(state, blobs).await,
+        Command::DegradedNext { after, limit } => freeing::degraded_next(state, *after, *limit).await,
+        Command::Repaired { blob, missing_shards } => freeing::repaired(state, *blob, *missing_shards).await,
+        Command::Expire { limit } => freeing::expire(state, *limit).await,
+        Command::DropBucketState { bucket, limit } => delete::drop_bucket_state(state, *bucket, *limit).await,
+    }
+}
+
+fn check_key(key: &str) -> Result<(), Refusal> {
+    match key.len() {
+        0 => Err(invalid("the key is empty")),
+        1..=KEY_BYTES_MAX => Ok(()),
+        _ => Err(Refusal::KeyTooLong),
+    }
+}
+
+fn check_attributes(attributes: &StoredAttributes, checksums: &Pairs) -> Result<(), Refusal> {
+    let checksum_bytes: usize = checksums.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if attributes.size_bytes() + checksum_bytes > ATTRIBUTES_BYTES_MAX {
+        return Err(Refusal::AttributesTooLarge);
+    }
+    Ok(())
+}
+
+fn invalid(problem: &str) -> Refusal {
+    Refusal::InvalidRequest { problem: problem.to_owned() }
+}
+
+/// Rows of a page as asked for, within the limit.
+fn page_rows(limit: u32) -> usize {
+    limit.min(LIST_ENTRIES_MAX) as usize
+}
+
+fn keys_are_distinct(rows: &[crate::Row]) -> bool {
+    let mut keys: Vec<&[u8]> = rows.iter().map(|row| row.key.as_slice()).collect();
+    keys.sort_unstable();
+    keys.windows(2).all(|pair| pair[0] != pair[1])
+}

@@ -1,0 +1,137 @@
+//! Storing an object in one command.
+
+use quarry_clustermap::{BlobId, ErasureProfile};
+
+use super::{check_attributes, check_key, invalid};
+use crate::command::conditions::{self, Access};
+use crate::command::manifest::{BlobOwner, Manifest, Segment, Stored};
+use crate::command::message::{Content, Put, Refusal, Reply};
+use crate::command::state::{State, manifest_rows};
+use crate::command::{EvaluateError, INLINE_BYTES_MAX, PARTS_MAX, View, rows};
+
+/// The put's identity and its bytes, checked.
+pub(super) struct Checked<'a> {
+    pub(super) request: BlobId,
+    pub(super) segments: Vec<Segment>,
+    /// Of the only segment, if it is inline.
+    pub(super) inline: Option<&'a [u8]>,
+    pub(super) size_bytes: u64,
+}
+
+pub(super) fn check_content(content: &Content) -> Result<Checked<'_>, Refusal> {
+    match content {
+        Content::Inline { request, bytes } if bytes.len() <= INLINE_BYTES_MAX => {
+            let size_bytes = u32::try_from(bytes.len()).expect("within the limit");
+            let some = size_bytes > 0;
+            Ok(Checked {
+                request: *request,
+                segments: some.then_some(Segment::Inline { size_bytes }).into_iter().collect(),
+                inline: some.then_some(bytes.as_slice()),
+                size_bytes: u64::from(size_bytes),
+            })
+        }
+        Content::Inline { .. } => Err(invalid("the inline body is longer than 512 KiB")),
+        Content::Blobs(blobs) => {
+            let request = blobs.first().ok_or_else(|| invalid("there are no blobs"))?.blob;
+            if blobs.len() > usize::from(PARTS_MAX) {
+                return Err(invalid("there are more than 10000 blobs"));
+            }
+            let mut ids: Vec<BlobId> = blobs.iter().map(|blob| blob.blob).collect();
+            ids.sort_unstable();
+            if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+                return Err(invalid("a blob is named twice"));
+            }
+            let mut size_bytes = 0_u64;
+            for blob in blobs {
+                let profile = ErasureProfile::new(blob.profile.data_shards, blob.profile.parity_shards)
+                    .map_err(|_| invalid("a blob has an impossible profile"))?;
+                if u64::from(blob.missing_shards) >> profile.total() != 0 {
+                    return Err(invalid("a blob misses shards that its profile does not have"));
+                }
+                if blob.size_bytes == 0 {
+                    return Err(invalid("a blob is empty"));
+                }
+                size_bytes =
+                    size_bytes.checked_add(blob.size_bytes).ok_or_else(|| invalid("the sizes overflow"))?;
+            }
+            let segments = blobs.iter().copied().map(Segment::Blob).collect();
+            Ok(Checked { request, segments, inline: None, size_bytes })
+        }
+    }
+}
+
+impl Checked<'_> {
+    /// Refuses blobs of revoked writers, and blobs (but the first, which the caller looked up) that are in use.
+    pub(super) async fn check_blobs<V: View>(&self, state: &State<'_, V>) -> Result<(), EvaluateError> {
+        state.check_writer(self.request).await?;
+        for segment in self.segments.iter().skip(1) {
+            if let Segment::Blob(blob) = segment {
+                state.check_writer(blob.blob).await?;
+                if state.owner(blob.blob).await?.is_some() {
+                    return Err(Refusal::BlobInUse { blob: blob.blob }.into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn put<V: View>(state: &mut State<'_, V>, put: &Put) -> Result<Reply, EvaluateError> {
+    check_key(&put.key)?;
+    check_attributes(&put.attributes, &put.checksums)?;
+    let content = check_content(&put.content)?;
+    let (bucket, key) = (put.bucket, put.key.as_str());
+    let answer = |last_modified_ms| {
+        Reply::Stored(Stored {
+            size_bytes: content.size_bytes,
+            etag: put.etag.clone(),
+            last_modified_ms,
+            parts: 0,
+        })
+    };
+    match state.owner(content.request).await? {
+        None => {}
+        Some(BlobOwner::Version { bucket: b, key: k, version_ms }) if (b, k.as_str()) == (bucket, key) => {
+            return Ok(answer(version_ms));
+        }
+        Some(BlobOwner::Superseded { last_modified_ms }) => return Ok(answer(last_modified_ms)),
+        Some(_) => return Err(Refusal::BlobInUse { blob: content.request }.into()),
+    }
+    content.check_blobs(state).await?;
+    let current = state.current(bucket, key).await?;
+    conditions::check(&put.conditions, Access::Write, current.as_ref())?;
+
+    let version_ms = state.next_ms(current.as_ref().map(|manifest| manifest.last_modified_ms));
+    if let Some(current) = current {
+        let current = state.load_segments(bucket, key, current).await?;
+        state.remove_version(bucket, key, &current);
+    }
+    let reply = answer(version_ms);
+    let owner = BlobOwner::Version { bucket, key: key.to_owned(), version_ms };
+    state.own(content.request, &owner);
+    for segment in &content.segments {
+        if let Segment::Blob(blob) = segment {
+            if blob.blob != content.request {
+                state.own(blob.blob, &owner);
+            }
+            state.note_degraded(blob);
+        }
+    }
+    if let Some(bytes) = content.inline {
+        state.set(rows::body(bucket, key, version_ms, 0), bytes.to_vec());
+    }
+    let manifest = Manifest {
+        size_bytes: content.size_bytes,
+        etag: put.etag.clone(),
+        last_modified_ms: version_ms,
+        attributes: put.attributes.clone(),
+        checksums: put.checksums.clone(),
+        parts: 0,
+        request: Some(content.request),
+        upload: None,
+        segments: content.segments,
+        continuation_rows: 0,
+    };
+    state.rows.extend(manifest_rows(bucket, key, &manifest));
+    Ok(reply)
+}

@@ -1,0 +1,263 @@
+//! Multipart uploads. Parts live under the upload's id until Complete moves them into a manifest; which blobs an
+//! upload owns is found through it even then, so that Complete does not rewrite 10,000 owner rows.
+
+use std::collections::BTreeMap;
+
+use md5::{Digest, Md5};
+use quarry_clustermap::BucketId;
+
+use super::put::check_content;
+use super::{check_attributes, check_key, invalid, page_rows};
+use crate::command::conditions::{self, Access};
+use crate::command::frame::Framed;
+use crate::command::manifest::{
+    BlobOwner, CompletedUpload, Manifest, Part, Segment, Stored, StoredAttributes, Upload, UploadId,
+};
+use crate::command::message::{Complete, PartEntry, PutPart, Refusal, Reply};
+use crate::command::state::{State, manifest_rows};
+use crate::command::{EvaluateError, PART_BYTES_MIN, PARTS_MAX, View, rows};
+
+pub(super) async fn load<V: View>(
+    state: &State<'_, V>,
+    bucket: BucketId,
+    key: &str,
+    upload: UploadId,
+) -> Result<Upload, EvaluateError> {
+    check_key(key)?;
+    let row: Option<Upload> = state.load(&rows::upload(bucket, key, upload)).await?;
+    Ok(row.ok_or(Refusal::NoSuchUpload)?)
+}
+
+pub(super) async fn create<V: View>(
+    state: &mut State<'_, V>,
+    bucket: BucketId,
+    key: &str,
+    upload: UploadId,
+    attributes: &StoredAttributes,
+) -> Result<Reply, EvaluateError> {
+    check_key(key)?;
+    check_attributes(attributes, &Vec::new())?;
+    let row = rows::upload(bucket, key, upload);
+    if state.load::<CompletedUpload>(&rows::completed(upload)).await?.is_some() {
+        return Err(Refusal::NoSuchUpload.into());
+    }
+    if state.load::<Upload>(&row).await?.is_none() {
+        state.set(row, Upload { created_ms: state.now_ms, attributes: attributes.clone() }.encode());
+    }
+    Ok(Reply::Done)
+}
+
+pub(super) async fn put_part<V: View>(
+    state: &mut State<'_, V>,
+    put: &PutPart,
+) -> Result<Reply, EvaluateError> {
+    load(state, put.bucket, &put.key, put.upload).await?;
+    check_attributes(&StoredAttributes::default(), &put.checksums)?;
+    if !(1..=PARTS_MAX).contains(&put.number) {
+        return Err(invalid("part numbers are 1 to 10000").into());
+    }
+    let content = check_content(&put.content)?;
+    if content.segments.len() > 1 {
+        return Err(invalid("a part has one blob").into());
+    }
+    let answer = |last_modified_ms| {
+        Reply::Stored(Stored {
+            size_bytes: content.size_bytes,
+            etag: hex::encode(put.md5),
+            last_modified_ms,
+            parts: 0,
+        })
+    };
+    let row = rows::part(put.upload, put.number);
+    let previous: Option<Part> = state.load(&row).await?;
+    if let Some(previous) = previous.as_ref().filter(|part| part.request == content.request) {
+        return Ok(answer(previous.last_modified_ms));
+    }
+    match state.owner(content.request).await? {
+        None => {}
+        Some(BlobOwner::Superseded { last_modified_ms }) => return Ok(answer(last_modified_ms)),
+        Some(_) => return Err(Refusal::BlobInUse { blob: content.request }.into()),
+    }
+    state.check_writer(content.request).await?;
+
+    let last_modified_ms = state.next_ms(previous.as_ref().map(|part| part.last_modified_ms));
+    if let Some(previous) = &previous {
+        // The new part's rows replace those of the old one, so an inline body is removed only if none follows.
+        let replaced = matches!(previous.segment, Some(Segment::Inline { .. })) && content.inline.is_some();
+        let segment = if replaced { None } else { previous.segment };
+        state.release_part(put.upload, put.number, &Part { segment, ..previous.clone() }, true);
+    }
+    let owner =
+        BlobOwner::Part { bucket: put.bucket, key: put.key.clone(), upload: put.upload, number: put.number };
+    state.own(content.request, &owner);
+    let segment = content.segments.first().copied();
+    match (&segment, content.inline) {
+        (Some(Segment::Blob(blob)), _) => state.note_degraded(blob),
+        (_, Some(bytes)) => state.set(rows::part_body(put.upload, put.number), bytes.to_vec()),
+        (_, None) => {}
+    }
+    let part = Part {
+        md5: put.md5,
+        last_modified_ms,
+        checksums: put.checksums.clone(),
+        request: content.request,
+        segment,
+    };
+    state.set(row, part.encode());
+    Ok(answer(last_modified_ms))
+}
+
+pub(super) async fn list_parts<V: View>(
+    state: &State<'_, V>,
+    (bucket, key, upload): (BucketId, &str, UploadId),
+    after: u16,
+    limit: u32,
+) -> Result<Reply, EvaluateError> {
+    load(state, bucket, key, upload).await?;
+    let limit = page_rows(limit);
+    let mut page = state.parts_page(upload, after, limit + 1).await?;
+    let truncated = limit > 0 && page.len() > limit;
+    page.truncate(limit);
+    let entry = |(number, part): (u16, Part)| PartEntry {
+        number,
+        size_bytes: part.size_bytes(),
+        md5: part.md5,
+        last_modified_ms: part.last_modified_ms,
+        checksums: part.checksums,
+    };
+    Ok(Reply::Parts { parts: page.into_iter().map(entry).collect(), truncated })
+}
+
+/// Checks the list of a Complete against the stored parts; takes the chosen ones out of `parts`.
+fn choose(complete: &Complete, parts: &mut BTreeMap<u16, Part>) -> Result<Vec<(u16, Part)>, Refusal> {
+    if complete.parts.is_empty() {
+        return Err(invalid("no parts are named"));
+    }
+    if !complete.parts.is_sorted_by(|(a, _), (b, _)| a < b) {
+        return Err(Refusal::InvalidPartOrder);
+    }
+    let mut chosen = Vec::with_capacity(complete.parts.len());
+    for (number, etag) in &complete.parts {
+        let part = parts.remove(number).filter(|part| etag.eq_ignore_ascii_case(&hex::encode(part.md5)));
+        chosen.push((*number, part.ok_or(Refusal::InvalidPart { number: *number })?));
+    }
+    let all_but_last = &chosen[..chosen.len() - 1];
+    if let Some((number, _)) = all_but_last.iter().find(|(_, part)| part.size_bytes() < PART_BYTES_MIN) {
+        return Err(Refusal::EntityTooSmall { number: *number });
+    }
+    Ok(chosen)
+}
+
+/// `hex(md5 of the part MD5s)-parts`.
+fn multipart_etag(parts: &[(u16, Part)]) -> String {
+    let mut md5 = Md5::new();
+    for (_, part) in parts {
+        md5.update(part.md5);
+    }
+    format!("{}-{}", hex::encode(md5.finalize()), parts.len())
+}
+
+pub(super) async fn complete<V: View>(
+    state: &mut State<'_, V>,
+    complete: &Complete,
+) -> Result<Reply, EvaluateError> {
+    let (bucket, key, id) = (complete.bucket, complete.key.as_str(), complete.upload);
+    check_key(key)?;
+    if let Some(done) = state.load::<CompletedUpload>(&rows::completed(id)).await? {
+        let same = done.bucket == bucket && done.key == key;
+        return if same { Ok(Reply::Stored(done.stored)) } else { Err(Refusal::NoSuchUpload.into()) };
+    }
+    let upload = load(state, bucket, key, id).await?;
+    check_attributes(&upload.attributes, &complete.checksums)?;
+    let mut left_out: BTreeMap<u16, Part> = state.all_parts(id).await?.into_iter().collect();
+    let chosen = choose(complete, &mut left_out)?;
+    let current = state.current(bucket, key).await?;
+    conditions::check(&complete.conditions, Access::Write, current.as_ref())?;
+
+    let version_ms = state.next_ms(current.as_ref().map(|manifest| manifest.last_modified_ms));
+    if let Some(current) = current {
+        let current = state.load_segments(bucket, key, current).await?;
+        state.remove_version(bucket, key, &current);
+    }
+    let mut manifest = Manifest {
+        size_bytes: chosen.iter().map(|(_, part)| part.size_bytes()).sum(),
+        etag: multipart_etag(&chosen),
+        last_modified_ms: version_ms,
+        attributes: upload.attributes,
+        checksums: complete.checksums.clone(),
+        parts: u32::try_from(chosen.len()).expect("part numbers are 16 bits and distinct"),
+        request: None,
+        upload: Some(id),
+        segments: Vec::with_capacity(chosen.len()),
+        continuation_rows: 0,
+    };
+    for (number, part) in &chosen {
+        move_part(state, complete, *number, part, &mut manifest).await?;
+    }
+    for (number, part) in &left_out {
+        state.remove(rows::part(id, *number));
+        state.release_part(id, *number, part, false);
+    }
+    state.rows.extend(manifest_rows(bucket, key, &manifest));
+    state.remove(rows::upload(bucket, key, id));
+    let stored = Stored {
+        size_bytes: manifest.size_bytes,
+        etag: manifest.etag,
+        last_modified_ms: version_ms,
+        parts: manifest.parts,
+    };
+    let done = CompletedUpload { bucket, key: key.to_owned(), stored: stored.clone() };
+    state.set(rows::completed(id), done.encode());
+    state.set(state.expiry_of(rows::COMPLETED, &id.0), Vec::new());
+    Ok(Reply::Stored(stored))
+}
+
+/// Moves a part's bytes into the manifest. Only a last part can be inline: the others have 5 MiB.
+async fn move_part<V: View>(
+    state: &mut State<'_, V>,
+    complete: &Complete,
+    number: u16,
+    part: &Part,
+    manifest: &mut Manifest,
+) -> Result<(), EvaluateError> {
+    state.remove(rows::part(complete.upload, number));
+    if !matches!(part.segment, Some(Segment::Blob(_))) {
+        // It has no shards, and repetitions of its put are refused from now on: nobody asks who owns it.
+        state.remove(rows::owner(part.request));
+    }
+    if let Some(Segment::Inline { size_bytes }) = part.segment {
+        let from = rows::part_body(complete.upload, number);
+        let body = state.load_body(&from, size_bytes).await?;
+        let n = u32::try_from(manifest.segments.len()).expect("at most 10,000 segments");
+        state.remove(from);
+        state.set(rows::body(complete.bucket, &complete.key, manifest.last_modified_ms, n), body);
+    }
+    manifest.segments.extend(part.segment);
+    Ok(())
+}
+
+pub(super) async fn abort<V: View>(
+    state: &mut State<'_, V>,
+    bucket: BucketId,
+    key: &str,
+    upload: UploadId,
+) -> Result<Reply, EvaluateError> {
+    load(state, bucket, key, upload).await?;
+    drop_upload(state, bucket, key, upload).await?;
+    Ok(Reply::Done)
+}
+
+/// Removes an upload and its parts, and frees their blobs.
+pub(super) async fn drop_upload<V: View>(
+    state: &mut State<'_, V>,
+    bucket: BucketId,
+    key: &str,
+    upload: UploadId,
+) -> Result<(), EvaluateError> {
+    for (number, part) in state.all_parts(upload).await? {
+        state.remove(rows::part(upload, number));
+        state.release_part(upload, number, &part, false);
+    }
+    state.remove(rows::upload(bucket, key, upload));
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! Persisted values of a partition's rows: schema version 1 of each, frozen.
+//!
+//! A field is never added, moved or reinterpreted here: a change is a new type with the next schema version, and
+//! the old one stays to be read. The bytes of one example of each stand in the tests.
+
+use quarry_clustermap::{BlobId, BucketId, Incarnation};
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::frame::framed;
+use crate::BlobRef;
+
+/// Identity of a multipart upload: random, unique for ever.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize)]
+pub struct UploadId(pub [u8; 16]);
+
+/// Pairs of lower-case name and value, sorted by name.
+pub type Pairs = Vec<(String, String)>;
+
+/// What S3 stores with an object and returns with it, unchanged.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct StoredAttributes {
+    /// System headers.
+    pub headers: Pairs,
+    /// User metadata, without the `x-amz-meta-` prefix.
+    pub user: Pairs,
+}
+
+impl StoredAttributes {
+    /// Bytes of all names and values.
+    pub fn size_bytes(&self) -> usize {
+        self.headers.iter().chain(&self.user).map(|(name, value)| name.len() + value.len()).sum()
+    }
+}
+
+/// A run of an object's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Segment {
+    /// In a body row of the partition itself.
+    Inline {
+        /// Bytes in it, never 0.
+        size_bytes: u32,
+    },
+    /// In shards on the devices of a placement group.
+    Blob(BlobRef),
+}
+
+impl Segment {
+    /// Object bytes in it.
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Inline { size_bytes } => u64::from(*size_bytes),
+            Self::Blob(blob) => blob.size_bytes,
+        }
+    }
+}
+
+/// One object version: everything but its bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Bytes: the sum of the segments.
+    pub size_bytes: u64,
+    /// Without quotes.
+    pub etag: String,
+    /// Unix milliseconds; grows strictly per key, and orders the versions of it.
+    pub last_modified_ms: u64,
+    /// As given.
+    pub attributes: StoredAttributes,
+    /// Additional checksums by algorithm, base64.
+    pub checksums: Pairs,
+    /// Number of parts, 0 for an object that was not uploaded in parts.
+    pub parts: u32,
+    /// The put that made it (its first blob); `None` for an upload.
+    pub request: Option<BlobId>,
+    /// The upload that made it.
+    pub upload: Option<UploadId>,
+    /// The bytes, in order; one per part for an upload, except that parts of 0 bytes have none. Empty in the
+    /// stored row when continuation rows hold the list.
+    pub segments: Vec<Segment>,
+    /// Number of continuation rows; 0 once the list has been loaded.
+    pub continuation_rows: u32,
+}
+
+/// A continuation row of a manifest.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct SegmentRun {
+    /// In order.
+    pub segments: Vec<Segment>,
+}
+
+/// An upload in progress.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Upload {
+    /// Unix milliseconds.
+    pub created_ms: u64,
+    /// For the object to be.
+    pub attributes: StoredAttributes,
+}
+
+/// A part of an upload in progress.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Part {
+    /// MD5 of its bytes; its ETag is the hex of it.
+    pub md5: [u8; 16],
+    /// Unix milliseconds.
+    pub last_modified_ms: u64,
+    /// Additional checksums by algorithm, base64.
+    pub checksums: Pairs,
+    /// The put that made it.
+    pub request: BlobId,
+    /// Its bytes; `None` if it has 0.
+    pub segment: Option<Segment>,
+}
+
+impl Part {
+    /// Bytes in it.
+    pub fn size_bytes(&self) -> u64 {
+        self.segment.map_or(0, |segment| segment.size_bytes())
+    }
+}
+
+/// An upload that was completed: answers a repeated Complete.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct CompletedUpload {
+    /// Of the object.
+    pub bucket: BucketId,
+    /// Of the object.
+    pub key: String,
+    /// The answer.
+    pub stored: Stored,
+}
+
+/// The answer to a write.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Stored {
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Without quotes.
+    pub etag: String,
+    /// Unix milliseconds.
+    pub last_modified_ms: u64,
+    /// Number of parts, 0 for an object that was not uploaded in parts.
+    pub parts: u32,
+}
+
+/// What became of a blob (or of the request id of an inline put, which has no shards).
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum BlobOwner {
+    /// The object version that a put made.
+    Version {
+        /// Of the object.
+        bucket: BucketId,
+        /// Of the object.
+        key: String,
+        /// Which version: its manifest's `last_modified_ms`.
+        version_ms: u64,
+    },
+    /// A part of an upload, or, once that is completed, the object version that came from the upload.
+    Part {
+        /// Of the object.
+        bucket: BucketId,
+        /// Of the object.
+        key: String,
+        /// The upload.
+        upload: UploadId,
+        /// Part number.
+        number: u16,
+    },
+    /// It was committed, and has been overwritten or deleted since: a late repetition of the put gets its answer.
+    Superseded {
+        /// What the put answered, Unix milliseconds.
+        last_modified_ms: u64,
+    },
+}
+
+/// Writer incarnations up to and including this one can commit no blob any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct RevokedWriter {
+    /// The highest one revoked.
+    pub incarnation: Incarnation,
+}
+
+framed!(Manifest, 1);
+framed!(SegmentRun, 2);
+framed!(Upload, 3);
+framed!(Part, 4);
+framed!(CompletedUpload, 5);
+framed!(BlobOwner, 6);
+framed!(BlobRef, 7);
+framed!(RevokedWriter, 8);

@@ -1,0 +1,421 @@
+//! Commands, replies and refusals, as they travel between cores and nodes.
+
+use std::collections::BTreeMap;
+
+use quarry_clustermap::{BlobId, BucketId, Incarnation, NodeId};
+use rkyv::{Archive, Deserialize, Serialize};
+
+use super::frame::framed;
+use super::manifest::{Manifest, Pairs, Stored, StoredAttributes, Upload, UploadId};
+use crate::BlobRef;
+
+/// Conditions on the object that exists now.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize)]
+pub struct Conditions {
+    /// `If-Match`: one of these ETags (without quotes), or `*`.
+    pub if_match: Option<Vec<String>>,
+    /// `If-None-Match`: none of these ETags, or `*`.
+    pub if_none_match: Option<Vec<String>>,
+    /// `If-Modified-Since`, Unix milliseconds; reads only.
+    pub if_modified_since_ms: Option<u64>,
+    /// `If-Unmodified-Since`, Unix milliseconds.
+    pub if_unmodified_since_ms: Option<u64>,
+}
+
+/// The bytes of a put.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Content {
+    /// In the command itself.
+    Inline {
+        /// Identifies the put, so that a repetition is answered, not executed.
+        request: BlobId,
+        /// At most [`super::INLINE_BYTES_MAX`]; may be empty.
+        bytes: Vec<u8>,
+    },
+    /// Flushed to shards before; at least one. The first identifies the put.
+    Blobs(Vec<BlobRef>),
+}
+
+/// Stores an object.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Put {
+    /// Of the object.
+    pub bucket: BucketId,
+    /// Of the object.
+    pub key: String,
+    /// Without quotes.
+    pub etag: String,
+    /// To store.
+    pub attributes: StoredAttributes,
+    /// To store.
+    pub checksums: Pairs,
+    /// The bytes.
+    pub content: Content,
+    /// On the object that exists now.
+    pub conditions: Conditions,
+}
+
+/// Stores a part; an older one of the same number is replaced.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct PutPart {
+    /// Of the object.
+    pub bucket: BucketId,
+    /// Of the object.
+    pub key: String,
+    /// The upload.
+    pub upload: UploadId,
+    /// 1..=10000.
+    pub number: u16,
+    /// Of the bytes.
+    pub md5: [u8; 16],
+    /// To store.
+    pub checksums: Pairs,
+    /// The bytes: inline or exactly one blob.
+    pub content: Content,
+}
+
+/// Makes parts an object.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Complete {
+    /// Of the object.
+    pub bucket: BucketId,
+    /// Of the object.
+    pub key: String,
+    /// The upload.
+    pub upload: UploadId,
+    /// Numbers, ascending, each with its ETag (without quotes).
+    pub parts: Vec<(u16, String)>,
+    /// Checksums of the whole object, to store.
+    pub checksums: Pairs,
+    /// On the object that exists now.
+    pub conditions: Conditions,
+}
+
+/// One page of a listing.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct List {
+    /// Which bucket.
+    pub bucket: BucketId,
+    /// Keys must begin with it.
+    pub prefix: String,
+    /// Roll keys up to its first occurrence after the prefix; `None` or empty: do not.
+    pub delimiter: Option<String>,
+    /// Strictly after this key, or, where it is a rolled-up prefix, after everything below it.
+    pub after: Option<String>,
+    /// Entries, at most [`super::LIST_ENTRIES_MAX`] (more is cut down to it).
+    pub max: u32,
+}
+
+/// What S3 and the background jobs ask of one partition.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Command {
+    /// The manifest without its segments: [`Reply::Object`].
+    Head {
+        /// Of the object.
+        bucket: BucketId,
+        /// Of the object.
+        key: String,
+        /// On it.
+        conditions: Conditions,
+    },
+    /// The manifest with all segments, and the inline bytes: [`Reply::Object`].
+    Get {
+        /// Of the object.
+        bucket: BucketId,
+        /// Of the object.
+        key: String,
+        /// On it.
+        conditions: Conditions,
+    },
+    /// See [`Put`]: [`Reply::Stored`].
+    Put(Put),
+    /// Deletes an object; one that does not exist is no error: [`Reply::Done`].
+    Delete {
+        /// Of the object.
+        bucket: BucketId,
+        /// Of the object.
+        key: String,
+        /// On it.
+        conditions: Conditions,
+    },
+    /// Starts an upload under an id that the caller drew: [`Reply::Done`].
+    CreateUpload {
+        /// Of the object.
+        bucket: BucketId,
+        /// Of the object.
+        key: String,
+        /// Random.
+        upload: UploadId,
+        /// For the object to be.
+        attributes: StoredAttributes,
+    },
+    /// See [`PutPart`]: [`Reply::Stored`].
+    PutPart(PutPart),
+    /// Parts above a number: [`Reply::Parts`].
+    ListParts {
+        /// Of the object.
+        bucket: BucketId,
+        /// Of the object.
+        key: String,
+        /// The upload.
+        upload: UploadId,
+        /// Only numbers above it.
+        after: u16,
+        /// At most so many, and at most [`super::LIST_ENTRIES_MAX`].
+        limit: u32,
+    },
+    /// What CreateUpload stored: [`Reply::Upload`].
+    GetUpload {
+        /// Of the object.
+        bucket: BucketId,
+        /// Of the object.
+        key: String,
+        /// The upload.
+        upload: UploadId,
+    },
+    /// See [`Complete`]: [`Reply::Stored`].
+    Complete(Complete),
+    /// Drops an upload and its parts: [`Reply::Done`].
+    Abort {
+        /// Of the object.
+        bucket: BucketId,
+        /// Of the object.
+        key: String,
+        /// The upload.
+        upload: UploadId,
+    },
+    /// See [`List`]: [`Reply::Page`].
+    List(List),
+    /// Whether a bucket has neither objects nor uploads here: [`Reply::Empty`].
+    BucketIsEmpty {
+        /// Which bucket.
+        bucket: BucketId,
+    },
+    /// Whether shards of a blob may go: [`Reply::Blob`].
+    BlobStatus {
+        /// Which blob.
+        blob: BlobId,
+    },
+    /// From now on no blob of the writer's incarnations up to this one can be committed: [`Reply::Done`].
+    RevokeWriter {
+        /// The node.
+        writer: NodeId,
+        /// Up to and including it.
+        incarnation: Incarnation,
+    },
+    /// Blobs whose shards are to be freed, by id: [`Reply::Blobs`].
+    FreeListNext {
+        /// Only ids above it.
+        after: Option<BlobId>,
+        /// At most so many, and at most [`super::LIST_ENTRIES_MAX`].
+        limit: u32,
+    },
+    /// Every member of their placement groups has freed these: [`Reply::Done`].
+    Freed {
+        /// At most [`super::LIST_ENTRIES_MAX`].
+        blobs: Vec<BlobId>,
+    },
+    /// Blobs with missing shards, by id: [`Reply::Blobs`].
+    DegradedNext {
+        /// Only ids above it.
+        after: Option<BlobId>,
+        /// At most so many, and at most [`super::LIST_ENTRIES_MAX`].
+        limit: u32,
+    },
+    /// Shards of a blob were re-created and flushed: [`Reply::Done`], also if the blob is gone.
+    Repaired {
+        /// Which blob.
+        blob: BlobId,
+        /// Those that are still missing: bit `i` is shard `i`.
+        missing_shards: u32,
+    },
+    /// Forgets answers kept for repetitions, once a day old: [`Reply::More`]. A background job runs it.
+    Expire {
+        /// At most so many, and at most [`super::LIST_ENTRIES_MAX`].
+        limit: u32,
+    },
+    /// Drops all objects and uploads of a bucket that was removed, some at a time: [`Reply::More`].
+    DropBucketState {
+        /// Which bucket.
+        bucket: BucketId,
+        /// Objects and uploads per call, at least 1, at most 100.
+        limit: u32,
+    },
+}
+
+/// A stored part, as listed.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct PartEntry {
+    /// 1..=10000.
+    pub number: u16,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Its ETag is the hex of it.
+    pub md5: [u8; 16],
+    /// Unix milliseconds.
+    pub last_modified_ms: u64,
+    /// As stored.
+    pub checksums: Pairs,
+}
+
+/// One entry of a listing.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Entry {
+    /// An object.
+    Object {
+        /// Its key.
+        key: String,
+        /// Its size, ETag, time and parts.
+        stored: Stored,
+    },
+    /// A rolled-up prefix, with its delimiter.
+    Prefix(String),
+}
+
+impl Entry {
+    /// What the listing is ordered by, bytewise.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Object { key, .. } => key,
+            Self::Prefix(prefix) => prefix,
+        }
+    }
+}
+
+/// What the collector may do with shards of a blob.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum BlobStatus {
+    /// An object or a part has it: keep.
+    Live,
+    /// It was committed and has been freed since: its shards may go.
+    Freed,
+    /// It was never committed, and its writer is revoked: its shards may go.
+    Revoked,
+    /// It is not committed, and may still be: keep, and revoke the writer once it is known to be gone.
+    Unknown,
+}
+
+/// The answer to a command that was carried out.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Reply {
+    /// Nothing to say.
+    Done,
+    /// Of a write.
+    Stored(Stored),
+    /// An object.
+    Object {
+        /// With its segments (Get) or without (Head).
+        manifest: Manifest,
+        /// Bytes of the inline segments, in their order (Get).
+        inline: Vec<Vec<u8>>,
+    },
+    /// An upload.
+    Upload(Upload),
+    /// Parts by number, and whether more follow.
+    Parts {
+        /// In order.
+        parts: Vec<PartEntry>,
+        /// More follow.
+        truncated: bool,
+    },
+    /// A page of a listing.
+    Page {
+        /// In order of [`Entry::name`].
+        entries: Vec<Entry>,
+        /// More follow.
+        truncated: bool,
+    },
+    /// Whether a bucket is empty here.
+    Empty(bool),
+    /// Whether shards may go.
+    Blob(BlobStatus),
+    /// Blobs by id, and whether more follow.
+    Blobs {
+        /// In order.
+        blobs: Vec<BlobRef>,
+        /// More follow.
+        truncated: bool,
+    },
+    /// Whether to call again.
+    More(bool),
+}
+
+/// Why a command was not carried out; nothing has changed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, Archive, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The object does not exist.
+    #[error("the key does not exist")]
+    NoSuchKey,
+    /// The upload does not exist, was completed or was aborted.
+    #[error("the multipart upload does not exist")]
+    NoSuchUpload,
+    /// A part named in Complete is missing or its ETag differs.
+    #[error("part {number} was not found, or its ETag differs")]
+    InvalidPart {
+        /// Which.
+        number: u16,
+    },
+    /// Parts in Complete are not in ascending order.
+    #[error("the parts are not in ascending order")]
+    InvalidPartOrder,
+    /// A part other than the last is under 5 MiB.
+    #[error("part {number} is smaller than the minimum of 5 MiB")]
+    EntityTooSmall {
+        /// Which.
+        number: u16,
+    },
+    /// Key longer than 1,024 bytes.
+    #[error("the key is longer than 1024 bytes")]
+    KeyTooLong,
+    /// Attributes and checksums over their limit.
+    #[error("the attributes are larger than 8 KiB")]
+    AttributesTooLarge,
+    /// A condition does not hold (412).
+    #[error("a precondition does not hold")]
+    PreconditionFailed,
+    /// The caller's copy is current (304).
+    #[error("not modified")]
+    NotModified {
+        /// ETag to return with the 304.
+        etag: String,
+        /// Unix milliseconds.
+        last_modified_ms: u64,
+    },
+    /// The writer's incarnation was revoked: the bytes may be gone, write them again.
+    #[error("the writer of {blob} was revoked")]
+    WriterRevoked {
+        /// Which blob.
+        blob: BlobId,
+    },
+    /// A blob has exactly one owner, and another one has it.
+    #[error("{blob} belongs to another object or part")]
+    BlobInUse {
+        /// Which blob.
+        blob: BlobId,
+    },
+    /// A command that makes no sense.
+    #[error("{problem}")]
+    InvalidRequest {
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// What a primary answers to a command that it could evaluate.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Carried out, and committed if it changed something.
+    Done(Reply),
+    /// Not carried out.
+    Refused(Refusal),
+}
+
+framed!(Command, 0x101);
+framed!(Reply, 0x102);
+framed!(Refusal, 0x103);
+framed!(Outcome, 0x104);
+
+/// Sorted pairs from a map, as the gateway holds them.
+pub fn pairs(map: &BTreeMap<String, String>) -> Pairs {
+    map.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+}

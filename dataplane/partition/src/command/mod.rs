@@ -1,0 +1,115 @@
+//! What S3 needs of one partition: commands evaluated to row mutations at the partition's primary.
+//!
+//! [`evaluate`] is pure but for the [`View`] it reads. The caller runs one evaluation at a time per partition, in
+//! order of arrival, over committed and proposed rows; proposes the resulting rows as one log entry; and sends the
+//! reply once that entry is committed. A command without rows is answered once all entries before it are committed.
+//!
+//! Invariants:
+//! - a blob has exactly one owner (an object version or a part) or is on the free list, never both; the record that
+//!   takes it from its owner puts it on the free list;
+//! - a put (its first blob, or the request id of inline bytes) takes effect once: a repetition gets the first answer;
+//! - no blob of a revoked writer incarnation gets an owner;
+//! - `last_modified_ms` grows strictly per key while it has a version.
+//!
+//! Failures: what the caller asked is a [`Refusal`], and nothing has changed; rows that cannot be read or decoded
+//! are [`EvaluateError::View`] or [`EvaluateError::Damaged`], and the caller must answer "unavailable".
+
+mod conditions;
+mod evaluate;
+mod frame;
+mod manifest;
+mod message;
+mod rows;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+
+pub use evaluate::evaluate;
+pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, Framed};
+pub use manifest::{
+    BlobOwner, CompletedUpload, Manifest, Pairs, Part, RevokedWriter, Segment, SegmentRun, Stored,
+    StoredAttributes, Upload, UploadId,
+};
+pub use message::{
+    BlobStatus, Command, Complete, Conditions, Content, Entry, List, Outcome, PartEntry, Put, PutPart,
+    Refusal, Reply, pairs,
+};
+
+use crate::Row;
+
+/// Longest key, as in S3.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Names and values of attributes and checksums together.
+pub const ATTRIBUTES_BYTES_MAX: usize = 8 * 1024;
+/// Longest inline body: half of what one row of the index may hold.
+pub const INLINE_BYTES_MAX: usize = 512 * 1024;
+/// Highest part number, as in S3.
+pub const PARTS_MAX: u16 = 10_000;
+/// Smallest part that is not the last, as in S3.
+pub const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
+/// Most entries of one page of any kind.
+pub const LIST_ENTRIES_MAX: u32 = 1000;
+/// How long the answer to a put or Complete is kept for repetitions: 1 day. A gateway repeats for minutes.
+pub const ANSWER_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// The rows of the partition: committed and proposed.
+#[expect(async_fn_in_trait, reason = "single-threaded executors: futures need not be Send")]
+pub trait View {
+    /// The value of one row.
+    async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError>;
+    /// At most `limit_rows` rows with `from <= key < to`, in order.
+    async fn scan(&self, from: &[u8], to: &[u8], limit_rows: usize)
+    -> Result<Vec<(Bytes, Bytes)>, ViewError>;
+}
+
+/// Rows could not be read.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the partition's rows cannot be read: {detail}")]
+pub struct ViewError {
+    /// For the log.
+    pub detail: String,
+}
+
+/// What a command does and answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Evaluated {
+    /// To propose as one log entry; empty: nothing changes. No key stands in it twice.
+    pub rows: Vec<Row>,
+    /// To send once the rows are committed.
+    pub reply: Reply,
+}
+
+/// Why a command was not evaluated.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// Send it to the caller.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The device cannot answer.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// A row is there but cannot be what it should be.
+    #[error("row {} is damaged: {problem}", hex::encode(key))]
+    Damaged {
+        /// Its key.
+        key: Vec<u8>,
+        /// What is wrong.
+        problem: RowProblem,
+    },
+}
+
+/// What is wrong with a row.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RowProblem {
+    /// Its value is not the frame it should be.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Its key is not of the layout.
+    #[error("its key is malformed")]
+    Key,
+    /// It contradicts the row that names it.
+    #[error("it is missing, or not of the length that its manifest says")]
+    Mismatch,
+}
