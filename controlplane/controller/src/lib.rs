@@ -1,1 +1,199 @@
-//! Under construction.
+//! The controller: collects reports, plans, commits the next map by compare-and-swap, and publishes it.
+//!
+//! It keeps nothing of its own: every decision is a function of what the metastore holds and of the queued requests,
+//! so after a conflict, a lost answer or a restart it reads again, plans again and commits again.
+//! [`Controller::run`] lives on the control plane's thread (tokio); a [`ControllerHandle`] is used from any executor.
+//!
+//! Keys in the metastore (JSON):
+//!
+//! | key | value |
+//! |---|---|
+//! | `map` | the cluster map |
+//! | `activated` | per partition: the newest epoch whose primary may acknowledge |
+//! | `buckets` | revision of the bucket table and the next bucket id |
+//! | `bucket/NAME` | id, creation time, state |
+//!
+//! Invariants:
+//! - a map, activation or bucket change is answered only after its transaction is durable;
+//! - an activation is committed together with a comparison of the map: never for an epoch that is already replaced;
+//! - what is queued when a batch begins is planned together: many reports make one map version;
+//! - a bucket id is given once, for ever.
+
+mod batch;
+mod bucket;
+mod handle;
+mod published;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use quarry_clustermap::{ClusterMap, DeviceId, Epoch, Incarnation, NodeId, PartitionId, Tier};
+use quarry_metastore::MetastoreError;
+use quarry_planner::{PlanError, Policy};
+
+pub use batch::Controller;
+pub use bucket::{Bucket, BucketNameError, BucketState, BucketTable, check_bucket_name};
+pub use handle::ControllerHandle;
+pub use published::Published;
+
+/// Requests that may wait; callers beyond wait for room.
+pub const REQUESTS_QUEUED_MAX: usize = 4096;
+/// Tries of one batch when other writers keep winning.
+pub const COMMIT_ATTEMPTS_MAX: usize = 16;
+
+/// What a node tells when it starts: all of its devices, found or missing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeRegistration {
+    /// The node.
+    pub node: NodeId,
+    /// Address of its peer transport; empty for a standalone node.
+    pub address: String,
+    /// Failure domain above the node; empty if there is none.
+    pub rack: String,
+    /// Its devices. A device of the map that this node had and does not list is missing.
+    pub devices: Vec<DeviceReport>,
+}
+
+/// One device as its node sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceReport {
+    /// Its id.
+    pub device: DeviceId,
+    /// Its device class.
+    pub tier: Tier,
+    /// Usable bytes.
+    pub capacity_bytes: u64,
+    /// Where the node finds it.
+    pub location: String,
+    /// Found, and recovered clean; `false`: missing or unusable.
+    pub found: bool,
+}
+
+/// Answer to a registration.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    /// Of this run of the node.
+    pub incarnation: Incarnation,
+    /// The map that has it; the node acts on this map or a newer one, never on one from before its start.
+    pub published: Published,
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// The epoch to activate has been replaced.
+    #[error("{partition} is at {current}, {epoch} cannot be activated")]
+    Superseded {
+        /// The partition.
+        partition: PartitionId,
+        /// What was asked for.
+        epoch: Epoch,
+        /// What the map says.
+        current: Epoch,
+    },
+    /// No such partition in the map.
+    #[error("{partition} is not in the map")]
+    UnknownPartition {
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// No such device in the map.
+    #[error("{device} is not in the map")]
+    UnknownDevice {
+        /// The device.
+        device: DeviceId,
+    },
+    /// No node has registered yet, so there is no map.
+    #[error("there is no cluster map yet: no node has registered")]
+    NoMap,
+    /// The bucket name breaks a rule.
+    #[error(transparent)]
+    BucketName(#[from] BucketNameError),
+    /// The bucket exists, perhaps marked for deletion.
+    #[error("bucket {name:?} exists")]
+    BucketExists {
+        /// Its name.
+        name: String,
+    },
+    /// No such bucket, or another one than meant.
+    #[error("bucket {name:?} does not exist")]
+    NoSuchBucket {
+        /// Its name.
+        name: String,
+    },
+    /// Only a bucket that is marked for deletion is removed.
+    #[error("bucket {name:?} is not marked for deletion")]
+    BucketNotMarked {
+        /// Its name.
+        name: String,
+    },
+    /// No map can be made; every planning request of the batch fails with it.
+    #[error("cannot plan: {0}")]
+    Plan(#[from] PlanError),
+    /// The metastore failed; the request may or may not have taken effect, and may be repeated.
+    #[error("metastore: {reason}")]
+    Metastore {
+        /// What it said.
+        reason: String,
+    },
+    /// Other writers won every time; the request has had no effect.
+    #[error("gave up after {COMMIT_ATTEMPTS_MAX} conflicts in the metastore")]
+    Contention,
+    /// What the metastore holds under a key makes no sense.
+    #[error("the metastore's {key:?} is damaged: {reason}")]
+    Damaged {
+        /// The key.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The controller has stopped.
+    #[error("the controller has stopped")]
+    Stopped,
+}
+
+impl ControllerError {
+    /// Whether the same request may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Metastore { .. } | Self::Contention | Self::NoMap)
+    }
+}
+
+impl From<&MetastoreError> for ControllerError {
+    fn from(error: &MetastoreError) -> Self {
+        Self::Metastore { reason: error.to_string() }
+    }
+}
+
+/// What the controller is started with.
+#[derive(Clone, Debug)]
+pub struct ControllerOptions {
+    /// Wanted state.
+    pub policy: Policy,
+    /// Milliseconds since 1970.
+    pub clock_ms: fn() -> u64,
+}
+
+type Reply<T> = futures::channel::oneshot::Sender<Result<T, ControllerError>>;
+
+/// A queued request and where its answer goes.
+#[derive(Debug)]
+enum Request {
+    Plan(Report, Reply<Published>),
+    Activate { partition: PartitionId, epoch: Epoch, reply: Reply<()> },
+    Bucket(bucket::Change, Reply<Bucket>),
+    Subscribe(async_channel::Sender<Published>),
+}
+
+/// A request that leads to a plan.
+#[derive(Clone, Debug)]
+enum Report {
+    Register(NodeRegistration),
+    DeviceFailed { device: DeviceId, reason: String },
+    Joined(quarry_planner::Joined),
+}
+
+fn partition_epoch(map: &ClusterMap, partition: PartitionId) -> Result<Epoch, ControllerError> {
+    let config = map.partitions.get(usize::from(partition.0));
+    config.map(|config| config.epoch).ok_or(ControllerError::UnknownPartition { partition })
+}

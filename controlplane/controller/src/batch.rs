@@ -1,0 +1,315 @@
+//! The loop: take what is queued, decide, commit, answer, publish.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use async_channel::{Receiver, Sender};
+use quarry_clustermap::{ClusterMap, Epoch, NodeId, PartitionId};
+use quarry_metastore::{Metastore, MetastoreError, TRANSACTION_OPERATIONS_MAX, Transaction};
+use quarry_planner::{DeviceObservation, Inventory, Joined, MapDiff, NodeObservation, PlanInput, plan};
+use tracing::{info, warn};
+
+use crate::{
+    Bucket, COMMIT_ATTEMPTS_MAX, ControllerError, ControllerHandle, ControllerOptions, NodeRegistration,
+    Published, REQUESTS_QUEUED_MAX, Reply, Report, Request,
+    bucket::{self, BucketCounters, Change},
+    partition_epoch,
+    published::Subscribers,
+    state::{ACTIVATED_KEY, BUCKET_PREFIX, COUNTERS_KEY, Loaded, MAP_KEY, to_json},
+};
+
+/// Bucket changes of one transaction: one operation of it is for the counters.
+const BUCKET_CHANGES_MAX: usize = TRANSACTION_OPERATIONS_MAX - 1;
+
+/// Serves the requests of its handles. See the crate.
+#[derive(Debug)]
+pub struct Controller<M> {
+    metastore: M,
+    options: ControllerOptions,
+    requests: Receiver<Request>,
+    subscribers: Subscribers,
+}
+
+/// Requests taken from the queue together, by kind.
+#[derive(Default)]
+struct Batch {
+    reports: Vec<(Report, Reply<Published>)>,
+    activations: Vec<(PartitionId, Epoch, Reply<()>)>,
+    changes: Vec<(Change, Reply<Bucket>)>,
+    subscriptions: Vec<Sender<Published>>,
+}
+
+impl Batch {
+    fn add(&mut self, request: Request) {
+        match request {
+            Request::Plan(report, reply) => self.reports.push((report, reply)),
+            Request::Activate { partition, epoch, reply } => self.activations.push((partition, epoch, reply)),
+            Request::Bucket(change, reply) => self.changes.push((change, reply)),
+            Request::Subscribe(channel) => self.subscriptions.push(channel),
+        }
+    }
+}
+
+impl<M: Metastore> Controller<M> {
+    /// A controller on `metastore`, and the handle to it. Nothing happens until [`Controller::run`] is polled.
+    pub fn new(metastore: M, options: ControllerOptions) -> (Self, ControllerHandle) {
+        let (sender, requests) = async_channel::bounded(REQUESTS_QUEUED_MAX);
+        let controller = Self { metastore, options, requests, subscribers: Subscribers::default() };
+        (controller, ControllerHandle { requests: sender })
+    }
+
+    /// Serves until every handle is gone. Failures of the metastore are answered to the callers; it goes on.
+    pub async fn run(mut self) {
+        if let Ok(loaded) = Loaded::read(&self.metastore).await {
+            self.publish(&loaded);
+        }
+        while let Ok(first) = self.requests.recv().await {
+            let mut batch = Batch::default();
+            batch.add(first);
+            for _ in 1..REQUESTS_QUEUED_MAX {
+                let Ok(request) = self.requests.try_recv() else { break };
+                batch.add(request);
+            }
+            self.serve(batch).await;
+        }
+    }
+
+    async fn serve(&mut self, batch: Batch) {
+        for channel in batch.subscriptions {
+            self.subscribers.add(channel);
+        }
+        if !batch.reports.is_empty() {
+            self.serve_reports(batch.reports).await;
+        }
+        if !batch.activations.is_empty() {
+            self.serve_activations(batch.activations).await;
+        }
+        let mut changes = batch.changes.into_iter().peekable();
+        while changes.peek().is_some() {
+            self.serve_changes(changes.by_ref().take(BUCKET_CHANGES_MAX).collect()).await;
+        }
+    }
+
+    fn publish(&mut self, loaded: &Loaded) {
+        if let Some(published) = loaded.published() {
+            self.subscribers.publish(&published);
+        }
+    }
+
+    /// Reads, decides and commits until no other writer interferes. `decide` returns the transaction (`None`: nothing
+    /// to write), the state after it, and what the callers are told.
+    async fn commit<T>(
+        &mut self,
+        mut decide: impl FnMut(Loaded) -> Result<(Option<Transaction>, Loaded, T), ControllerError>,
+    ) -> Result<T, ControllerError> {
+        for _ in 0..COMMIT_ATTEMPTS_MAX {
+            let loaded = Loaded::read(&self.metastore).await?;
+            let (transaction, after, answer) = decide(loaded)?;
+            if let Some(transaction) = transaction {
+                match self.metastore.transact(&transaction).await {
+                    Ok(_) => {}
+                    Err(MetastoreError::Conflict) => continue,
+                    Err(error) => return Err(ControllerError::from(&error)),
+                }
+            }
+            self.publish(&after);
+            return Ok(answer);
+        }
+        Err(ControllerError::Contention)
+    }
+
+    async fn serve_reports(&mut self, reports: Vec<(Report, Reply<Published>)>) {
+        let (reports, replies): (Vec<_>, Vec<_>) = reports.into_iter().unzip();
+        let options = self.options.clone();
+        let result = self.commit(|loaded| decide_map(&options, &reports, loaded)).await;
+        if let Err(error) = &result {
+            warn!(event = "plan_failed", %error, reports = reports.len());
+        }
+        for (position, reply) in replies.into_iter().enumerate() {
+            let answer = result.clone().and_then(|(published, refused)| match refused.get(&position) {
+                Some(error) => Err(error.clone()),
+                None => published.ok_or(ControllerError::NoMap),
+            });
+            // A caller that no longer waits needs no answer.
+            let _ = reply.send(answer);
+        }
+    }
+
+    async fn serve_activations(&mut self, activations: Vec<(PartitionId, Epoch, Reply<()>)>) {
+        let wanted: Vec<(PartitionId, Epoch)> = activations.iter().map(|(p, e, _)| (*p, *e)).collect();
+        let result = self.commit(|loaded| decide_activations(&wanted, loaded)).await;
+        answer_each(result, activations.into_iter().map(|(_, _, reply)| reply));
+    }
+
+    async fn serve_changes(&mut self, changes: Vec<(Change, Reply<Bucket>)>) {
+        let (changes, replies): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
+        let result = self.commit(|loaded| Ok(decide_buckets(&changes, loaded))).await;
+        answer_each(result, replies.into_iter());
+    }
+}
+
+fn answer_each<T>(
+    result: Result<Vec<Result<T, ControllerError>>, ControllerError>,
+    replies: impl ExactSizeIterator<Item = Reply<T>>,
+) {
+    let answers = match result {
+        Ok(answers) => answers,
+        Err(error) => replies
+            .len()
+            .checked_sub(1)
+            .map_or_else(Vec::new, |more| (0..=more).map(|_| Err(error.clone())).collect()),
+    };
+    for (reply, answer) in replies.zip(answers) {
+        // A caller that no longer waits needs no answer.
+        let _ = reply.send(answer);
+    }
+}
+
+type Decided<T> = (Option<Transaction>, Loaded, T);
+/// The state after the commit, and which reports (by position) were refused.
+type MapAnswer = (Option<Published>, BTreeMap<usize, ControllerError>);
+
+fn decide_map(
+    options: &ControllerOptions,
+    reports: &[Report],
+    loaded: Loaded,
+) -> Result<Decided<MapAnswer>, ControllerError> {
+    let old = loaded.map.clone();
+    let mut inventory = old.as_deref().map(Inventory::of_map).unwrap_or_default();
+    let mut started = BTreeSet::new();
+    let mut joined = Vec::new();
+    let mut refused = BTreeMap::new();
+    for (position, report) in reports.iter().enumerate() {
+        let result = fold(report, &mut inventory, &mut started, &mut joined);
+        if let Err(error) = result {
+            refused.insert(position, error);
+        }
+    }
+    if refused.len() == reports.len() {
+        return Ok((None, loaded.clone(), (loaded.published(), refused)));
+    }
+    let input = PlanInput {
+        policy: &options.policy,
+        inventory: &inventory,
+        map: old.as_deref(),
+        started: &started,
+        joined: &joined,
+        now_ms: (options.clock_ms)(),
+    };
+    let plan = plan(&input)?;
+    let Some(map) = plan.map else {
+        return Ok((None, loaded.clone(), (loaded.published(), refused)));
+    };
+    log_plan(old.as_deref(), &map, &plan.reasons);
+    let transaction =
+        Transaction::default().expect(MAP_KEY, loaded.map_entry.as_ref()).put(MAP_KEY, to_json(&map));
+    let after = Loaded { map: Some(Arc::new(map)), ..loaded };
+    let published = after.published();
+    Ok((Some(transaction), after, (published, refused)))
+}
+
+fn log_plan(old: Option<&ClusterMap>, map: &ClusterMap, reasons: &[String]) {
+    info!(event = "map_planned", version = map.version.0, ?reasons);
+    tracing::debug!(event = "map_diff", diff = %MapDiff::new(old, map));
+}
+
+/// Adds one report to what is observed.
+fn fold(
+    report: &Report,
+    inventory: &mut Inventory,
+    started: &mut BTreeSet<NodeId>,
+    joined: &mut Vec<Joined>,
+) -> Result<(), ControllerError> {
+    match report {
+        Report::Register(registration) => {
+            register(registration, inventory);
+            started.insert(registration.node);
+        }
+        Report::DeviceFailed { device, reason } => {
+            let seen = inventory.devices.get_mut(device);
+            seen.ok_or(ControllerError::UnknownDevice { device: *device })?.present = false;
+            warn!(event = "device_failed", %device, %reason);
+        }
+        Report::Joined(report) => joined.push(*report),
+    }
+    Ok(())
+}
+
+fn register(registration: &NodeRegistration, inventory: &mut Inventory) {
+    let NodeRegistration { node, address, rack, devices } = registration;
+    inventory.nodes.insert(*node, NodeObservation { address: address.clone(), rack: rack.clone() });
+    for seen in inventory.devices.values_mut().filter(|seen| seen.node == *node) {
+        seen.present = false;
+    }
+    for report in devices {
+        let known = inventory.devices.get_mut(&report.device);
+        match known {
+            // A missing device may have moved to another node, which reports it as found.
+            Some(seen) if !report.found => seen.present &= seen.node != *node,
+            _ => {
+                let seen = DeviceObservation {
+                    node: *node,
+                    tier: report.tier,
+                    capacity_bytes: report.capacity_bytes,
+                    location: report.location.clone(),
+                    present: report.found,
+                };
+                inventory.devices.insert(report.device, seen);
+            }
+        }
+    }
+}
+
+fn decide_activations(
+    wanted: &[(PartitionId, Epoch)],
+    loaded: Loaded,
+) -> Result<Decided<Vec<Result<(), ControllerError>>>, ControllerError> {
+    let map = loaded.map.clone().ok_or(ControllerError::NoMap)?;
+    let mut activated = loaded.activated.clone();
+    activated.resize(map.partitions.len(), Epoch::default());
+    let mut activate = |(partition, epoch): &(PartitionId, Epoch)| {
+        let current = partition_epoch(&map, *partition)?;
+        if current != *epoch {
+            return Err(ControllerError::Superseded { partition: *partition, epoch: *epoch, current });
+        }
+        activated[usize::from(partition.0)] = current;
+        Ok(())
+    };
+    let answers = wanted.iter().map(&mut activate).collect();
+    let changed = activated != loaded.activated;
+    let transaction = changed.then(|| {
+        Transaction::default()
+            .expect(MAP_KEY, loaded.map_entry.as_ref())
+            .expect(ACTIVATED_KEY, loaded.activated_entry.as_ref())
+            .put(ACTIVATED_KEY, to_json(&activated))
+    });
+    Ok((transaction, Loaded { activated, ..loaded }, answers))
+}
+
+fn decide_buckets(changes: &[Change], loaded: Loaded) -> Decided<Vec<Result<Bucket, ControllerError>>> {
+    let mut table = (*loaded.buckets).clone();
+    let mut counters = loaded.counters;
+    let answers =
+        changes.iter().map(|change| bucket::apply(&mut table.by_name, &mut counters, change)).collect();
+    if table.by_name == loaded.buckets.by_name && counters == loaded.counters {
+        return (None, loaded, answers);
+    }
+    counters = BucketCounters { revision: counters.revision + 1, ..counters };
+    table.revision = counters.revision;
+    let mut transaction = Transaction::default()
+        .expect(COUNTERS_KEY, loaded.counters_entry.as_ref())
+        .put(COUNTERS_KEY, to_json(&counters));
+    let names: BTreeSet<&String> = changes.iter().map(|change| &change.name).collect();
+    for name in names {
+        let (old, new) = (loaded.buckets.by_name.get(name), table.by_name.get(name));
+        let key = format!("{BUCKET_PREFIX}{name}");
+        transaction = match new {
+            Some(bucket) if old != new => transaction.put(&key, to_json(bucket)),
+            None if old.is_some() => transaction.delete(&key),
+            _ => transaction,
+        };
+    }
+    (Some(transaction), Loaded { buckets: Arc::new(table), counters, ..loaded }, answers)
+}

@@ -1,0 +1,204 @@
+//! Buckets: names, the table, and the life cycle.
+//!
+//! ```text
+//!            create            mark                remove
+//!   (none) ---------> Active <-------> Deleting ---------> (none)
+//!                             unmark
+//! ```
+//!
+//! Deleting: every primary refuses writes; then the caller checks that the bucket is empty everywhere, and removes it or
+//! takes the mark back. Both name the id, so that a late caller cannot touch a bucket made anew.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use quarry_clustermap::BucketId;
+use serde::{Deserialize, Serialize};
+
+use crate::ControllerError;
+
+/// Whether a bucket takes writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BucketState {
+    /// In use.
+    Active,
+    /// Refuses writes while it is checked to be empty.
+    Deleting,
+}
+
+/// One bucket.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Bucket {
+    /// Never given again.
+    pub id: BucketId,
+    /// When it was created, milliseconds since 1970.
+    pub created_ms: u64,
+    /// See [`BucketState`].
+    pub state: BucketState,
+}
+
+/// All buckets at one revision.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BucketTable {
+    /// Grows by one with every committed change of the table.
+    pub revision: u64,
+    /// By name.
+    pub by_name: BTreeMap<String, Bucket>,
+}
+
+/// What the metastore holds beside the buckets themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct BucketCounters {
+    pub(crate) revision: u64,
+    /// The newest bucket id given.
+    pub(crate) last_id: BucketId,
+}
+
+/// A requested change of one bucket.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    pub(crate) name: String,
+    pub(crate) kind: ChangeKind,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ChangeKind {
+    Create { now_ms: u64 },
+    Mark,
+    Unmark { id: BucketId },
+    Remove { id: BucketId },
+}
+
+/// Applies a change to the table. The answer is the bucket after it (before it, for a removal).
+pub(crate) fn apply(
+    buckets: &mut BTreeMap<String, Bucket>,
+    counters: &mut BucketCounters,
+    change: &Change,
+) -> Result<Bucket, ControllerError> {
+    let name = &change.name;
+    let no_such = || ControllerError::NoSuchBucket { name: name.clone() };
+    let found = |buckets: &BTreeMap<String, Bucket>, id| {
+        buckets.get(name).filter(|bucket| bucket.id == id).cloned().ok_or_else(no_such)
+    };
+    let next = match change.kind {
+        ChangeKind::Create { now_ms } => {
+            check_bucket_name(name)?;
+            if buckets.contains_key(name) {
+                return Err(ControllerError::BucketExists { name: name.clone() });
+            }
+            counters.last_id.0 += 1;
+            Bucket { id: counters.last_id, created_ms: now_ms, state: BucketState::Active }
+        }
+        ChangeKind::Mark => {
+            let bucket = buckets.get(name).cloned().ok_or_else(no_such)?;
+            Bucket { state: BucketState::Deleting, ..bucket }
+        }
+        ChangeKind::Unmark { id } => Bucket { state: BucketState::Active, ..found(buckets, id)? },
+        ChangeKind::Remove { id } => {
+            let bucket = found(buckets, id)?;
+            if bucket.state != BucketState::Deleting {
+                return Err(ControllerError::BucketNotMarked { name: name.clone() });
+            }
+            buckets.remove(name);
+            return Ok(bucket);
+        }
+    };
+    buckets.insert(name.clone(), next.clone());
+    Ok(next)
+}
+
+/// Which rule of S3 a bucket name breaks.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BucketNameError {
+    /// Too short or too long.
+    #[error("a bucket name has 3 to 63 characters, not {bytes}")]
+    Length {
+        /// Its length.
+        bytes: usize,
+    },
+    /// A character that is not allowed.
+    #[error("a bucket name has only a-z, 0-9, '.' and '-', not {character:?}")]
+    Character {
+        /// The first such character.
+        character: char,
+    },
+    /// It begins or ends with a dot or a hyphen.
+    #[error("a bucket name begins and ends with a letter or digit")]
+    Ends,
+    /// Two dots in a row.
+    #[error("a bucket name has no two dots in a row")]
+    DoubleDot,
+    /// Formatted as an IPv4 address.
+    #[error("a bucket name is not formatted as an IP address")]
+    Address,
+    /// A prefix or suffix that S3 keeps for itself.
+    #[error("a bucket name does not begin or end with {affix:?}")]
+    Reserved {
+        /// The prefix or suffix.
+        affix: &'static str,
+    },
+}
+
+const RESERVED_PREFIXES: [&str; 3] = ["xn--", "sthree-", "amzn-s3-demo-"];
+const RESERVED_SUFFIXES: [&str; 4] = ["-s3alias", "--ol-s3", "--x-s3", ".mrap"];
+
+/// Checks a bucket name by the rules of S3 for general purpose buckets.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn check_bucket_name(name: &str) -> Result<(), BucketNameError> {
+    if !(3..=63).contains(&name.len()) {
+        return Err(BucketNameError::Length { bytes: name.len() });
+    }
+    let allowed = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '-');
+    if let Some(character) = name.chars().find(|c| !allowed(c)) {
+        return Err(BucketNameError::Character { character });
+    }
+    if name.starts_with(['.', '-']) || name.ends_with(['.', '-']) {
+        return Err(BucketNameError::Ends);
+    }
+    if name.contains("..") {
+        return Err(BucketNameError::DoubleDot);
+    }
+    if name.parse::<Ipv4Addr>().is_ok() || is_dotted_quad(name) {
+        return Err(BucketNameError::Address);
+    }
+    let prefix = RESERVED_PREFIXES.into_iter().find(|prefix| name.starts_with(prefix));
+    let suffix = RESERVED_SUFFIXES.into_iter().find(|suffix| name.ends_with(suffix));
+    match prefix.or(suffix) {
+        Some(affix) => Err(BucketNameError::Reserved { affix }),
+        None => Ok(()),
+    }
+}
+
+/// Four groups of digits: S3 refuses the format, whatever the numbers.
+fn is_dotted_quad(name: &str) -> bool {
+    let groups: Vec<&str> = name.split('.').collect();
+    groups.len() == 4 && groups.iter().all(|group| group.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["abc", "a.b-c.1", "123", "1.2.3", "my-bucket", &"a".repeat(63)] {
+            assert_eq!(check_bucket_name(good), Ok(()), "{good}");
+        }
+        let refused = |name: &str| check_bucket_name(name).unwrap_err();
+        assert_eq!(refused("ab"), BucketNameError::Length { bytes: 2 });
+        assert_eq!(refused(&"a".repeat(64)), BucketNameError::Length { bytes: 64 });
+        assert_eq!(refused("aBc"), BucketNameError::Character { character: 'B' });
+        assert_eq!(refused("a_c"), BucketNameError::Character { character: '_' });
+        assert_eq!(refused("a/é"), BucketNameError::Character { character: '/' });
+        for ends in ["-abc", "abc-", ".abc", "abc."] {
+            assert_eq!(refused(ends), BucketNameError::Ends);
+        }
+        assert_eq!(refused("a..b"), BucketNameError::DoubleDot);
+        assert_eq!(refused("192.168.0.1"), BucketNameError::Address);
+        assert_eq!(refused("999.168.0.001"), BucketNameError::Address);
+        assert_eq!(refused("xn--abc"), BucketNameError::Reserved { affix: "xn--" });
+        assert_eq!(refused("abc-s3alias"), BucketNameError::Reserved { affix: "-s3alias" });
+    }
+}

@@ -1,0 +1,123 @@
+//! The callers' side: queues a request and waits for its answer.
+
+use async_channel::Sender;
+use futures::channel::oneshot;
+use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId};
+use quarry_planner::Joined;
+
+use crate::{
+    Bucket, ControllerError, NodeRegistration, Published, Registered, Reply, Report, Request,
+    bucket::{Change, ChangeKind},
+};
+
+/// Talks to a running [`Controller`](crate::Controller) from any thread and any executor. Cheap to clone; when the last
+/// one is dropped, the controller stops.
+#[derive(Clone, Debug)]
+pub struct ControllerHandle {
+    pub(crate) requests: Sender<Request>,
+}
+
+impl ControllerHandle {
+    /// A node has started. Gives it its next incarnation and all its partitions a new epoch; the first registration
+    /// makes the first map.
+    ///
+    /// # Errors
+    /// [`ControllerError::Plan`] when no map can be made of the devices; metastore errors.
+    pub async fn register_node(&self, registration: NodeRegistration) -> Result<Registered, ControllerError> {
+        let node = registration.node;
+        let published = self.report(Report::Register(registration)).await?;
+        Ok(Registered { incarnation: published.map.nodes[&node].incarnation, published })
+    }
+
+    /// A device failed and serves nothing any more. Answered when a map without it is committed; repeating it is fine.
+    ///
+    /// # Errors
+    /// [`ControllerError::UnknownDevice`]; metastore errors.
+    pub async fn device_failed(
+        &self,
+        device: DeviceId,
+        reason: String,
+    ) -> Result<Published, ControllerError> {
+        self.report(Report::DeviceFailed { device, reason }).await
+    }
+
+    /// A joiner holds the whole history. A report of an epoch that was replaced is ignored.
+    ///
+    /// # Errors
+    /// Metastore errors.
+    pub async fn joined(
+        &self,
+        partition: PartitionId,
+        epoch: Epoch,
+        device: DeviceId,
+    ) -> Result<Published, ControllerError> {
+        self.report(Report::Joined(Joined { partition, epoch, device })).await
+    }
+
+    /// A new primary is about to acknowledge its first record of an epoch. `Ok`: it may, also when asked again.
+    ///
+    /// # Errors
+    /// [`ControllerError::Superseded`]: it must not; [`ControllerError::UnknownPartition`]; metastore errors.
+    pub async fn activate(&self, partition: PartitionId, epoch: Epoch) -> Result<(), ControllerError> {
+        self.ask(|reply| Request::Activate { partition, epoch, reply }).await
+    }
+
+    /// Creates a bucket; `now_ms` (since 1970) becomes its creation time.
+    ///
+    /// # Errors
+    /// [`ControllerError::BucketName`], [`ControllerError::BucketExists`]; metastore errors.
+    pub async fn create_bucket(&self, name: &str, now_ms: u64) -> Result<Bucket, ControllerError> {
+        self.change(name, ChangeKind::Create { now_ms }).await
+    }
+
+    /// First phase of a deletion: the bucket refuses writes from the published revision on. Repeating it is fine.
+    ///
+    /// # Errors
+    /// [`ControllerError::NoSuchBucket`]; metastore errors.
+    pub async fn mark_bucket_deleting(&self, name: &str) -> Result<Bucket, ControllerError> {
+        self.change(name, ChangeKind::Mark).await
+    }
+
+    /// The bucket is not empty: takes the mark back.
+    ///
+    /// # Errors
+    /// [`ControllerError::NoSuchBucket`]; metastore errors.
+    pub async fn unmark_bucket(&self, name: &str, id: BucketId) -> Result<Bucket, ControllerError> {
+        self.change(name, ChangeKind::Unmark { id }).await
+    }
+
+    /// The bucket is empty everywhere: removes it.
+    ///
+    /// # Errors
+    /// [`ControllerError::NoSuchBucket`], [`ControllerError::BucketNotMarked`]; metastore errors.
+    pub async fn remove_bucket(&self, name: &str, id: BucketId) -> Result<Bucket, ControllerError> {
+        self.change(name, ChangeKind::Remove { id }).await
+    }
+
+    /// A channel with the newest state: at once if there is a map, then after every change. States that were not taken
+    /// in time are skipped, never reordered. Dropping the receiver ends the subscription.
+    ///
+    /// A node that starts registers first: until then the newest map may be one from before its start.
+    ///
+    /// # Errors
+    /// [`ControllerError::Stopped`].
+    pub async fn subscribe(&self) -> Result<async_channel::Receiver<Published>, ControllerError> {
+        let (sender, receiver) = async_channel::bounded(1);
+        self.requests.send(Request::Subscribe(sender)).await.map_err(|_| ControllerError::Stopped)?;
+        Ok(receiver)
+    }
+
+    async fn report(&self, report: Report) -> Result<Published, ControllerError> {
+        self.ask(|reply| Request::Plan(report, reply)).await
+    }
+
+    async fn change(&self, name: &str, kind: ChangeKind) -> Result<Bucket, ControllerError> {
+        self.ask(|reply| Request::Bucket(Change { name: name.to_owned(), kind }, reply)).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, ControllerError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| ControllerError::Stopped)?;
+        answer.await.unwrap_or(Err(ControllerError::Stopped))
+    }
+}

@@ -1,0 +1,112 @@
+//! The difference of two maps as text for people: plans are shown, and tested, in this form.
+
+use std::fmt;
+
+use quarry_clustermap::{
+    ClusterMap, DeviceEntry, DeviceId, DeviceState, PartitionConfig, PgState, PlacementGroup,
+};
+
+/// Prints what differs, one line for each node, device, partition and placement group; nothing if the maps are equal.
+#[derive(Clone, Copy, Debug)]
+pub struct MapDiff<'a> {
+    old: Option<&'a ClusterMap>,
+    new: &'a ClusterMap,
+}
+
+impl<'a> MapDiff<'a> {
+    /// Compares `new` with `old`; with `None` everything is new.
+    pub fn new(old: Option<&'a ClusterMap>, new: &'a ClusterMap) -> Self {
+        Self { old, new }
+    }
+}
+
+impl fmt::Display for MapDiff<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let new = self.new;
+        match self.old {
+            Some(old) if old == new => return Ok(()),
+            Some(old) => writeln!(f, "{} -> {}", old.version, new.version)?,
+            None => writeln!(f, "{} (first)", new.version)?,
+        }
+        if self.old.is_none_or(|old| old.hot_profile != new.hot_profile) {
+            writeln!(f, "hot profile {}", new.hot_profile)?;
+        }
+        for (id, node) in &new.nodes {
+            match self.old.and_then(|old| old.nodes.get(id)) {
+                Some(old) if old == node => {}
+                Some(old) => writeln!(f, "  {id}: {} -> {}", old.incarnation, node.incarnation)?,
+                None => writeln!(f, "+ {id}: {}", node.incarnation)?,
+            }
+        }
+        for (id, device) in &new.devices {
+            match self.old.and_then(|old| old.devices.get(id)) {
+                Some(old) if old == device => {}
+                Some(old) => writeln!(f, "  {id}: {} -> {}", Device(old), Device(device))?,
+                None => writeln!(f, "+ {id}: {}", Device(device))?,
+            }
+        }
+        for (index, config) in new.partitions.iter().enumerate() {
+            match self.old.and_then(|old| old.partitions.get(index)) {
+                Some(old) if old == config => {}
+                Some(old) => writeln!(f, "  partition-{index}: {} -> {}", Partition(old), Partition(config))?,
+                None => writeln!(f, "+ partition-{index}: {}", Partition(config))?,
+            }
+        }
+        for (id, group) in &new.placement_groups {
+            match self.old.and_then(|old| old.placement_groups.get(id)) {
+                Some(old) if old == group => {}
+                Some(old) => writeln!(f, "  {id}: {} -> {}", Group(old), Group(group))?,
+                None => writeln!(f, "+ {id}: {}", Group(group))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Ids<'a>(&'a [DeviceId]);
+
+impl fmt::Display for Ids<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, id) in self.0.iter().enumerate() {
+            write!(f, "{}{:x}", if position == 0 { "" } else { " " }, id.0)?;
+        }
+        Ok(())
+    }
+}
+
+struct Device<'a>(&'a DeviceEntry);
+
+impl fmt::Display for Device<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DeviceEntry { node, tier, capacity_bytes, state, location } = self.0;
+        let state = if *state == DeviceState::In { "in" } else { "out" };
+        write!(f, "{state} {node} {tier:?} {capacity_bytes} bytes at {location}")
+    }
+}
+
+struct Partition<'a>(&'a PartitionConfig);
+
+impl fmt::Display for Partition<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PartitionConfig { epoch, primary, replicas, joining } = self.0;
+        write!(f, "{epoch} primary {:x} of [{}]", primary.0, Ids(replicas))?;
+        if !joining.is_empty() {
+            write!(f, " joining [{}]", Ids(joining))?;
+        }
+        Ok(())
+    }
+}
+
+struct Group<'a>(&'a PlacementGroup);
+
+impl fmt::Display for Group<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PlacementGroup { epoch, profile, members, state, .. } = self.0;
+        let state = match state {
+            PgState::Open => "open",
+            PgState::Sealed => "sealed",
+            PgState::Moving => "moving",
+        };
+        write!(f, "{epoch} {state} {profile} [{}]", Ids(members))
+    }
+}

@@ -1,0 +1,208 @@
+//! Members of metadata partitions: the first layout, eviction, promotion, joiners.
+//!
+//! ```text
+//!                 joiner added              Joined (same epoch)
+//!   not a member --------------> joining ------------------------> in sync
+//!        ^                          |                                 |
+//!        +------- device out -------+------------ device out ---------+
+//!                                     (kept if it was the last one in sync)
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use quarry_clustermap::{ClusterMap, DeviceId, NodeId, PartitionConfig, PartitionId, Tier};
+
+use crate::{Joined, Move, PlanError, PlanInput, devices_in, domain::Level, epoch_of};
+
+/// Gives the first map its partitions.
+pub(crate) fn create(next: &mut ClusterMap, partition_count: u16) -> Result<(), PlanError> {
+    let needed = next.hot_profile.metadata_replicas();
+    let mut placer = Placer::new(next);
+    if placer.devices.len() < needed {
+        let (present, profile) = (placer.devices.len(), next.hot_profile);
+        return Err(PlanError::TooFewDevices { present, needed, profile });
+    }
+    for _ in 0..partition_count {
+        let replicas = placer.first_members(next, needed);
+        next.partitions.push(PartitionConfig {
+            epoch: epoch_of(next),
+            primary: replicas[0],
+            replicas,
+            joining: Vec::new(),
+        });
+    }
+    Ok(())
+}
+
+/// Brings every partition up to the devices of `next` and to what was reported.
+pub(crate) fn update(
+    next: &mut ClusterMap,
+    input: &PlanInput<'_>,
+    moves: &mut Vec<Move>,
+    reasons: &mut Vec<String>,
+) {
+    let wanted = next.hot_profile.metadata_replicas();
+    let mut placer = Placer::new(next);
+    let joined: BTreeSet<Joined> = input.joined.iter().copied().collect();
+    let mut short = 0_usize;
+    for index in 0..next.partitions.len() {
+        let partition = PartitionId(u16::try_from(index).expect("a valid map has at most 65,536 partitions"));
+        let old = next.partitions[index].clone();
+        let mut config = old.clone();
+        accept_joiners(&mut config, partition, &joined, reasons);
+        if !config.replicas.iter().any(|device| next.is_in(*device)) {
+            reasons.push(format!(
+                "{partition} is unavailable: none of its in-sync replicas is in; it waits for one"
+            ));
+            continue;
+        }
+        evict(&mut config, next);
+        trim(&mut config, wanted);
+        placer.replace(&old, &config);
+        while config.replicas.len() + config.joining.len() < wanted {
+            let Some(device) = placer.joiner(next, &config, wanted) else {
+                short += 1;
+                break;
+            };
+            config.joining.push(device);
+            moves.push(Move::Join { partition, device });
+        }
+        if config != old || started_member(&config, next, input.started) {
+            config.epoch = epoch_of(next);
+            next.partitions[index] = config;
+        }
+    }
+    if short > 0 {
+        reasons.push(format!(
+            "{short} partitions have fewer than {wanted} members: no device is left to join them"
+        ));
+    }
+}
+
+fn accept_joiners(
+    config: &mut PartitionConfig,
+    partition: PartitionId,
+    joined: &BTreeSet<Joined>,
+    reasons: &mut Vec<String>,
+) {
+    let of_partition = joined.iter().filter(|report| report.partition == partition);
+    for report in of_partition {
+        let position = config.joining.iter().position(|device| *device == report.device);
+        match position {
+            Some(position) if report.epoch == config.epoch => {
+                config.replicas.push(config.joining.remove(position));
+            }
+            _ => reasons.push(format!(
+                "{partition}: {} is not joining at {}: report ignored",
+                report.device, report.epoch
+            )),
+        }
+    }
+}
+
+fn evict(config: &mut PartitionConfig, next: &ClusterMap) {
+    config.replicas.retain(|device| next.is_in(*device));
+    config.joining.retain(|device| next.is_in(*device));
+    if !config.replicas.contains(&config.primary) {
+        config.primary = config.replicas[0];
+    }
+}
+
+/// Never more than the wanted number of members: joiners leave first, the primary never does.
+fn trim(config: &mut PartitionConfig, wanted: usize) {
+    while config.replicas.len() + config.joining.len() > wanted {
+        if config.joining.pop().is_none() {
+            let last = config.replicas.iter().rposition(|device| *device != config.primary);
+            config.replicas.remove(last.expect("more than one replica: one of them is not the primary"));
+        }
+    }
+}
+
+fn started_member(config: &PartitionConfig, next: &ClusterMap, started: &BTreeSet<NodeId>) -> bool {
+    config.members().any(|device| started.contains(&next.devices[&device].node))
+}
+
+/// Counts who holds what, and picks the least loaded device each time.
+struct Placer {
+    devices: Vec<DeviceId>,
+    members: BTreeMap<DeviceId, usize>,
+    primaries: BTreeMap<DeviceId, usize>,
+    /// How often the second follows the first as its primary: spreads the load of a lost primary.
+    follows: BTreeMap<(DeviceId, DeviceId), usize>,
+}
+
+impl Placer {
+    fn new(map: &ClusterMap) -> Self {
+        let mut placer = Self {
+            devices: devices_in(map, Tier::Hot),
+            members: BTreeMap::new(),
+            primaries: BTreeMap::new(),
+            follows: BTreeMap::new(),
+        };
+        for device in map.partitions.iter().flat_map(PartitionConfig::members) {
+            *placer.members.entry(device).or_default() += 1;
+        }
+        placer
+    }
+
+    fn load(&self, device: DeviceId) -> usize {
+        self.members.get(&device).copied().unwrap_or_default()
+    }
+
+    fn first_members(&mut self, map: &ClusterMap, wanted: usize) -> Vec<DeviceId> {
+        let level = Level::choose(map, &self.devices, wanted);
+        let count = |device: &DeviceId| self.primaries.get(device).copied().unwrap_or_default();
+        let primary = *self
+            .devices
+            .iter()
+            .min_by_key(|device| (count(device), self.load(**device), **device))
+            .expect("the caller counted the devices");
+        *self.primaries.entry(primary).or_default() += 1;
+        let mut chosen = vec![primary];
+        while chosen.len() < wanted {
+            let follows =
+                |device: DeviceId| self.follows.get(&(primary, device)).copied().unwrap_or_default();
+            let candidate = self
+                .candidates(map, &chosen, level)
+                .min_by_key(|device| (self.load(*device), follows(*device), *device))
+                .expect("the level has enough domains");
+            *self.follows.entry((primary, candidate)).or_default() += 1;
+            chosen.push(candidate);
+        }
+        for device in &chosen {
+            *self.members.entry(*device).or_default() += 1;
+        }
+        chosen
+    }
+
+    /// Devices that share no failure domain with `taken`.
+    fn candidates<'a>(
+        &'a self,
+        map: &'a ClusterMap,
+        taken: &'a [DeviceId],
+        level: Level,
+    ) -> impl Iterator<Item = DeviceId> + 'a {
+        let domains: BTreeSet<_> = taken.iter().map(|device| level.domain(map, *device)).collect();
+        self.devices.iter().copied().filter(move |device| !domains.contains(&level.domain(map, *device)))
+    }
+
+    /// The members of a partition are no longer those of `old` but those of `new`.
+    fn replace(&mut self, old: &PartitionConfig, new: &PartitionConfig) {
+        for device in old.members() {
+            *self.members.entry(device).or_default() -= 1;
+        }
+        for device in new.members() {
+            *self.members.entry(device).or_default() += 1;
+        }
+    }
+
+    /// A new member for `config`: in another failure domain if there is one, else at least another device.
+    fn joiner(&mut self, map: &ClusterMap, config: &PartitionConfig, wanted: usize) -> Option<DeviceId> {
+        let taken: Vec<DeviceId> = config.members().collect();
+        let pick =
+            |level| self.candidates(map, &taken, level).min_by_key(|device| (self.load(*device), *device));
+        let device = pick(Level::choose(map, &self.devices, wanted)).or_else(|| pick(Level::Device))?;
+        *self.members.entry(device).or_default() += 1;
+        Some(device)
+    }
+}
