@@ -15,8 +15,8 @@ mod placement;
 mod profile;
 
 pub use id::{
-    BlobId, BucketId, ClusterId, DeviceId, Epoch, Incarnation, MapVersion, NodeId, PartitionId, PgId, Sequence,
-    ShardIndex, WriterCounter,
+    BlobId, BucketId, ClusterId, DeviceId, Epoch, Incarnation, MapVersion, NodeId, PartitionId, PgId,
+    Sequence, ShardIndex, WriterCounter,
 };
 pub use map::{
     ClusterMap, DeviceEntry, DeviceState, MapError, NodeEntry, PartitionConfig, PgState, PlacementGroup, Tier,

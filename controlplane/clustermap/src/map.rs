@@ -175,7 +175,9 @@ impl ClusterMap {
     /// Open placement groups of a tier whose members are all in, with their profiles.
     pub fn open_groups(&self, tier: Tier) -> impl Iterator<Item = (PgId, &PlacementGroup)> {
         self.placement_groups.iter().map(|(id, pg)| (*id, pg)).filter(move |(_, pg)| {
-            pg.tier == tier && pg.state == PgState::Open && pg.members.iter().all(|device| self.is_in(*device))
+            pg.tier == tier
+                && pg.state == PgState::Open
+                && pg.members.iter().all(|device| self.is_in(*device))
         })
     }
 

@@ -41,7 +41,10 @@ pub enum ProfileError {
         text: String,
     },
     /// k is 0, or k+m is over the limit.
-    #[error("erasure profile {data_shards}+{parity_shards} needs 1 <= k and k+m <= {}", ErasureProfile::SHARDS_MAX)]
+    #[error(
+        "erasure profile {data_shards}+{parity_shards} needs 1 <= k and k+m <= {}",
+        ErasureProfile::SHARDS_MAX
+    )]
     OutOfRange {
         /// k as given.
         data_shards: u8,

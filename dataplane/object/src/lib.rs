@@ -4,7 +4,11 @@ pub mod api;
 pub mod checksum;
 pub mod cluster;
 mod latency;
+pub mod metadata;
+pub mod objects;
+pub mod peer;
 pub mod reader;
+pub mod transport;
 pub mod writer;
 
 pub use latency::ReadLatency;

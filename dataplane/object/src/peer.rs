@@ -258,7 +258,8 @@ macro_rules! framed {
         impl $message {
             /// The frame of this message.
             pub fn encode(&self) -> Vec<u8> {
-                let payload = rkyv::to_bytes::<rkyv::rancor::Error>(self).expect("messages hold no unserialisable part");
+                let payload = rkyv::to_bytes::<rkyv::rancor::Error>(self)
+                    .expect("messages hold no unserialisable part");
                 seal(&payload)
             }
 

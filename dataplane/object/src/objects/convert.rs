@@ -53,5 +53,10 @@ pub(super) fn stored_to_info(key: &str, stored: Stored) -> ObjectInfo {
 
 /// A reply of another kind than the command's: a peer of another release, or our mistake.
 pub(super) fn unexpected(reply: &Reply) -> ApiError {
-    ApiError::Internal { detail: format!("the partition answered with an unexpected reply: {reply:?}").chars().take(200).collect() }
+    ApiError::Internal {
+        detail: format!("the partition answered with an unexpected reply: {reply:?}")
+            .chars()
+            .take(200)
+            .collect(),
+    }
 }

@@ -9,12 +9,14 @@ use crate::{
     api::{ApiError, Attributes, Body, BodyDigests, BodyError, CopySource},
     cluster::Cluster,
     metadata::Metadata,
+    reader::ReadMemory,
 };
 
 impl<C: Cluster + Metadata> Objects<C> {
     /// The attributes of the source and its bytes as a body.
     pub(super) async fn open_source(&self, source: CopySource) -> Result<(Attributes, CopyBody), ApiError> {
-        let content = self.get(&source.bucket, &source.key, source.range, source.conditions).await;
+        let content =
+            self.get(&source.bucket, &source.key, source.range, source.conditions, ReadMemory::Heap).await;
         let content = content.map_err(|error| match error {
             // A copy has no 304: a condition that does not hold fails it.
             ApiError::NotModified { .. } => ApiError::PreconditionFailed,

@@ -1,6 +1,6 @@
 //! GET and HEAD.
 
-use std::rc::Rc;
+use std::{ops::Range, rc::Rc};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream, stream::LocalBoxStream};
@@ -11,11 +11,16 @@ use crate::{
     api::{ApiError, Conditions, ObjectContent, ObjectInfo, RangeRequest},
     cluster::Cluster,
     metadata::Metadata,
-    reader::read_range,
+    reader::{ReadMemory, read_range},
 };
 
 impl<C: Cluster + Metadata> Objects<C> {
-    pub(super) async fn head(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<ObjectInfo, ApiError> {
+    pub(super) async fn head(
+        &self,
+        bucket: &str,
+        key: &str,
+        conditions: Conditions,
+    ) -> Result<ObjectInfo, ApiError> {
         let (bucket, partition) = self.owner(bucket, key)?;
         let conditions = convert::to_conditions(conditions);
         let command = Command::Head { bucket: bucket.id, key: key.to_owned(), conditions };
@@ -31,6 +36,7 @@ impl<C: Cluster + Metadata> Objects<C> {
         key: &str,
         range: Option<RangeRequest>,
         conditions: Conditions,
+        memory: ReadMemory,
     ) -> Result<ObjectContent, ApiError> {
         let (bucket, partition) = self.owner(bucket, key)?;
         let conditions = convert::to_conditions(conditions);
@@ -40,17 +46,17 @@ impl<C: Cluster + Metadata> Objects<C> {
             other => return Err(convert::unexpected(&other)),
         };
         let (first, len) = resolve(range, manifest.size_bytes)?;
-        let stream = self.stream(&manifest, inline, first, len)?;
+        let stream = self.stream(&manifest, inline, first..first + len, memory)?;
         Ok(ObjectContent { info: convert::to_info(key, manifest), range: (first, len), stream })
     }
 
-    /// The bytes `first..first + len` of an object, segment after segment.
+    /// The bytes of a range of an object, segment after segment.
     fn stream(
         &self,
         manifest: &Manifest,
         inline: Vec<Vec<u8>>,
-        first: u64,
-        len: u64,
+        range: Range<u64>,
+        memory: ReadMemory,
     ) -> Result<LocalBoxStream<'static, Result<Bytes, ApiError>>, ApiError> {
         let mut inline = inline.into_iter();
         let mut pieces = Vec::new();
@@ -59,18 +65,24 @@ impl<C: Cluster + Metadata> Objects<C> {
             let (begin, end) = (position, position + segment.size_bytes());
             position = end;
             let body = match segment {
-                Segment::Inline { .. } => Some(Bytes::from(inline.next().ok_or_else(|| missing_inline(manifest))?)),
+                Segment::Inline { .. } => {
+                    Some(Bytes::from(inline.next().ok_or_else(|| missing_inline(manifest))?))
+                }
                 Segment::Blob(_) => None,
             };
-            let (from, to) = (first.max(begin), (first + len).min(end));
+            let (from, to) = (range.start.max(begin), range.end.min(end));
             if from < to {
                 pieces.push((*segment, body, from - begin, to - from));
             }
         }
         let cluster = Rc::clone(&self.cluster);
         let stream = stream::iter(pieces).flat_map(move |(segment, body, from, len)| match (segment, body) {
-            (Segment::Blob(blob), _) => read_range(&cluster, blob, from, len).map_err(ApiError::from).boxed_local(),
-            (Segment::Inline { .. }, Some(body)) => stream::once(async move { slice(&body, from, len) }).boxed_local(),
+            (Segment::Blob(blob), _) => read_range(Rc::clone(&cluster), blob, from..from + len, memory)
+                .map_err(ApiError::from)
+                .boxed_local(),
+            (Segment::Inline { .. }, Some(body)) => {
+                stream::once(async move { slice(&body, from, len) }).boxed_local()
+            }
             (Segment::Inline { .. }, None) => stream::empty().boxed_local(),
         });
         Ok(stream.boxed_local())
@@ -124,6 +136,9 @@ mod tests {
             assert_eq!(resolve(range, 10), Err(ApiError::InvalidRange { size_bytes: 10 }));
         }
         assert_eq!(resolve(inclusive(0, 0), 0), Err(ApiError::InvalidRange { size_bytes: 0 }));
-        assert_eq!(resolve(Some(RangeRequest::Suffix { len: 1 }), 0), Err(ApiError::InvalidRange { size_bytes: 0 }));
+        assert_eq!(
+            resolve(Some(RangeRequest::Suffix { len: 1 }), 0),
+            Err(ApiError::InvalidRange { size_bytes: 0 })
+        );
     }
 }

@@ -23,6 +23,8 @@ use crate::{
     },
     cluster::Cluster,
     metadata::{Bucket, Metadata},
+    reader::{ReadError, ReadMemory},
+    writer::WriteError,
 };
 
 /// Largest body of one PUT or part, as in S3: 5 GiB.
@@ -73,6 +75,25 @@ impl<C: Cluster + Metadata> Objects<C> {
     }
 }
 
+impl From<WriteError> for ApiError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Body(error) => Self::Body(error),
+            WriteError::OutOfSpace => Self::OutOfSpace,
+            WriteError::Unavailable { reason } => Self::Unavailable { reason },
+        }
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::DataLoss { .. } => Self::DataLoss { detail: error.to_string() },
+            ReadError::Unavailable { .. } => Self::Unavailable { reason: error.to_string() },
+        }
+    }
+}
+
 impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
     async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
         self.cluster.create_bucket(name).await
@@ -109,10 +130,15 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
         range: Option<RangeRequest>,
         conditions: Conditions,
     ) -> Result<ObjectContent, ApiError> {
-        self.get(bucket, key, range, conditions).await
+        self.get(bucket, key, range, conditions, ReadMemory::Pool).await
     }
 
-    async fn head_object(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<ObjectInfo, ApiError> {
+    async fn head_object(
+        &self,
+        bucket: &str,
+        key: &str,
+        conditions: Conditions,
+    ) -> Result<ObjectInfo, ApiError> {
         self.head(bucket, key, conditions).await
     }
 
@@ -137,7 +163,12 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
         self.list(bucket, request).await
     }
 
-    async fn create_upload(&self, bucket: &str, key: &str, attributes: Attributes) -> Result<String, ApiError> {
+    async fn create_upload(
+        &self,
+        bucket: &str,
+        key: &str,
+        attributes: Attributes,
+    ) -> Result<String, ApiError> {
         self.begin_upload(bucket, key, attributes).await
     }
 

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
-use quarry_clustermap::PartitionId;
+use quarry_clustermap::{BucketId, PartitionId, Tier};
 use quarry_partition::command::{Command, Content, Put, Reply};
 
 use super::{BODY_BYTES_MAX, Objects, convert};
@@ -51,7 +51,7 @@ impl<C: Cluster + Metadata> Objects<C> {
     /// A condition that fails already need not cost the whole body; the commit decides for good.
     async fn refuse_early(
         &self,
-        bucket: quarry_clustermap::BucketId,
+        bucket: BucketId,
         key: &str,
         partition: PartitionId,
         conditions: &Conditions,
@@ -92,7 +92,7 @@ impl<C: Cluster + Metadata> Objects<C> {
             let request = self.cluster.next_blob_id();
             return Ok((Content::Inline { request, bytes: bytes.into() }, body.digests()));
         }
-        let blob = write_blob(&self.cluster, partition, size_bytes, &mut body).await?;
+        let blob = write_blob(&self.cluster, Tier::Hot, partition, &mut body).await?;
         Ok((Content::Blobs(vec![blob]), body.digests()))
     }
 
@@ -109,13 +109,23 @@ impl<C: Cluster + Metadata> Objects<C> {
         {
             for blob in blobs {
                 let (cluster, blob) = (Rc::clone(&self.cluster), *blob);
-                self.cluster.spawn(Box::pin(async move { free_blob(&cluster, &blob).await }));
+                self.cluster.spawn(Box::pin(async move {
+                    if let Err(error) = free_blob(&cluster, &blob).await {
+                        // The collector will find it: no manifest names the blob.
+                        tracing::warn!(event = "blob_left_to_the_collector", blob = %blob.blob, %error);
+                    }
+                }));
             }
         }
         Ok(result?)
     }
 
-    pub(super) async fn delete(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<(), ApiError> {
+    pub(super) async fn delete(
+        &self,
+        bucket: &str,
+        key: &str,
+        conditions: Conditions,
+    ) -> Result<(), ApiError> {
         let (bucket, partition) = self.owner(bucket, key)?;
         let conditions = convert::to_conditions(conditions);
         let command = Command::Delete { bucket: bucket.id, key: key.to_owned(), conditions };

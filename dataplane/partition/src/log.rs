@@ -1,0 +1,126 @@
+//! Entries of a partition's replicated log and what they carry.
+//!
+//! A payload is physical: rows to put or to delete. Applying entries in sequence order is all that a replica ever
+//! does, so replicas with equal logs hold equal rows. Preconditions were evaluated before the payload was made.
+//!
+//! An entry is identified by (epoch, sequence): one primary made it, once. `Backfill` is the one payload that is
+//! not equal on all replicas: a joiner holds the rows, the others hold `Noop` under the same identity. That is no
+//! difference in meaning, because the rows of a page are what the others hold at that sequence anyway.
+
+mod frame;
+
+use bytes::Bytes;
+use quarry_clustermap::{Epoch, Sequence};
+use rkyv::{Archive, Deserialize, Serialize, rancor};
+
+use crate::Row;
+
+pub use frame::{FRAME_HEADER_BYTES, FrameError};
+pub(crate) use frame::{FrameKind, open, seal};
+
+/// Schema version of [`Payload`].
+const PAYLOAD_VERSION: u16 = 1;
+/// Longest encoded payload: a value is at most 1 MiB, and Complete of a multipart upload moves many small rows.
+pub const PAYLOAD_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Longest row key; the index allows 2,048 bytes, three of which are its own prefix.
+pub const ROW_KEY_BYTES_MAX: usize = 2045;
+/// Most rows in one payload: bounds what decoding allocates.
+pub const PAYLOAD_ROWS_MAX: usize = 65_536;
+
+/// What an entry does.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Payload {
+    /// Rows to change, in order.
+    Mutations(Vec<Row>),
+    /// A page of whole rows for a joiner, in key order.
+    Backfill(Vec<Row>),
+    /// Nothing: a new primary's first entry, or a backfill page where it is not needed.
+    Noop,
+}
+
+impl Payload {
+    /// The rows, in the order in which they are to be applied.
+    pub fn rows(&self) -> &[Row] {
+        match self {
+            Self::Mutations(rows) | Self::Backfill(rows) => rows,
+            Self::Noop => &[],
+        }
+    }
+
+    /// The frame that is journaled and sent.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLong`] or [`FrameError::Rule`]: over a limit of this module.
+    pub fn encode(&self) -> Result<Bytes, FrameError> {
+        check_rows(self.rows().len(), self.rows().iter().map(|row| row.key.len()))?;
+        let body = rkyv::to_bytes::<rancor::Error>(self).map_err(|_| FrameError::Archive)?;
+        check_length(body.len() + FRAME_HEADER_BYTES)?;
+        Ok(seal(FrameKind::Payload, PAYLOAD_VERSION, &body))
+    }
+
+    /// Inverse of [`Payload::encode`].
+    ///
+    /// # Errors
+    /// Anything but an intact payload frame within the limits.
+    pub fn decode(frame: &[u8]) -> Result<Self, FrameError> {
+        let archived = Self::validate(frame)?;
+        rkyv::deserialize::<Self, rancor::Error>(archived).map_err(|_| FrameError::Archive)
+    }
+
+    /// Whether [`Payload::decode`] would succeed, without allocating.
+    ///
+    /// # Errors
+    /// As [`Payload::decode`].
+    pub fn check(frame: &[u8]) -> Result<(), FrameError> {
+        Self::validate(frame).map(|_| ())
+    }
+
+    fn validate(frame: &[u8]) -> Result<&ArchivedPayload, FrameError> {
+        let body = open(FrameKind::Payload, PAYLOAD_VERSION, frame, PAYLOAD_BYTES_MAX)?;
+        let archived =
+            rkyv::access::<ArchivedPayload, rancor::Error>(body).map_err(|_| FrameError::Archive)?;
+        if let ArchivedPayload::Mutations(rows) | ArchivedPayload::Backfill(rows) = archived {
+            check_rows(rows.len(), rows.iter().map(|row| row.key.len()))?;
+        }
+        Ok(archived)
+    }
+}
+
+fn check_length(bytes: usize) -> Result<(), FrameError> {
+    if bytes > PAYLOAD_BYTES_MAX {
+        return Err(FrameError::TooLong { actual: bytes as u64, limit: PAYLOAD_BYTES_MAX as u64 });
+    }
+    Ok(())
+}
+
+fn check_rows(count: usize, mut key_bytes: impl Iterator<Item = usize>) -> Result<(), FrameError> {
+    if count > PAYLOAD_ROWS_MAX {
+        return Err(FrameError::Rule { rule: "more rows than a payload may hold" });
+    }
+    if key_bytes.any(|bytes| bytes > ROW_KEY_BYTES_MAX) {
+        return Err(FrameError::Rule { rule: "a row key is too long" });
+    }
+    Ok(())
+}
+
+/// One entry of a partition's log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// The epoch in which its primary made it; it keeps it when a later primary sends it again.
+    pub epoch: Epoch,
+    /// Position in the log, dense.
+    pub sequence: Sequence,
+    /// A [`Payload`] frame.
+    pub payload: Bytes,
+}
+
+/// What a device's journal holds of one partition after a restart.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RecoveredLog {
+    /// Highest epoch that was made durable, by an entry or by a raise.
+    pub epoch: Epoch,
+    /// Everything up to here is committed and in the rows.
+    pub applied: Sequence,
+    /// Entries `applied + 1 ..`, dense; some may be committed, some may have to be rolled back.
+    pub tail: Vec<Entry>,
+}

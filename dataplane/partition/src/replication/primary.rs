@@ -1,0 +1,409 @@
+//! What a primary does: makes entries, sends them, counts flushes, commits, fills joiners.
+
+use bytes::Bytes;
+use quarry_clustermap::{DeviceId, Epoch, PartitionConfig, Sequence};
+
+use super::replica::Role;
+use super::{
+    ACTIVATE_RETRY_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX, LAGGING_MS, Message, Output, RESEND_MS,
+    Refusal, Replica, Report,
+};
+use crate::{Entry, Payload, Row};
+
+/// How far a primary is; drawn at [`Role`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    /// Makes the members' logs equal to its own.
+    Recovering,
+    /// Logs are equal; waits for the control plane to record that.
+    Activating,
+    /// Commits and answers.
+    Serving,
+    /// Heard of a higher epoch: commits and answers nothing until it is configured.
+    Fenced,
+}
+
+/// Filling the joiners of this epoch, all at once.
+///
+/// ```text
+///   Idle --Serving, with joiners--> Reading --BackfillRows--> Proposed --committed--> Reading (there is a next page)
+///                                                                     \-committed--> Whole   (that was the last)
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Backfill {
+    /// Not serving yet, or nobody joins.
+    Idle,
+    /// The host reads a page.
+    Reading,
+    /// A page is in flight: its place in the log, its full payload, where the next one starts.
+    Proposed { page: Sequence, payload: Bytes, next: Option<Vec<u8>> },
+    /// All joiners are whole.
+    Whole,
+}
+
+/// What the primary knows of another member.
+#[derive(Debug)]
+struct Peer {
+    device: DeviceId,
+    joining: bool,
+    /// Has acknowledged something in this epoch; a joiner takes entries only after that.
+    heard: bool,
+    /// Equal and flushed through here.
+    acked: Sequence,
+    /// Applied through here.
+    applied: Sequence,
+    /// Sent through here since the last resend.
+    sent: Sequence,
+    /// Newest committed sequence told.
+    told: Sequence,
+    sent_ms: u64,
+    /// When it last advanced, or had nothing to do, or was reported.
+    progress_ms: u64,
+}
+
+/// State of a primary; lives as long as its epoch.
+#[derive(Debug)]
+pub(super) struct Primary {
+    pub(super) phase: Phase,
+    /// First entry of this epoch: once all have flushed it, all logs are equal.
+    noop: Sequence,
+    /// Where joiners of this epoch begin.
+    base: Sequence,
+    peers: Vec<Peer>,
+    backfill: Backfill,
+    /// When activation was last asked for, or joiners last reported.
+    asked_ms: u64,
+}
+
+impl Primary {
+    pub(super) fn new(config: &PartitionConfig, committed: Sequence, now_ms: u64) -> Self {
+        let peer = |device: &DeviceId, joining| Peer {
+            device: *device,
+            joining,
+            heard: false,
+            acked: Sequence(0),
+            applied: Sequence(0),
+            sent: committed,
+            told: Sequence(0),
+            sent_ms: now_ms,
+            progress_ms: now_ms,
+        };
+        let in_sync = config.replicas.iter().filter(|device| **device != config.primary);
+        let peers = in_sync.map(|device| peer(device, false));
+        let peers = peers.chain(config.joining.iter().map(|device| peer(device, true))).collect();
+        Self {
+            phase: Phase::Recovering,
+            noop: Sequence(u64::MAX),
+            base: committed,
+            peers,
+            backfill: Backfill::Idle,
+            asked_ms: now_ms,
+        }
+    }
+
+    fn peer_mut(&mut self, device: DeviceId) -> Option<&mut Peer> {
+        self.peers.iter_mut().find(|peer| peer.device == device)
+    }
+}
+
+impl Replica {
+    fn primary(&self) -> Option<&Primary> {
+        match &self.role {
+            Role::Primary(primary) => Some(primary),
+            Role::Idle | Role::Follower(_) | Role::Failed => None,
+        }
+    }
+
+    fn primary_mut(&mut self) -> Option<&mut Primary> {
+        match &mut self.role {
+            Role::Primary(primary) => Some(primary),
+            Role::Idle | Role::Follower(_) | Role::Failed => None,
+        }
+    }
+
+    /// The epoch is durable: appends its first entry and tells the members.
+    pub(super) fn begin_epoch(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let payload = Payload::Noop.encode().expect("a payload without rows is within every limit");
+        let noop = self.append_own(payload, out);
+        let epoch = self.epoch;
+        let Some(primary) = self.primary_mut() else { return };
+        primary.noop = noop;
+        for peer in primary.peers.iter_mut().filter(|peer| peer.joining) {
+            peer.sent_ms = now_ms;
+            let message = Message::Join { epoch, base: primary.base };
+            out.push(Output::Send { to: peer.device, message });
+        }
+        self.send_to_all(now_ms, out);
+        self.progress(now_ms, out);
+    }
+
+    pub(super) fn propose(&mut self, now_ms: u64, token: u64, payload: Bytes, out: &mut Vec<Output>) {
+        if let Err(refusal) = self.admit(&payload) {
+            out.push(Output::Resolve { token, result: Err(refusal) });
+            return;
+        }
+        let sequence = self.append_own(payload, out);
+        self.waiting.insert((sequence, token));
+        self.send_to_all(now_ms, out);
+        self.progress(now_ms, out);
+    }
+
+    pub(super) fn barrier(&mut self, token: u64, out: &mut Vec<Output>) {
+        let result = match self.serving() {
+            Err(refusal) => Err(refusal),
+            Ok(_) if self.tail.committed() < self.tail.last() => {
+                self.waiting.insert((self.tail.last(), token));
+                return;
+            }
+            Ok(_) => Ok(self.tail.committed()),
+        };
+        out.push(Output::Resolve { token, result });
+    }
+
+    fn serving(&self) -> Result<&Primary, Refusal> {
+        let primary = self.primary().ok_or(Refusal::NotPrimary)?;
+        if primary.phase == Phase::Serving { Ok(primary) } else { Err(Refusal::NotServing) }
+    }
+
+    fn admit(&self, payload: &[u8]) -> Result<(), Refusal> {
+        let primary = self.serving()?;
+        if primary.peers.len() + 1 < self.min_copies {
+            return Err(Refusal::TooFewCopies);
+        }
+        let bytes = self.tail.payload_bytes() + payload.len();
+        if self.tail.len() >= IN_FLIGHT_ENTRIES_MAX || bytes > IN_FLIGHT_BYTES_MAX {
+            return Err(Refusal::Overloaded);
+        }
+        Payload::check(payload).map_err(|_| Refusal::Invalid)
+    }
+
+    /// Appends to the own log; the journal flushes it while the members do the same.
+    fn append_own(&mut self, payload: Bytes, out: &mut Vec<Output>) -> Sequence {
+        let entry = Entry { epoch: self.epoch, sequence: self.tail.last().next(), payload };
+        let sequence = entry.sequence;
+        self.tail.push(entry.clone());
+        out.push(Output::Append { epoch: self.epoch, entry, committed: self.tail.committed() });
+        sequence
+    }
+
+    fn send_to_all(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let Role::Primary(primary) = &mut self.role else { return };
+        for peer in &mut primary.peers {
+            if peer.joining && !peer.heard {
+                continue;
+            }
+            let page = match &primary.backfill {
+                Backfill::Proposed { page, payload, .. } if peer.joining => Some((*page, payload)),
+                _ => None,
+            };
+            send_entries(self.epoch, &self.tail, peer, page, now_ms, out);
+        }
+    }
+
+    pub(super) fn receive_ack(
+        &mut self,
+        now_ms: u64,
+        from: DeviceId,
+        flushed: Sequence,
+        applied: Sequence,
+        out: &mut Vec<Output>,
+    ) {
+        let last = self.tail.last();
+        let Some(peer) = self.primary_mut().and_then(|primary| primary.peer_mut(from)) else { return };
+        let flushed = flushed.min(last);
+        if flushed > peer.acked || !peer.heard {
+            peer.progress_ms = now_ms;
+        }
+        let first = !peer.heard;
+        peer.heard = true;
+        peer.acked = peer.acked.max(flushed);
+        peer.applied = peer.applied.max(applied);
+        peer.sent = peer.sent.max(peer.acked);
+        if first {
+            self.send_to_all(now_ms, out);
+        }
+        self.progress(now_ms, out);
+    }
+
+    /// What every member that counts has flushed.
+    fn flushed_by_all(&self, primary: &Primary) -> Sequence {
+        let own = if self.defects.acknowledge_before_flush { self.tail.last() } else { self.flushed };
+        let counts = |peer: &&Peer| !(peer.joining && self.defects.commit_without_joiners);
+        let mut flushed: Vec<Sequence> = primary.peers.iter().filter(counts).map(|peer| peer.acked).collect();
+        flushed.push(own);
+        flushed.sort_unstable();
+        if self.defects.commit_without_slowest && flushed.len() > 1 {
+            flushed.remove(0);
+        }
+        flushed[0]
+    }
+
+    /// Something was flushed somewhere, or the phase changed: does what has become possible.
+    pub(super) fn progress(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let Some(primary) = self.primary() else { return };
+        let flushed = self.flushed_by_all(primary);
+        match primary.phase {
+            Phase::Recovering if flushed >= primary.noop => {
+                let epoch = self.epoch;
+                let serve = self.defects.serve_before_activation;
+                let Some(primary) = self.primary_mut() else { return };
+                primary.phase = Phase::Activating;
+                primary.asked_ms = now_ms;
+                out.push(Output::Activate { epoch });
+                if serve {
+                    self.activated(now_ms, epoch, out);
+                }
+            }
+            Phase::Serving => {
+                self.commit_through(flushed, out);
+                self.continue_backfill(now_ms, out);
+            }
+            Phase::Recovering | Phase::Activating | Phase::Fenced => {}
+        }
+    }
+
+    pub(super) fn activated(&mut self, now_ms: u64, epoch: Epoch, out: &mut Vec<Output>) {
+        if epoch != self.epoch {
+            return;
+        }
+        let Some(primary) = self.primary_mut() else { return };
+        if primary.phase != Phase::Activating {
+            return;
+        }
+        primary.phase = Phase::Serving;
+        if primary.peers.iter().any(|peer| peer.joining) {
+            primary.backfill = Backfill::Reading;
+            out.push(Output::ReadBackfill { epoch, cursor: None });
+        }
+        self.progress(now_ms, out);
+    }
+
+    pub(super) fn backfill_rows(
+        &mut self,
+        now_ms: u64,
+        epoch: Epoch,
+        rows: Vec<Row>,
+        next: Option<Vec<u8>>,
+        out: &mut Vec<Output>,
+    ) {
+        let reading = self.serving().is_ok_and(|primary| primary.backfill == Backfill::Reading);
+        if epoch != self.epoch || !reading {
+            return;
+        }
+        let payload = Payload::Backfill(rows).encode().expect("the host keeps the limit of a page");
+        let noop = Payload::Noop.encode().expect("a payload without rows is within every limit");
+        let page = self.append_own(noop, out);
+        let Some(primary) = self.primary_mut() else { return };
+        primary.backfill = Backfill::Proposed { page, payload, next };
+        self.send_to_all(now_ms, out);
+        self.progress(now_ms, out);
+    }
+
+    fn continue_backfill(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let (epoch, committed, early) = (self.epoch, self.tail.committed(), self.defects.report_joined_early);
+        let Some(primary) = self.primary_mut() else { return };
+        let Backfill::Proposed { page, next, .. } = &mut primary.backfill else { return };
+        if *page > committed && !(early && next.is_none()) {
+            return;
+        }
+        match next.take() {
+            Some(cursor) => {
+                primary.backfill = Backfill::Reading;
+                out.push(Output::ReadBackfill { epoch, cursor: Some(cursor) });
+            }
+            None => {
+                primary.backfill = Backfill::Whole;
+                report_joined(primary, epoch, now_ms, out);
+            }
+        }
+    }
+
+    /// Resends what is overdue, tells the committed sequence where it is not known, reports who keeps us waiting.
+    pub(super) fn tick_primary(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let (epoch, last, committed) = (self.epoch, self.tail.last(), self.tail.committed());
+        if !self.epoch_durable {
+            return;
+        }
+        let Role::Primary(primary) = &mut self.role else { return };
+        if primary.phase == Phase::Fenced {
+            return;
+        }
+        for peer in &mut primary.peers {
+            let overdue = now_ms.saturating_sub(peer.sent_ms) >= RESEND_MS;
+            let behind = !peer.heard || peer.acked < last;
+            if !behind {
+                peer.progress_ms = now_ms;
+            }
+            if peer.joining && !peer.heard {
+                if overdue {
+                    peer.sent_ms = now_ms;
+                    out.push(Output::Send {
+                        to: peer.device,
+                        message: Message::Join { epoch, base: primary.base },
+                    });
+                }
+            } else if behind && overdue {
+                peer.sent = peer.acked.max(committed);
+                let page = match &primary.backfill {
+                    Backfill::Proposed { page, payload, .. } if peer.joining => Some((*page, payload)),
+                    _ => None,
+                };
+                send_entries(epoch, &self.tail, peer, page, now_ms, out);
+            } else if peer.told < committed || (peer.applied < committed && overdue) {
+                peer.told = committed;
+                peer.sent_ms = now_ms;
+                out.push(Output::Send { to: peer.device, message: Message::Commit { epoch, committed } });
+            }
+            if now_ms.saturating_sub(peer.progress_ms) >= LAGGING_MS {
+                peer.progress_ms = now_ms;
+                out.push(Output::Report(Report::Lagging { device: peer.device, epoch }));
+            }
+        }
+        if now_ms.saturating_sub(primary.asked_ms) >= ACTIVATE_RETRY_MS {
+            match (primary.phase, &primary.backfill) {
+                (Phase::Activating, _) => {
+                    primary.asked_ms = now_ms;
+                    out.push(Output::Activate { epoch });
+                }
+                (Phase::Serving, Backfill::Whole) => report_joined(primary, epoch, now_ms, out),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn report_joined(primary: &mut Primary, epoch: Epoch, now_ms: u64, out: &mut Vec<Output>) {
+    primary.asked_ms = now_ms;
+    for peer in primary.peers.iter().filter(|peer| peer.joining) {
+        out.push(Output::Report(Report::Joined { device: peer.device, epoch }));
+    }
+}
+
+/// Sends everything not sent yet. `page` replaces the payload at its sequence: joiners get a page's rows.
+fn send_entries(
+    epoch: Epoch,
+    tail: &super::tail::Tail,
+    peer: &mut Peer,
+    page: Option<(Sequence, &Bytes)>,
+    now_ms: u64,
+    out: &mut Vec<Output>,
+) {
+    let committed = tail.committed();
+    while peer.sent.max(committed) < tail.last() {
+        let previous = peer.sent.max(committed);
+        let mut entries = tail.batch_after(previous);
+        for entry in &mut entries {
+            if let Some((sequence, payload)) = page
+                && entry.sequence == sequence
+            {
+                entry.payload = payload.clone();
+            }
+        }
+        peer.sent = Sequence(previous.0 + entries.len() as u64);
+        peer.told = committed;
+        peer.sent_ms = now_ms;
+        let previous_epoch = tail.epoch_at(previous).unwrap_or_default();
+        let message = Message::Append { epoch, previous, previous_epoch, entries, committed };
+        out.push(Output::Send { to: peer.device, message });
+    }
+}
