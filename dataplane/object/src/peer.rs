@@ -102,16 +102,8 @@ pub enum PeerRequest {
     },
     /// List what the primaries of one core hold.
     List {
-        /// Which bucket.
-        bucket: BucketId,
-        /// Names begin with it.
-        prefix: String,
-        /// Roll up at it.
-        delimiter: Option<String>,
-        /// Names after it.
-        after: Option<String>,
-        /// At most so many entries.
-        max: u32,
+        /// Encoded `Command::List` of the partition crate.
+        list: Vec<u8>,
     },
     /// Whether the primaries of one core hold nothing of a bucket.
     BucketIsEmpty {
@@ -134,6 +126,8 @@ pub enum PeerResponse {
     Opened {
         /// Drop it with `CloseShard`.
         pin: u64,
+        /// Bytes of the shard; the last run may be longer.
+        len_bytes: u64,
         /// In shard order.
         runs: Vec<Run>,
         /// Checksum of each unit.
@@ -144,15 +138,20 @@ pub enum PeerResponse {
         /// Reply.
         outcome: Vec<u8>,
     },
-    /// Encoded list reply.
+    /// A page over the primaries of one core, and which partitions they are: the asker must hear of all.
     Listed {
-        /// One encoded entry each, in order of name.
-        entries: Vec<Vec<u8>>,
-        /// More follows.
-        truncated: bool,
+        /// Encoded `Reply::Page` of the partition crate.
+        page: Vec<u8>,
+        /// Partitions that the page covers.
+        partitions: Vec<PartitionId>,
     },
     /// Answer to `BucketIsEmpty`.
-    Empty(bool),
+    Empty {
+        /// Nothing of the bucket is in the partitions below.
+        empty: bool,
+        /// Partitions that were asked.
+        partitions: Vec<PartitionId>,
+    },
     /// Refused or failed.
     Failed(PeerFault),
 }

@@ -1,0 +1,201 @@
+//! [`Metadata`]: partitions through their primaries, buckets through the control plane.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use quarry_clustermap::{BucketId, PartitionId};
+use quarry_controller::{BucketState, ControllerError};
+use quarry_object::{
+    api::ApiError,
+    metadata::{Bucket, ExecuteError, Metadata},
+    peer::{PeerFault, PeerRequest, PeerResponse},
+    transport::Address,
+};
+use quarry_partition::command::{Command, Conditions, Entry, Framed, List, Outcome, Reply};
+
+use super::{NodeCluster, unexpected};
+use crate::runtime::clock;
+
+/// How long a command is retried while a new primary takes over.
+const RETRY_FOR: Duration = Duration::from_secs(8);
+/// Pause before the first retry; doubles up to [`RETRY_PAUSE_MAX`].
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(2);
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(100);
+/// How long a bucket change may take to reach every core.
+const SPREAD_FOR: Duration = Duration::from_secs(5);
+
+impl NodeCluster {
+    /// Whether the same command may be sent again after `fault`.
+    fn may_retry(command: &Command, fault: &PeerFault) -> bool {
+        match fault {
+            // Nothing has happened; the map will name another primary, or this one will get ready.
+            PeerFault::NotPrimary | PeerFault::DeviceOut | PeerFault::TooFewCopies => true,
+            // A repetition of these gets the first answer (blob id, upload id) or does the same again.
+            PeerFault::OutcomeUnknown | PeerFault::Device { .. } => match command {
+                Command::Delete { conditions, .. } => *conditions == Conditions::default(),
+                _ => true,
+            },
+            _ => false,
+        }
+    }
+
+    async fn execute_once(&self, partition: PartitionId, command: &[u8]) -> Result<Outcome, PeerFault> {
+        let primary = self.map.borrow().partition(partition).primary;
+        let request = PeerRequest::Execute { partition, command: command.to_vec() };
+        match self.ask(Address::Device(primary), request).await? {
+            PeerResponse::Executed { outcome } => {
+                Outcome::decode(&outcome).map_err(|error| PeerFault::Damaged { detail: error.to_string() })
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Asks every core, until the answers cover all partitions.
+    async fn ask_all(&self, request: PeerRequest) -> Result<Vec<PeerResponse>, PeerFault> {
+        let started = Instant::now();
+        loop {
+            let asked = (0..self.parts.cores).map(|core| self.ask(Address::Core(core), request.clone()));
+            let answers: Result<Vec<_>, _> = join_all(asked).await.into_iter().collect();
+            let fault = match answers {
+                Ok(answers) => {
+                    let covered: BTreeSet<PartitionId> = answers.iter().flat_map(covered).copied().collect();
+                    let early = answers.iter().any(|answer| matches!(answer, PeerResponse::Empty { empty: false, .. }));
+                    if early || covered.len() == self.map.borrow().partitions.len() {
+                        return Ok(answers);
+                    }
+                    PeerFault::NotPrimary
+                }
+                Err(fault @ (PeerFault::NotPrimary | PeerFault::DeviceOut | PeerFault::Device { .. })) => fault,
+                Err(fault) => return Err(fault),
+            };
+            if started.elapsed() > RETRY_FOR {
+                return Err(fault);
+            }
+            glommio::timer::sleep(RETRY_PAUSE_MAX).await;
+        }
+    }
+
+    /// Waits until this core's bucket table satisfies `done`, then until every core has that table.
+    async fn spread(&self, done: impl Fn(&quarry_controller::BucketTable) -> bool) -> Result<(), ApiError> {
+        let started = Instant::now();
+        while started.elapsed() < SPREAD_FOR {
+            let table = Arc::clone(&self.buckets.borrow());
+            if done(&table) && self.parts.bucket_revisions.all_reached(table.revision) {
+                return Ok(());
+            }
+            glommio::timer::sleep(RETRY_PAUSE_MIN).await;
+        }
+        Err(ApiError::Internal { detail: "the change of the bucket has not reached every core in time".into() })
+    }
+
+    async fn is_empty(&self, bucket: BucketId) -> Result<bool, PeerFault> {
+        let answers = self.ask_all(PeerRequest::BucketIsEmpty { bucket }).await?;
+        Ok(answers.iter().all(|answer| matches!(answer, PeerResponse::Empty { empty: true, .. })))
+    }
+}
+
+fn covered(answer: &PeerResponse) -> &[PartitionId] {
+    match answer {
+        PeerResponse::Listed { partitions, .. } | PeerResponse::Empty { partitions, .. } => partitions,
+        _ => &[],
+    }
+}
+
+fn to_api_error(error: &ControllerError) -> ApiError {
+    match error {
+        ControllerError::BucketName(_) => ApiError::InvalidBucketName,
+        ControllerError::BucketExists { .. } => ApiError::BucketAlreadyOwnedByYou,
+        ControllerError::NoSuchBucket { .. } | ControllerError::BucketNotMarked { .. } => ApiError::NoSuchBucket,
+        other => ApiError::Unavailable { reason: other.to_string() },
+    }
+}
+
+impl Metadata for NodeCluster {
+    async fn execute(&self, partition: PartitionId, command: Command) -> Result<Reply, ExecuteError> {
+        let encoded = command.encode();
+        let started = Instant::now();
+        let mut pause = RETRY_PAUSE_MIN;
+        loop {
+            match self.execute_once(partition, &encoded).await {
+                Ok(Outcome::Done(reply)) => return Ok(reply),
+                Ok(Outcome::Refused(refusal)) => return Err(refusal.into()),
+                Err(fault) if Self::may_retry(&command, &fault) && started.elapsed() < RETRY_FOR => {
+                    glommio::timer::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_PAUSE_MAX);
+                }
+                Err(fault) => return Err(fault.into()),
+            }
+        }
+    }
+
+    async fn list(&self, list: List) -> Result<(Vec<Entry>, bool), ExecuteError> {
+        let max = list.max as usize;
+        let answers = self.ask_all(PeerRequest::List { list: Command::List(list).encode() }).await?;
+        let (mut entries, mut truncated) = (Vec::new(), false);
+        for answer in answers {
+            let PeerResponse::Listed { page, .. } = answer else { return Err(unexpected().into()) };
+            match Reply::decode(&page) {
+                Ok(Reply::Page { entries: more, truncated: cut }) => {
+                    entries.extend(more);
+                    truncated |= cut;
+                }
+                _ => return Err(unexpected().into()),
+            }
+        }
+        // Every core gave its first `max` entries, so the first `max` of all are among them.
+        entries.sort_by(|a, b| a.name().cmp(b.name()));
+        entries.dedup_by(|a, b| a.name() == b.name());
+        truncated |= entries.len() > max;
+        entries.truncate(max);
+        Ok((entries, truncated))
+    }
+
+    fn bucket(&self, name: &str) -> Option<Bucket> {
+        let buckets = self.buckets.borrow();
+        let bucket = buckets.by_name.get(name).filter(|bucket| bucket.state == BucketState::Active)?;
+        Some(Bucket { id: bucket.id, name: name.to_owned(), created_ms: bucket.created_ms })
+    }
+
+    fn buckets(&self) -> Vec<Bucket> {
+        let active = |(name, bucket): (&String, &quarry_controller::Bucket)| {
+            (bucket.state == BucketState::Active).then(|| Bucket {
+                id: bucket.id,
+                name: name.clone(),
+                created_ms: bucket.created_ms,
+            })
+        };
+        self.buckets.borrow().by_name.iter().filter_map(active).collect()
+    }
+
+    async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
+        let controller = self.parts.control.controller();
+        let bucket = controller.create_bucket(name, clock::unix_ms()).await.map_err(|error| to_api_error(&error))?;
+        self.spread(|table| table.by_name.get(name).is_some_and(|known| known.id >= bucket.id)).await
+    }
+
+    async fn delete_bucket(&self, name: &str) -> Result<(), ApiError> {
+        let controller = self.parts.control.controller();
+        let bucket = controller.mark_bucket_deleting(name).await.map_err(|error| to_api_error(&error))?;
+        let marked = self
+            .spread(|table| table.by_name.get(name).is_none_or(|known| known.state == BucketState::Deleting))
+            .await;
+        let empty = match marked {
+            Ok(()) => self.is_empty(bucket.id).await.map_err(ApiError::from),
+            Err(error) => Err(error),
+        };
+        match empty {
+            Ok(true) => {
+                controller.remove_bucket(name, bucket.id).await.map_err(|error| to_api_error(&error))?;
+                self.spread(|table| table.by_name.get(name).is_none_or(|known| known.id != bucket.id)).await
+            }
+            outcome => {
+                controller.unmark_bucket(name, bucket.id).await.map_err(|error| to_api_error(&error))?;
+                outcome.and(Err(ApiError::BucketNotEmpty))
+            }
+        }
+    }
+}

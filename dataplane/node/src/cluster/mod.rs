@@ -1,0 +1,165 @@
+//! This core as the object layer sees it: the newest map, ids, clocks, memory, and the owners of devices behind the
+//! transport. Bulk bytes of local devices go through the core's own ring, whichever core owns the device.
+
+mod metadata;
+mod shards;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::future::LocalBoxFuture;
+use quarry_clustermap::{BlobId, ClusterMap, DeviceId, Incarnation, NodeId, WriterCounter};
+use quarry_controller::{BucketTable, Published};
+use quarry_object::{
+    ReadLatency,
+    peer::{PeerFault, PeerRequest, PeerResponse},
+    transport::{Address, Transport, TransportError},
+};
+use quarry_storage::device::BufferPool;
+
+pub(crate) use self::shards::{OpenedShard, ReservedShard};
+use crate::{control::ControlHandle, host::NodeDevice, runtime::mesh::Mesh};
+
+/// Read errors of a device within [`READ_ERROR_WINDOW`] after which it is out.
+const READ_ERRORS_MAX: u32 = 16;
+/// See [`READ_ERRORS_MAX`].
+const READ_ERROR_WINDOW: Duration = Duration::from_secs(60);
+
+/// Which revision of the bucket table each core acts on.
+#[derive(Clone)]
+pub(crate) struct BucketRevisions(Arc<Vec<AtomicU64>>);
+
+impl BucketRevisions {
+    pub(crate) fn new(cores: usize) -> Self {
+        Self(Arc::new((0..cores).map(|_| AtomicU64::new(0)).collect()))
+    }
+
+    fn set(&self, core: usize, revision: u64) {
+        self.0[core].store(revision, Ordering::Release);
+    }
+
+    fn all_reached(&self, revision: u64) -> bool {
+        self.0.iter().all(|core| core.load(Ordering::Acquire) >= revision)
+    }
+}
+
+/// What a core is made of, for [`NodeCluster::new`].
+pub(crate) struct CoreParts {
+    pub(crate) core: usize,
+    pub(crate) cores: usize,
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) mesh: Rc<Mesh>,
+    /// Every device of the node, through this core's ring.
+    pub(crate) devices: BTreeMap<DeviceId, Rc<NodeDevice>>,
+    pub(crate) buffers: BufferPool,
+    pub(crate) control: ControlHandle,
+    pub(crate) bucket_revisions: BucketRevisions,
+    pub(crate) spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
+    pub(crate) seed: u64,
+}
+
+/// See the module.
+pub(crate) struct NodeCluster {
+    parts: CoreParts,
+    map: RefCell<Rc<ClusterMap>>,
+    buckets: RefCell<Arc<BucketTable>>,
+    latency: ReadLatency,
+    blob_counter: Cell<u64>,
+    random: Cell<u64>,
+    started: Instant,
+    read_errors: RefCell<BTreeMap<DeviceId, (Instant, u32)>>,
+}
+
+impl NodeCluster {
+    pub(crate) fn new(parts: CoreParts, published: &Published) -> Rc<Self> {
+        let random = Cell::new(parts.seed | 1);
+        let cluster = Self {
+            parts,
+            map: RefCell::new(Rc::new(published.map.as_ref().clone())),
+            buckets: RefCell::default(),
+            latency: ReadLatency::new(),
+            blob_counter: Cell::new(0),
+            random,
+            started: Instant::now(),
+            read_errors: RefCell::default(),
+        };
+        cluster.set_published(published);
+        Rc::new(cluster)
+    }
+
+    /// Acts on a newer map and bucket table from now on. The host of this core was told before.
+    pub(crate) fn set_published(&self, published: &Published) {
+        if self.map.borrow().version != published.map.version {
+            *self.map.borrow_mut() = Rc::new(published.map.as_ref().clone());
+        }
+        *self.buckets.borrow_mut() = Arc::clone(&published.buckets);
+        self.parts.bucket_revisions.set(self.parts.core, published.buckets.revision);
+    }
+
+    fn next_blob(&self) -> BlobId {
+        let count = self.blob_counter.get();
+        self.blob_counter.set(count + 1);
+        BlobId {
+            writer: self.parts.node,
+            incarnation: self.parts.incarnation,
+            counter: WriterCounter(((self.parts.core as u64) << 56) | count),
+        }
+    }
+
+    /// xorshift64*: spreads load, draws ids that need not be secret.
+    fn next_random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.random.set(x);
+        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    async fn ask(&self, to: Address, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
+        let frame = self.parts.mesh.call(to, request.encode().into()).await.map_err(|error| match error {
+            TransportError::Overloaded => PeerFault::Busy,
+            TransportError::Unreachable => PeerFault::DeviceOut,
+        })?;
+        match PeerResponse::decode(&frame) {
+            Ok(PeerResponse::Failed(fault)) => Err(fault),
+            Ok(response) => Ok(response),
+            Err(error) => Err(PeerFault::Damaged { detail: error.to_string() }),
+        }
+    }
+
+    /// A device answered a write with an error: it is out.
+    fn write_failed(&self, device: DeviceId, problem: &str) {
+        self.parts.control.device_failed(device, format!("a write failed: {problem}"));
+    }
+
+    /// A device answered a read with an error: it is out when that happens often.
+    fn read_failed(&self, device: DeviceId, problem: &str) {
+        let now = Instant::now();
+        let mut errors = self.read_errors.borrow_mut();
+        let (since, count) = errors.entry(device).or_insert((now, 0));
+        if now.duration_since(*since) > READ_ERROR_WINDOW {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+        tracing::warn!(event = "device_read_error", %device, count = *count, problem);
+        if *count == READ_ERRORS_MAX {
+            let reason = format!("{READ_ERRORS_MAX} reads failed within a minute, the last one: {problem}");
+            self.parts.control.device_failed(device, reason);
+        }
+    }
+}
+
+/// An answer of another kind than the request's.
+fn unexpected() -> PeerFault {
+    PeerFault::Damaged { detail: "a peer answered with an unexpected message".into() }
+}

@@ -1,0 +1,264 @@
+//! [`Cluster`]: shards on any device. Reservations, receipts and pins come from the device's owner by message; the
+//! bytes go straight to the device.
+
+use std::{rc::Rc, time::Duration};
+
+use futures::future::LocalBoxFuture;
+use quarry_clustermap::{BlobId, ClusterMap, DeviceId, Epoch, PartitionId, PgId, ShardIndex};
+use quarry_object::{
+    ReadLatency,
+    cluster::{Cluster, DamageKind, OpenShard, PeerError, ReserveShard},
+    peer::{PeerFault, PeerRequest, PeerResponse, Run, ShardName},
+    transport::{Address, Transport},
+};
+use quarry_storage::device::{BufferPool, Device, DeviceError, IoBuf};
+
+use super::{NodeCluster, unexpected};
+use crate::{host::NodeDevice, runtime::mesh::Mesh, runtime::clock};
+
+/// Space on a device for a shard that is being written.
+pub(crate) struct ReservedShard {
+    device: DeviceId,
+    name: ShardName,
+    epoch: Epoch,
+    io: Rc<NodeDevice>,
+    runs: Vec<Run>,
+}
+
+/// A pinned shard. Dropping it drops the pin.
+pub(crate) struct OpenedShard {
+    device: DeviceId,
+    pin: u64,
+    io: Rc<NodeDevice>,
+    runs: Vec<Run>,
+    mesh: Rc<Mesh>,
+}
+
+impl Drop for OpenedShard {
+    fn drop(&mut self) {
+        let close = PeerRequest::CloseShard { pin: self.pin };
+        if let Err(error) = self.mesh.send(Address::Device(self.device), close.encode().into()) {
+            // The extents stay pinned until the node restarts: space, not safety.
+            tracing::warn!(event = "pin_left", device = %self.device, %error);
+        }
+    }
+}
+
+fn to_peer_error(fault: &PeerFault) -> PeerError {
+    match fault {
+        PeerFault::NotFound => PeerError::NotFound,
+        PeerFault::Full => PeerError::Full,
+        PeerFault::StaleEpoch { seen } => PeerError::StaleEpoch { newest: *seen },
+        PeerFault::Busy => PeerError::Busy,
+        PeerFault::OutcomeUnknown => PeerError::Timeout,
+        PeerFault::Device { .. } | PeerFault::Damaged { .. } => PeerError::Io,
+        PeerFault::DeviceOut | PeerFault::NotPrimary | PeerFault::TooFewCopies | PeerFault::BucketGone => {
+            PeerError::DeviceOut
+        }
+    }
+}
+
+/// The part of a run list that covers `offset..offset + len` of a shard, as (device offset, length) pieces.
+fn pieces(runs: &[Run], offset: u64, len: u64) -> Option<Vec<(u64, u64)>> {
+    let (mut skip, mut left, mut found) = (offset, len, Vec::with_capacity(1));
+    for run in runs {
+        if skip >= run.len_bytes {
+            skip -= run.len_bytes;
+            continue;
+        }
+        let take = left.min(run.len_bytes - skip);
+        found.push((run.offset + skip, take));
+        (skip, left) = (0, left - take);
+        if left == 0 {
+            return Some(found);
+        }
+    }
+    None
+}
+
+impl NodeCluster {
+    fn device(&self, device: DeviceId) -> Result<Rc<NodeDevice>, PeerError> {
+        self.parts.devices.get(&device).cloned().ok_or(PeerError::DeviceOut)
+    }
+}
+
+impl Cluster for NodeCluster {
+    type Reserved = ReservedShard;
+    type Opened = OpenedShard;
+
+    fn map(&self) -> Rc<ClusterMap> {
+        Rc::clone(&self.map.borrow())
+    }
+
+    fn now_ms(&self) -> u64 {
+        clock::unix_ms()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn next_blob_id(&self) -> BlobId {
+        self.next_blob()
+    }
+
+    fn random(&self) -> u64 {
+        self.next_random()
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        glommio::timer::sleep(duration).await;
+    }
+
+    fn spawn(&self, task: LocalBoxFuture<'static, ()>) {
+        (self.parts.spawn)(task);
+    }
+
+    fn buffers(&self) -> &BufferPool {
+        &self.parts.buffers
+    }
+
+    fn read_latency(&self) -> &ReadLatency {
+        &self.latency
+    }
+
+    fn report_damage(&self, pg: PgId, blob: BlobId, shard: ShardIndex, kind: DamageKind) {
+        tracing::warn!(event = "shard_damaged", %pg, %blob, %shard, ?kind);
+        self.parts.control.count_damage();
+    }
+
+    async fn reserve_shard(&self, device: DeviceId, request: ReserveShard) -> Result<ReservedShard, PeerError> {
+        let io = self.device(device)?;
+        let ReserveShard { pg, epoch, blob, shard, len_bytes } = request;
+        let name = ShardName { pg, blob, shard };
+        let answer = self.ask(Address::Device(device), PeerRequest::ReserveShard { name, epoch, len_bytes }).await;
+        match answer {
+            Ok(PeerResponse::Reserved { runs }) => Ok(ReservedShard { device, name, epoch, io, runs }),
+            Ok(_) => Err(to_peer_error(&unexpected())),
+            Err(fault) => Err(to_peer_error(&fault)),
+        }
+    }
+
+    async fn write_shard(&self, shard: &ReservedShard, offset: u64, buf: IoBuf) -> (Result<(), PeerError>, IoBuf) {
+        let Some(pieces) = pieces(&shard.runs, offset, buf.len() as u64) else {
+            return (Err(PeerError::Io), buf);
+        };
+        let (result, buf) = match pieces[..] {
+            [(at, _)] => shard.io.write(at, buf).await,
+            // A fragmented device: the block spans extents, so its pieces are copied out.
+            _ => (write_pieces(&shard.io, &pieces, &buf).await, buf),
+        };
+        let result = result.map_err(|error| {
+            self.write_failed(shard.device, &error.to_string());
+            PeerError::Io
+        });
+        (result, buf)
+    }
+
+    async fn commit_shard(
+        &self,
+        shard: ReservedShard,
+        owner: PartitionId,
+        checksums: Vec<u32>,
+    ) -> Result<(), PeerError> {
+        let request = PeerRequest::CommitShard { name: shard.name, epoch: shard.epoch, owner, checksums };
+        match self.ask(Address::Device(shard.device), request).await {
+            Ok(_) => Ok(()),
+            Err(fault) => Err(to_peer_error(&fault)),
+        }
+    }
+
+    async fn abort_shard(&self, shard: ReservedShard) {
+        let request = PeerRequest::AbortShard { name: shard.name, epoch: shard.epoch };
+        if let Err(fault) = self.ask(Address::Device(shard.device), request).await {
+            tracing::debug!(event = "abort_failed", device = %shard.device, %fault);
+        }
+    }
+
+    async fn free_shard(
+        &self,
+        device: DeviceId,
+        pg: PgId,
+        epoch: Epoch,
+        blob: BlobId,
+        shard: ShardIndex,
+    ) -> Result<(), PeerError> {
+        let request = PeerRequest::FreeShard { name: ShardName { pg, blob, shard }, epoch };
+        match self.ask(Address::Device(device), request).await {
+            Ok(_) => Ok(()),
+            Err(fault) => Err(to_peer_error(&fault)),
+        }
+    }
+
+    async fn open_shard(
+        &self,
+        device: DeviceId,
+        pg: PgId,
+        blob: BlobId,
+        shard: ShardIndex,
+    ) -> Result<OpenShard<OpenedShard>, PeerError> {
+        let io = self.device(device)?;
+        let request = PeerRequest::OpenShard { name: ShardName { pg, blob, shard } };
+        match self.ask(Address::Device(device), request).await {
+            Ok(PeerResponse::Opened { pin, len_bytes, runs, checksums }) => {
+                let handle = OpenedShard { device, pin, io, runs, mesh: Rc::clone(&self.parts.mesh) };
+                Ok(OpenShard { handle, len_bytes, checksums })
+            }
+            Ok(_) => Err(to_peer_error(&unexpected())),
+            Err(fault) => Err(to_peer_error(&fault)),
+        }
+    }
+
+    async fn read_shard(&self, shard: &OpenedShard, offset: u64, buf: IoBuf) -> (Result<(), PeerError>, IoBuf) {
+        let Some(pieces) = pieces(&shard.runs, offset, buf.len() as u64) else {
+            return (Err(PeerError::Io), buf);
+        };
+        let (result, buf) = match pieces[..] {
+            [(at, _)] => shard.io.read(at, buf).await,
+            _ => read_pieces(&shard.io, &pieces, buf).await,
+        };
+        let result = result.map_err(|error| {
+            self.read_failed(shard.device, &error.to_string());
+            PeerError::Io
+        });
+        (result, buf)
+    }
+}
+
+async fn write_pieces(io: &NodeDevice, pieces: &[(u64, u64)], buf: &IoBuf) -> Result<(), DeviceError> {
+    let mut from = 0;
+    for (at, len) in pieces {
+        let to = from + usize::try_from(*len).expect("a piece is part of one buffer");
+        io.write(*at, IoBuf::copy_of(&buf[from..to])).await.0?;
+        from = to;
+    }
+    Ok(())
+}
+
+async fn read_pieces(io: &NodeDevice, pieces: &[(u64, u64)], mut buf: IoBuf) -> (Result<(), DeviceError>, IoBuf) {
+    let mut from = 0;
+    for (at, len) in pieces {
+        let to = from + usize::try_from(*len).expect("a piece is part of one buffer");
+        let (result, piece) = io.read(*at, IoBuf::zeroed(to - from)).await;
+        if let Err(error) = result {
+            return (Err(error), buf);
+        }
+        buf[from..to].copy_from_slice(&piece);
+        from = to;
+    }
+    (Ok(()), buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_follow_the_runs() {
+        let runs = [Run { offset: 1000, len_bytes: 10 }, Run { offset: 5000, len_bytes: 20 }];
+        assert_eq!(pieces(&runs, 0, 10), Some(vec![(1000, 10)]));
+        assert_eq!(pieces(&runs, 8, 4), Some(vec![(1008, 2), (5000, 2)]));
+        assert_eq!(pieces(&runs, 10, 20), Some(vec![(5000, 20)]));
+        assert_eq!(pieces(&runs, 25, 6), None);
+    }
+}

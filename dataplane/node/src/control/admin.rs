@@ -1,0 +1,134 @@
+//! The admin listener: metrics, health, the map, and (only if enabled) fault injection.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use quarry_clustermap::{ClusterMap, DeviceId};
+use quarry_storage::device::{FaultMode, FaultSwitch};
+
+use crate::metrics::Metrics;
+
+/// Connections at once; a scraper and a few people need a handful.
+const CONNECTIONS_MAX: usize = 64;
+/// A client that sends no whole head for this long is dropped.
+const HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Remote controls of the devices.
+pub(crate) type FaultSwitches = BTreeMap<DeviceId, FaultSwitch>;
+
+/// What the listener shows.
+pub(crate) struct AdminState {
+    pub(crate) metrics: Arc<Metrics>,
+    /// Set when every core serves.
+    pub(crate) ready: AtomicBool,
+    map: Mutex<Option<Arc<ClusterMap>>>,
+    /// `None`: fault injection is not enabled.
+    faults: Option<FaultSwitches>,
+}
+
+impl AdminState {
+    pub(crate) fn new(metrics: Arc<Metrics>, faults: Option<FaultSwitches>) -> Arc<Self> {
+        Arc::new(Self { metrics, ready: AtomicBool::new(false), map: Mutex::default(), faults })
+    }
+
+    pub(super) fn set_map(&self, map: Arc<ClusterMap>) {
+        *self.map.lock().expect("nothing panics under this lock") = Some(map);
+    }
+}
+
+pub(super) async fn serve(listener: std::net::TcpListener, state: Arc<AdminState>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(event = "admin_listener_failed", %error),
+    };
+    let room = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = Arc::clone(&room).acquire_owned().await;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(event = "admin_accept_failed", %error);
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let state = Arc::clone(&state);
+        tokio::task::spawn_local(async move {
+            let _permit = permit;
+            let service = service_fn(move |request| {
+                let response = answer(&state, &request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let mut server = hyper::server::conn::http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
+                tracing::debug!(event = "admin_connection_failed", %error);
+            }
+        });
+    }
+}
+
+fn answer(state: &AdminState, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => match state.metrics.render() {
+            Ok(text) => respond(StatusCode::OK, "text/plain; version=0.0.4", text),
+            Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+        },
+        (&Method::GET, "/health/live") => respond(StatusCode::OK, "text/plain", "live\n"),
+        (&Method::GET, "/health/ready") if state.ready.load(Ordering::Acquire) => {
+            respond(StatusCode::OK, "text/plain", "ready\n")
+        }
+        (&Method::GET, "/health/ready") => respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "starting\n"),
+        (&Method::GET, "/map") => {
+            let map = state.map.lock().expect("nothing panics under this lock").clone();
+            match map.map(|map| serde_json::to_vec(map.as_ref())) {
+                Some(Ok(json)) => respond(StatusCode::OK, "application/json", json),
+                Some(Err(error)) => respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+                None => respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "no map yet\n"),
+            }
+        }
+        (&Method::POST, "/debug/fault") => inject(state, request.uri().query().unwrap_or_default()),
+        _ => respond(StatusCode::NOT_FOUND, "text/plain", "not found\n"),
+    }
+}
+
+/// `device=<16 hex digits>&mode=none|read|write|flush|all`
+fn inject(state: &AdminState, query: &str) -> Response<Full<Bytes>> {
+    let Some(switches) = &state.faults else {
+        return respond(StatusCode::FORBIDDEN, "text/plain", "fault injection is not enabled\n");
+    };
+    let value = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+    let device = value("device").and_then(|text| u64::from_str_radix(text, 16).ok()).map(DeviceId);
+    let mode = match value("mode") {
+        Some("none") => Some(FaultMode::None),
+        Some("read") => Some(FaultMode::Read),
+        Some("write") => Some(FaultMode::Write),
+        Some("flush") => Some(FaultMode::Flush),
+        Some("all") => Some(FaultMode::All),
+        _ => None,
+    };
+    match (device.and_then(|device| switches.get(&device)), mode) {
+        (Some(switch), Some(mode)) => {
+            switch.set(mode);
+            respond(StatusCode::OK, "text/plain", "set\n")
+        }
+        _ => respond(StatusCode::BAD_REQUEST, "text/plain", "device=<16 hex digits>&mode=none|read|write|flush|all\n"),
+    }
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response
+}

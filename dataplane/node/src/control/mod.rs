@@ -1,0 +1,173 @@
+//! The side thread: one tokio runtime with the embedded controller, the admin listener, and signals.
+//!
+//! Cores talk to it by bounded queues only and never wait for it on the data path.
+
+mod admin;
+
+use std::sync::{Arc, atomic::AtomicBool};
+
+use quarry_clustermap::{DeviceId, Epoch, PartitionId};
+use quarry_controller::{Controller, ControllerHandle, ControllerOptions, Published};
+use quarry_metastore::Embedded;
+use quarry_planner::Policy;
+
+pub(crate) use self::admin::{AdminState, FaultSwitches};
+use crate::{config::Config, metrics::Metrics, runtime::clock};
+
+/// Reports that may wait for the controller; those that repeat themselves are dropped beyond.
+const EVENTS_MAX: usize = 4096;
+
+/// Something a core noticed.
+enum Event {
+    DeviceFailed { device: DeviceId, reason: String },
+    Joined { partition: PartitionId, epoch: Epoch, device: DeviceId },
+}
+
+/// A core's way to the control plane.
+#[derive(Clone)]
+pub(crate) struct ControlHandle {
+    controller: ControllerHandle,
+    events: async_channel::Sender<Event>,
+    metrics: Arc<Metrics>,
+}
+
+impl ControlHandle {
+    /// Requests that have an answer.
+    pub(crate) fn controller(&self) -> &ControllerHandle {
+        &self.controller
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// A device is broken. Repeating it is fine.
+    pub(crate) fn device_failed(&self, device: DeviceId, reason: String) {
+        tracing::error!(event = "device_failed", %device, reason);
+        self.metrics.devices_failed.inc();
+        self.send(Event::DeviceFailed { device, reason });
+    }
+
+    /// A joiner's history is whole. The replica repeats it until the map says so.
+    pub(crate) fn joined(&self, partition: PartitionId, epoch: Epoch, device: DeviceId) {
+        self.send(Event::Joined { partition, epoch, device });
+    }
+
+    /// A read met a shard that is not as it should be.
+    pub(crate) fn count_damage(&self) {
+        self.metrics.damage.inc();
+    }
+
+    /// Whether this primary may acknowledge in its epoch. `false`: ask again on a later tick.
+    pub(crate) async fn activate(&self, partition: PartitionId, epoch: Epoch) -> bool {
+        match self.controller.activate(partition, epoch).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(event = "activation_refused", %partition, %epoch, %error);
+                false
+            }
+        }
+    }
+
+    fn send(&self, event: Event) {
+        if self.events.try_send(event).is_err() {
+            tracing::warn!(event = "control_queue_full");
+        }
+    }
+}
+
+/// The running side thread.
+pub(crate) struct Control {
+    pub(crate) handle: ControlHandle,
+    thread: std::thread::JoinHandle<()>,
+    stop: tokio::sync::watch::Sender<bool>,
+}
+
+impl Control {
+    /// Starts the controller and the admin listener; sets `stopping` when a signal asks to stop.
+    pub(crate) fn start(
+        config: &Config,
+        metastore: Embedded,
+        policy: Policy,
+        admin: Arc<AdminState>,
+        stopping: Arc<AtomicBool>,
+    ) -> anyhow::Result<Self> {
+        let listener = std::net::TcpListener::bind(config.admin)
+            .map_err(|error| anyhow::anyhow!("cannot listen on the admin address {}: {error}", config.admin))?;
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let options = ControllerOptions { policy, clock_ms: clock::unix_ms };
+        let (controller, controller_handle) = Controller::new(metastore, options);
+        let (events, inbox) = async_channel::bounded(EVENTS_MAX);
+        let handle =
+            ControlHandle { controller: controller_handle.clone(), events, metrics: Arc::clone(&admin.metrics) };
+        let (stop, mut stopped) = tokio::sync::watch::channel(false);
+        let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
+            runtime.block_on(async move {
+                let local = tokio::task::LocalSet::new();
+                local.spawn_local(controller.run());
+                local.spawn_local(pass_events(inbox, controller_handle.clone()));
+                local.spawn_local(watch_map(controller_handle, Arc::clone(&admin)));
+                local.spawn_local(admin::serve(listener, admin));
+                local.spawn_local(wait_for_signal(stopping));
+                local
+                    .run_until(async {
+                        // An error means that the sender is gone: the same as a stop.
+                        let _stopped = stopped.wait_for(|stop| *stop).await;
+                    })
+                    .await;
+            });
+        })?;
+        Ok(Self { handle, thread, stop })
+    }
+
+    /// Ends the thread, after the cores have ended.
+    pub(crate) fn stop(self) {
+        self.stop.send_replace(true);
+        if self.thread.join().is_err() {
+            tracing::error!(event = "control_thread_panicked");
+        }
+    }
+}
+
+async fn pass_events(inbox: async_channel::Receiver<Event>, controller: ControllerHandle) {
+    while let Ok(event) = inbox.recv().await {
+        let controller = controller.clone();
+        // Each in a task of its own, so that the controller can plan what is queued together.
+        tokio::task::spawn_local(async move {
+            let result = match event {
+                Event::DeviceFailed { device, reason } => controller.device_failed(device, reason).await.map(drop),
+                Event::Joined { partition, epoch, device } => {
+                    controller.joined(partition, epoch, device).await.map(drop)
+                }
+            };
+            if let Err(error) = result {
+                tracing::error!(event = "report_failed", %error);
+            }
+        });
+    }
+}
+
+async fn watch_map(controller: ControllerHandle, admin: Arc<AdminState>) {
+    let Ok(newest) = controller.subscribe().await else { return };
+    while let Ok(Published { map, .. }) = newest.recv().await {
+        admin.metrics.set_map(&map);
+        tracing::info!(event = "map_changed", version = map.version.0);
+        admin.set_map(map);
+    }
+}
+
+async fn wait_for_signal(stopping: Arc<AtomicBool>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::error!(event = "signals_unavailable");
+        return;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!(event = "stopping");
+    stopping.store(true, std::sync::atomic::Ordering::Release);
+}

@@ -1,0 +1,118 @@
+//! Listings over all primaries of one core: each partition is asked for a little, and for more only when the merge
+//! has used up what it gave. Never a scan of everything.
+
+use std::{cmp::Reverse, collections::BinaryHeap, collections::VecDeque, rc::Rc};
+
+use futures::future::join_all;
+use quarry_clustermap::BucketId;
+use quarry_object::{
+    metadata::ExecuteError,
+    peer::{PeerFault, PeerResponse},
+};
+use quarry_partition::command::{Command, Entry, Framed, List, Reply};
+
+use super::PartitionHost;
+
+/// Entries asked of one partition beyond its fair share, so that few are asked twice.
+const SLACK: u32 = 8;
+
+/// Entries of one partition, in order, fetched piece by piece.
+struct Source {
+    replica: Rc<PartitionHost>,
+    entries: VecDeque<Entry>,
+    /// More can be fetched after the last entry fetched.
+    truncated: bool,
+    last: Option<String>,
+}
+
+impl Source {
+    async fn fetch(&mut self, list: &List, max: u32) -> Result<(), PeerFault> {
+        let after = self.last.clone().or_else(|| list.after.clone());
+        let command = Command::List(List { after, max, ..list.clone() });
+        match self.replica.execute(&command).await {
+            Ok(Reply::Page { entries, truncated }) => {
+                self.truncated = truncated && !entries.is_empty();
+                if let Some(last) = entries.last() {
+                    self.last = Some(last.name().to_owned());
+                }
+                self.entries.extend(entries);
+                Ok(())
+            }
+            Ok(_) => Err(PeerFault::Damaged { detail: "a listing was answered with something else".into() }),
+            Err(ExecuteError::Fault(fault)) => Err(fault),
+            Err(ExecuteError::Refused(refusal)) => Err(PeerFault::Damaged { detail: refusal.to_string() }),
+        }
+    }
+}
+
+/// One page over the given primaries.
+pub(crate) async fn list(primaries: &[Rc<PartitionHost>], list: &[u8]) -> Result<PeerResponse, PeerFault> {
+    let list = match Command::decode(list) {
+        Ok(Command::List(list)) => list,
+        Ok(_) => return Err(PeerFault::Damaged { detail: "not a listing".into() }),
+        Err(error) => return Err(PeerFault::Damaged { detail: error.to_string() }),
+    };
+    let partitions = u32::try_from(primaries.len()).unwrap_or(u32::MAX).max(1);
+    let share = (list.max / partitions * 5 / 4 + SLACK).min(list.max);
+    let mut sources: Vec<Source> = primaries
+        .iter()
+        .map(|replica| Source {
+            replica: Rc::clone(replica),
+            entries: VecDeque::new(),
+            truncated: true,
+            last: None,
+        })
+        .collect();
+    for result in join_all(sources.iter_mut().map(|source| source.fetch(&list, share))).await {
+        result?;
+    }
+    let (entries, truncated) = merge(&mut sources, &list, share).await?;
+    let page = Reply::Page { entries, truncated };
+    Ok(PeerResponse::Listed {
+        page: page.encode(),
+        partitions: primaries.iter().map(|replica| replica.partition()).collect(),
+    })
+}
+
+async fn merge(sources: &mut [Source], list: &List, share: u32) -> Result<(Vec<Entry>, bool), PeerFault> {
+    let mut heap = BinaryHeap::new();
+    for (index, source) in sources.iter().enumerate() {
+        if let Some(entry) = source.entries.front() {
+            heap.push(Reverse((entry.name().to_owned(), index)));
+        }
+    }
+    let mut merged: Vec<Entry> = Vec::with_capacity(list.max as usize);
+    while let Some(Reverse((name, index))) = heap.pop() {
+        let source = &mut sources[index];
+        let entry = source.entries.pop_front().expect("the heap names sources that have an entry");
+        // The same rolled-up prefix comes from every partition that has a key below it.
+        if merged.last().is_none_or(|last| last.name() != name) {
+            if merged.len() == list.max as usize {
+                return Ok((merged, true));
+            }
+            merged.push(entry);
+        }
+        if source.entries.is_empty() && source.truncated {
+            source.fetch(list, share).await?;
+        }
+        if let Some(next) = source.entries.front() {
+            heap.push(Reverse((next.name().to_owned(), index)));
+        }
+    }
+    Ok((merged, false))
+}
+
+/// Whether none of the given primaries holds anything of a bucket.
+pub(crate) async fn is_empty(primaries: &[Rc<PartitionHost>], bucket: BucketId) -> Result<PeerResponse, PeerFault> {
+    for replica in primaries {
+        match replica.execute(&Command::BucketIsEmpty { bucket }).await {
+            Ok(Reply::Empty(true)) => {}
+            Ok(Reply::Empty(false)) => return Ok(PeerResponse::Empty { empty: false, partitions: Vec::new() }),
+            Ok(_) => return Err(PeerFault::Damaged { detail: "an unexpected answer".into() }),
+            Err(ExecuteError::Fault(fault)) => return Err(fault),
+            Err(ExecuteError::Refused(refusal)) => return Err(PeerFault::Damaged { detail: refusal.to_string() }),
+        }
+    }
+    let partitions = primaries.iter().map(|replica| replica.partition()).collect();
+    Ok(PeerResponse::Empty { empty: true, partitions })
+}

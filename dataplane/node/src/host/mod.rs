@@ -1,0 +1,185 @@
+//! What a core does for the devices it owns: shards, partition replicas, listings. Everything arrives as a
+//! [`PeerRequest`] over the transport, also from the core itself.
+
+mod listing;
+mod partition;
+mod proposed;
+mod shards;
+mod view;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures::future::LocalBoxFuture;
+use quarry_clustermap::{ClusterMap, DeviceId, PartitionId};
+use quarry_controller::BucketTable;
+use quarry_object::{
+    metadata::ExecuteError,
+    peer::{PeerFault, PeerRequest, PeerResponse},
+    transport::Address,
+};
+use quarry_partition::command::{Command, Framed, Outcome};
+use quarry_storage::{
+    device::{FaultDevice, UringDevice},
+    store::Store,
+};
+
+pub(crate) use self::partition::{Links, PartitionHost, into_mutations};
+use self::shards::Shards;
+
+/// A device as the node uses it: our ring, behind a switch that can inject errors.
+pub(crate) type NodeDevice = FaultDevice<UringDevice>;
+
+/// One device that this core owns.
+pub(crate) struct DeviceHost {
+    pub(crate) store: Store<NodeDevice>,
+    pub(crate) shards: Shards,
+    partitions: RefCell<BTreeMap<PartitionId, Rc<PartitionHost>>>,
+}
+
+/// All devices that this core owns.
+pub(crate) struct CoreHost {
+    devices: BTreeMap<DeviceId, Rc<DeviceHost>>,
+    map: RefCell<Arc<ClusterMap>>,
+    links: Rc<Links>,
+    requests: Cell<u64>,
+}
+
+impl CoreHost {
+    /// Takes the recovered stores; nothing is served before the first [`CoreHost::set_map`].
+    pub(crate) fn new(stores: Vec<Store<NodeDevice>>, map: Arc<ClusterMap>, links: Rc<Links>) -> Rc<Self> {
+        let host = |store: Store<NodeDevice>| {
+            let shards = Shards::new(store.clone());
+            (store.device_id(), Rc::new(DeviceHost { store, shards, partitions: RefCell::default() }))
+        };
+        let devices = stores.into_iter().map(host).collect();
+        Rc::new(Self { devices, map: RefCell::new(map), links, requests: Cell::new(0) })
+    }
+
+    /// The devices of this core.
+    pub(crate) fn devices(&self) -> impl Iterator<Item = (DeviceId, &Rc<DeviceHost>)> {
+        self.devices.iter().map(|(id, host)| (*id, host))
+    }
+
+    /// Requests that are being answered.
+    pub(crate) fn requests_in_flight(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// A newer map: replicas are made for new members, and all are told their configuration.
+    pub(crate) fn set_map(self: &Rc<Self>, map: Arc<ClusterMap>, buckets: Arc<BucketTable>) {
+        self.links.set_buckets(buckets);
+        let min_copies = map.hot_profile.metadata_replicas().min(2);
+        for (device, host) in &self.devices {
+            for (index, config) in map.partitions.iter().enumerate() {
+                let id = PartitionId(u16::try_from(index).expect("validated: partition ids are 16 bits"));
+                let is_member = config.members().any(|member| member == *device);
+                let known = host.partitions.borrow().get(&id).cloned();
+                let replica = match known {
+                    Some(replica) => replica,
+                    None if is_member => {
+                        let store = host.store.clone();
+                        let replica = PartitionHost::new(id, *device, min_copies, store, Rc::clone(&self.links));
+                        host.partitions.borrow_mut().insert(id, Rc::clone(&replica));
+                        replica
+                    }
+                    None => continue,
+                };
+                replica.configure(config);
+            }
+        }
+        *self.map.borrow_mut() = map;
+    }
+
+    /// Time passes for every replica.
+    pub(crate) fn tick(&self) {
+        for host in self.devices.values() {
+            let replicas: Vec<_> = host.partitions.borrow().values().cloned().collect();
+            replicas.iter().for_each(PartitionHost::tick);
+        }
+    }
+
+    /// Replicas of this core that serve as primaries now, by partition.
+    pub(crate) fn primaries(&self) -> Vec<Rc<PartitionHost>> {
+        let mut primaries: Vec<_> = self
+            .devices
+            .iter()
+            .filter(|(device, _)| self.map.borrow().is_in(**device))
+            .flat_map(|(_, host)| host.partitions.borrow().values().cloned().collect::<Vec<_>>())
+            .filter(|replica| replica.is_serving_primary())
+            .collect();
+        primaries.sort_by_key(|replica| replica.partition());
+        primaries
+    }
+
+    /// Answers one frame.
+    pub(crate) fn handle(self: &Rc<Self>, to: Address, frame: Bytes) -> LocalBoxFuture<'static, Bytes> {
+        let host = Rc::clone(self);
+        Box::pin(async move {
+            host.requests.set(host.requests.get() + 1);
+            let response = host.answer(to, &frame).await.unwrap_or_else(PeerResponse::Failed);
+            host.requests.set(host.requests.get() - 1);
+            Bytes::from(response.encode())
+        })
+    }
+
+    async fn answer(self: &Rc<Self>, to: Address, frame: &[u8]) -> Result<PeerResponse, PeerFault> {
+        let request =
+            PeerRequest::decode(frame).map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
+        let device = match to {
+            Address::Core(_) => return self.answer_core(request).await,
+            Address::Device(device) => device,
+        };
+        let host = self.devices.get(&device).ok_or(PeerFault::DeviceOut)?;
+        if !self.map.borrow().is_in(device) {
+            return Err(PeerFault::DeviceOut);
+        }
+        match request {
+            PeerRequest::ReserveShard { name, epoch, len_bytes } => host.shards.reserve(name, epoch, len_bytes),
+            PeerRequest::CommitShard { name, epoch, owner, checksums } => {
+                host.shards.commit(name, epoch, owner, checksums).await
+            }
+            PeerRequest::AbortShard { name, epoch } => host.shards.abort(name, epoch).await,
+            PeerRequest::OpenShard { name } => host.shards.open(name).await,
+            PeerRequest::CloseShard { pin } => Ok(host.shards.close(pin)),
+            PeerRequest::FreeShard { name, epoch } => host.shards.free(name, epoch).await,
+            PeerRequest::Execute { partition, command } => {
+                let replica = host.partitions.borrow().get(&partition).cloned().ok_or(PeerFault::NotPrimary)?;
+                execute(&replica, &command).await
+            }
+            PeerRequest::Replicate { partition, from, message } => {
+                let replica = host.partitions.borrow().get(&partition).cloned();
+                if let Some(replica) = replica {
+                    replica.receive(from, &Bytes::from(message));
+                }
+                Ok(PeerResponse::Done)
+            }
+            PeerRequest::List { .. } | PeerRequest::BucketIsEmpty { .. } => {
+                Err(PeerFault::Damaged { detail: "a question to a core was sent to a device".into() })
+            }
+        }
+    }
+
+    async fn answer_core(self: &Rc<Self>, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
+        match request {
+            PeerRequest::List { list } => listing::list(&self.primaries(), &list).await,
+            PeerRequest::BucketIsEmpty { bucket } => listing::is_empty(&self.primaries(), bucket).await,
+            _ => Err(PeerFault::Damaged { detail: "a question to a device was sent to a core".into() }),
+        }
+    }
+}
+
+async fn execute(replica: &Rc<PartitionHost>, command: &[u8]) -> Result<PeerResponse, PeerFault> {
+    let command = Command::decode(command).map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
+    let outcome = match replica.execute(&command).await {
+        Ok(reply) => Outcome::Done(reply),
+        Err(ExecuteError::Refused(refusal)) => Outcome::Refused(refusal),
+        Err(ExecuteError::Fault(fault)) => return Err(fault),
+    };
+    Ok(PeerResponse::Executed { outcome: outcome.encode() })
+}

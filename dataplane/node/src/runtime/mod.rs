@@ -1,0 +1,6 @@
+//! Executors, the pulse, and messages between cores. glommio is named here and in [`crate::core`] only.
+
+pub(crate) mod clock;
+pub(crate) mod fd;
+pub(crate) mod mesh;
+pub(crate) mod pulse;
