@@ -242,3 +242,6 @@ fn block_device_sector_bytes(file: &File, path: &Path) -> Result<u32, DeviceErro
     }
     Ok(u32::try_from(bytes).expect("a sector size is positive"))
 }
+
+#[cfg(test)]
+mod tests;

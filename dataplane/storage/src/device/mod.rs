@@ -101,3 +101,6 @@ fn check_range(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

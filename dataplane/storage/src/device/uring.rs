@@ -342,3 +342,6 @@ impl fmt::Debug for UringDevice {
         f.debug_struct("UringDevice").field("file", &self.file).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
