@@ -32,12 +32,14 @@ pub enum Fault {
     StaleRead,
 }
 
+type Predicate = Rc<dyn Fn(&Access) -> bool>;
+
 /// Which operations a [`Fault`] strikes.
 #[derive(Clone)]
 pub struct When {
     operation: Option<Operation>,
     within: Option<Range<u64>>,
-    predicate: Option<Rc<dyn Fn(&Access) -> bool>>,
+    predicate: Option<Predicate>,
     skip: u64,
     times: u64,
 }
