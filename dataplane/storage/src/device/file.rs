@@ -142,6 +142,13 @@ impl DeviceFile {
         &self.file
     }
 
+    /// One fdatasync; the error number if it failed. The standard library's call would repeat it after EINTR, and a
+    /// failed flush is never retried.
+    pub(super) fn flush_once(&self) -> Result<(), i32> {
+        // SAFETY: the descriptor is open and the call touches no memory of ours.
+        if unsafe { libc::fdatasync(self.raw_fd()) } == 0 { Ok(()) } else { Err(last_errno()) }
+    }
+
     /// The descriptor, valid as long as self.
     pub(super) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()

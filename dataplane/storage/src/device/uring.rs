@@ -9,8 +9,8 @@
 //! completion queue entries, so the kernel's queue cannot overflow, and operations beyond that wait for a slot; a ring
 //! is dropped only after its last completion.
 //!
-//! Failure model: short transfers are continued, except at the end of a file; EINTR and EAGAIN are retried
-//! a few times; every other error goes to the caller. A refused `io_uring_enter` is a bug here and panics.
+//! Failure model: short transfers are continued, except at the end of a file; EINTR and EAGAIN of
+//! a transfer are retried a few times; every other error, and every error of a flush, goes to the caller. A refused `io_uring_enter` is a bug here and panics.
 #![allow(unsafe_code, reason = "hands buffer addresses to the kernel")]
 
 mod table;
@@ -109,7 +109,7 @@ impl Ring {
     }
 
     /// Sets what is called when the queue goes from empty to non-empty: it should have [`Ring::submit`] called
-    /// soon, and must not call into the ring itself.
+    /// soon, must not call into the ring itself, and must not own it (the ring owns the hook).
     pub fn set_on_queue(&self, hook: Rc<dyn Fn()>) {
         *self.inner.on_queue.borrow_mut() = Some(hook);
     }

@@ -2,7 +2,7 @@ use std::{env, fs, process::Command, sync::Arc};
 
 use futures::executor::block_on;
 
-use super::super::{Device, IoBuf, Operation, SyncDevice};
+use super::super::{BufferPool, Device, IoBuf, Operation, Ring, SyncDevice, UringDevice};
 use super::{BLOCK_BYTES, DeviceError, DeviceFile, Found, OpenMode};
 
 const SIZE_BYTES: u64 = 4 << 20;
@@ -45,6 +45,13 @@ fn refuses_what_cannot_be_a_device() {
         Err(DeviceError::InvalidSize { size_bytes: 5, .. })
     ));
     assert_eq!(DeviceFile::probe(&path).unwrap(), Found::Unknown);
+}
+
+#[test]
+fn refused_direct_io_is_named() {
+    // Regular, but of a file system without direct I/O.
+    let refused = DeviceFile::open("/proc/self/status", OpenMode::ReadOnly);
+    assert!(matches!(refused, Err(DeviceError::DirectIoRefused { .. })), "{refused:?}");
 }
 
 #[test]
@@ -102,5 +109,18 @@ fn raw_block_device() {
     device.flush_blocking().unwrap();
     device.read_blocking(last, &mut buf).unwrap();
     assert_eq!(buf[4095], 9);
-    device.write_blocking(last, &IoBuf::zeroed(BLOCK_BYTES)).unwrap();
+    let pool = BufferPool::new(1).unwrap();
+    let ring = Ring::new(4, &pool).unwrap();
+    let through_ring = UringDevice::new(&ring, file);
+    ring.drive_blocking(async {
+        let mut buf = pool.take().await;
+        buf.set_len(BLOCK_BYTES);
+        let (result, mut buf) = through_ring.read(last, buf).await;
+        result.unwrap();
+        assert_eq!(buf[4095], 9);
+        buf.fill(0);
+        through_ring.write(last, buf).await.0.unwrap();
+        through_ring.flush().await.unwrap();
+    });
+    assert_eq!(DeviceFile::probe(&path).unwrap(), Found::Blank);
 }

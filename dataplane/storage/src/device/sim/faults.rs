@@ -61,7 +61,7 @@ impl When {
         Self { within: Some(range), ..self }
     }
 
-    /// Only operations for which `predicate` holds.
+    /// Only operations for which `predicate` holds; it must not use the device.
     #[must_use]
     pub fn matching(self, predicate: impl Fn(&Access) -> bool + 'static) -> Self {
         Self { predicate: Some(Rc::new(predicate)), ..self }

@@ -320,7 +320,9 @@ impl Busy {
         let length_bytes = self.request.buf.as_ref().map_or(0, |buf| buf.len());
         let Ok(moved) = usize::try_from(result) else {
             let errno = -result;
-            if matches!(errno, libc::EINTR | libc::EAGAIN) && self.retries < RETRIES_MAX {
+            // A failed flush is never retried: the second one would succeed without what the first one lost.
+            let transient = matches!(errno, libc::EINTR | libc::EAGAIN) && operation != Operation::Flush;
+            if transient && self.retries < RETRIES_MAX {
                 self.retries += 1;
                 return None;
             }
@@ -368,4 +370,56 @@ fn prepare(request: &mut Request, file: types::Fd, done_bytes: usize) -> squeue:
 
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::BLOCK_BYTES;
+    use super::{Busy, DeviceError, IoBuf, Operation, RETRIES_MAX, Request};
+
+    fn busy(operation: Operation) -> Busy {
+        let buf = (operation != Operation::Flush).then(|| IoBuf::zeroed(2 * BLOCK_BYTES));
+        let offset = if buf.is_some() { 4096 } else { 0 };
+        let request = Request { operation, file: 0, offset, buf, fixed_buffer: None };
+        Busy { request, done_bytes: 0, retries: 0, waker: None, abandoned: false }
+    }
+
+    #[test]
+    fn short_transfers_go_on_until_the_end() {
+        for operation in [Operation::Read, Operation::Write] {
+            let mut busy = busy(operation);
+            assert_eq!(
+                (busy.advance(4096), busy.advance(512), busy.advance(3584)),
+                (None, None, Some(Ok(())))
+            );
+        }
+        assert_eq!(busy(Operation::Flush).advance(0), Some(Ok(())));
+    }
+
+    #[test]
+    fn no_progress_or_half_a_sector_is_short() {
+        for (results, done) in [(&[4096, 0][..], 4096), (&[512, 100][..], 612), (&[0][..], 0)] {
+            let mut busy = busy(Operation::Read);
+            let last = results.iter().map(|&result| busy.advance(result)).last();
+            assert!(
+                matches!(last, Some(Some(Err(DeviceError::Short { done_bytes, .. }))) if done_bytes == done),
+                "{last:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn interruptions_are_retried_a_few_times_and_errors_never() {
+        let mut interrupted = busy(Operation::Write);
+        for _ in 0..RETRIES_MAX {
+            assert_eq!(interrupted.advance(-libc::EAGAIN), None);
+        }
+        let failed = |errno| Some(Err(DeviceError::io(Operation::Write, 4096, 2 * BLOCK_BYTES, errno)));
+        assert_eq!(interrupted.advance(-libc::EINTR), failed(libc::EINTR));
+        assert_eq!(busy(Operation::Write).advance(-libc::EIO), failed(libc::EIO));
+        for errno in [libc::EIO, libc::EINTR] {
+            let flush = busy(Operation::Flush).advance(-errno);
+            assert_eq!(flush, Some(Err(DeviceError::io(Operation::Flush, 0, 0, errno))));
+        }
+    }
 }
