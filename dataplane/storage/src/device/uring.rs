@@ -9,8 +9,9 @@
 //! completion queue entries, so the kernel's queue cannot overflow, and operations beyond that wait for a slot; a ring
 //! is dropped only after its last completion.
 //!
-//! Failure model: short transfers are continued, except at the end of a file; EINTR and EAGAIN of
-//! a transfer are retried a few times; every other error, and every error of a flush, goes to the caller. A refused `io_uring_enter` is a bug here and panics.
+//! Failure model: short transfers are continued, except at the end of a file; EINTR and EAGAIN of a transfer are
+//! retried a few times; every other error, and every error of a flush, goes to the caller. A refused
+//! `io_uring_enter` is a bug here and panics.
 #![allow(unsafe_code, reason = "hands buffer addresses to the kernel")]
 
 mod table;

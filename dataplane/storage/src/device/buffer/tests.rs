@@ -68,6 +68,19 @@ fn bytes_share_the_slot_until_the_last_slice() {
 }
 
 #[test]
+fn a_pool_knows_its_own_buffers() {
+    let (pool, other) = (BufferPool::new(2).unwrap(), BufferPool::new(2).unwrap());
+    let (start, bytes) = pool.region();
+    assert_eq!((start.addr().get() % super::HUGE_PAGE_BYTES, bytes), (0, 2 * SHARD_BLOCK_BYTES));
+    for buf in pool.try_take_many(2).unwrap() {
+        let offset = buf.region_offset(&pool).unwrap();
+        assert_eq!(start.addr().get() + offset, buf.as_ptr().addr());
+        assert_eq!(buf.region_offset(&other), None);
+    }
+    assert_eq!(IoBuf::zeroed(1).region_offset(&pool), None);
+}
+
+#[test]
 fn memory_outlives_the_pool() {
     let mut buf = BufferPool::new(3).unwrap().try_take().unwrap();
     buf.fill(7);

@@ -112,6 +112,33 @@ fn a_dropped_future_keeps_its_buffer_until_the_kernel_is_done() {
 }
 
 #[test]
+fn abandoned_reads_never_touch_memory_in_other_hands() {
+    let bench = bench(8, 4);
+    let device = UringDevice::new(&bench.ring, Arc::clone(&bench.file));
+    let mut context = Context::from_waker(Waker::noop());
+    for round in 0..100_u64 {
+        let mut taken = bench.ring.drive_blocking(bench.pool.take_many(4));
+        let mut kept = pin!(device.read(0, taken.pop().unwrap()));
+        assert!(kept.as_mut().poll(&mut context).is_pending());
+        for buf in taken.drain(..2) {
+            let mut abandoned = pin!(device.read(round * 4096, buf));
+            assert!(abandoned.as_mut().poll(&mut context).is_pending());
+            if round.is_multiple_of(2) {
+                bench.ring.submit();
+            }
+        }
+        // Whatever is free belongs to us alone: a late completion must not change it.
+        taken.extend(std::iter::from_fn(|| bench.pool.try_take()));
+        assert_eq!(taken.len(), 1);
+        taken.iter_mut().for_each(|buf| buf.fill(0xA5));
+        bench.ring.drive_blocking(kept).0.unwrap();
+        assert!(taken.iter().all(|buf| buf.iter().all(|&byte| byte == 0xA5)));
+    }
+    drop(device);
+    bench.ring.drive_blocking(bench.pool.take_many(4));
+}
+
+#[test]
 fn dropping_everything_waits_for_what_is_in_flight() {
     let bench = bench(4, 16);
     let device = UringDevice::new(&bench.ring, Arc::clone(&bench.file));
