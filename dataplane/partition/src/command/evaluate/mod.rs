@@ -10,7 +10,7 @@ mod upload;
 use super::manifest::{Pairs, StoredAttributes};
 use super::message::{Command, Refusal, Reply};
 use super::state::State;
-use super::{ATTRIBUTES_BYTES_MAX, EvaluateError, Evaluated, KEY_BYTES_MAX, LIST_ENTRIES_MAX, View};
+use super::{ATTRIBUTES_BYTES_MAX, EvaluateError, Evaluated, KEY_BYTES_MAX, LIST_ENTRIES_MAX, View, rows};
 
 /// Evaluates one command over the rows that `view` shows; see the module header for what the caller must do.
 ///
@@ -59,6 +59,9 @@ async fn dispatch<V: View>(state: &mut State<'_, V>, command: &Command) -> Resul
 fn check_key(key: &str) -> Result<(), Refusal> {
     match key.len() {
         0 => Err(invalid("the key is empty")),
+        1..=KEY_BYTES_MAX if rows::escaped_len(key) > rows::ESCAPED_KEY_BYTES_MAX => {
+            Err(invalid("the key holds too many zero bytes"))
+        }
         1..=KEY_BYTES_MAX => Ok(()),
         _ => Err(Refusal::KeyTooLong),
     }
