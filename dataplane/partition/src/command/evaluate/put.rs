@@ -9,6 +9,9 @@ use crate::command::message::{Content, Put, Refusal, Reply};
 use crate::command::state::{State, manifest_rows};
 use crate::command::{EvaluateError, INLINE_BYTES_MAX, PARTS_MAX, View, rows};
 
+/// Far above any blob, and the sizes of 10,000 of them still fit 64 bits.
+const BLOB_BYTES_MAX: u64 = 1 << 50;
+
 /// The put's identity and its bytes, checked.
 pub(super) struct Checked<'a> {
     pub(super) request: BlobId,
@@ -48,11 +51,10 @@ pub(super) fn check_content(content: &Content) -> Result<Checked<'_>, Refusal> {
                 if u64::from(blob.missing_shards) >> profile.total() != 0 {
                     return Err(invalid("a blob misses shards that its profile does not have"));
                 }
-                if blob.size_bytes == 0 {
-                    return Err(invalid("a blob is empty"));
+                if !(1..=BLOB_BYTES_MAX).contains(&blob.size_bytes) {
+                    return Err(invalid("a blob is empty, or larger than 1 PiB"));
                 }
-                size_bytes =
-                    size_bytes.checked_add(blob.size_bytes).ok_or_else(|| invalid("the sizes overflow"))?;
+                size_bytes += blob.size_bytes;
             }
             let segments = blobs.iter().copied().map(Segment::Blob).collect();
             Ok(Checked { request, segments, inline: None, size_bytes })

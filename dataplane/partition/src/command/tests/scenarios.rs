@@ -1,14 +1,20 @@
 //! Single promises, one test each.
 
 use super::{BUCKET, MIB, Partition, blob, blob_id, get, put, put_part};
-use crate::BlobRef;
 use crate::command::{
     ANSWER_KEPT_MS, BlobStatus, Command, Complete, Conditions, Content, EvaluateError, Framed, Refusal,
     Reply, Segment, StoredAttributes, UploadId,
 };
-use quarry_clustermap::{Incarnation, NodeId};
+use crate::{BlobRef, Row};
+use quarry_clustermap::{BlobId, Incarnation, NodeId};
 
+/// What the rows of the largest commands may take in one log entry.
+const ENTRY_BYTES_MAX: usize = 1024 * 1024;
 const UPLOAD: UploadId = UploadId([5; 16]);
+
+fn bytes_of(rows: &[Row]) -> usize {
+    rows.iter().map(|row| row.key.len() + row.value.as_ref().map_or(0, Vec::len)).sum()
+}
 
 fn create() -> Command {
     let attributes = StoredAttributes::default();
@@ -46,7 +52,9 @@ fn ten_thousand_parts_complete_read_repair_and_delete() {
     }
     let command = complete(1..=10_000);
     assert_eq!(Command::decode(&command.encode()).unwrap(), command);
-    let stored = partition.stored(&command);
+    let (reply, rows) = partition.evaluate(&command).unwrap();
+    assert!(bytes_of(&rows) < ENTRY_BYTES_MAX, "{}", bytes_of(&rows));
+    let Reply::Stored(stored) = reply else { panic!("{reply:?}") };
     assert_eq!((stored.size_bytes, stored.parts), (50_000 * MIB, 10_000));
     assert!(stored.etag.ends_with("-10000"));
     let widest = partition.rows.0.values().map(Vec::len).max().unwrap();
@@ -61,7 +69,8 @@ fn ten_thousand_parts_complete_read_repair_and_delete() {
     let expected: Vec<Segment> = (1..=10_000).map(|n| Segment::Blob(blob(n, 5 * MIB))).collect();
     assert_eq!(manifest.segments, expected);
 
-    partition.run(&delete("k")).unwrap();
+    let (_, rows) = partition.evaluate(&delete("k")).unwrap();
+    assert!(bytes_of(&rows) < ENTRY_BYTES_MAX, "{}", bytes_of(&rows));
     for n in (1..=10_000).collect::<Vec<u64>>().chunks(1000) {
         assert_eq!(partition.free_list().len(), 1000);
         partition.run(&Command::Freed { blobs: n.iter().map(|n| blob_id(*n)).collect() }).unwrap();
@@ -136,6 +145,9 @@ fn a_revoked_writer_commits_nothing() {
     assert_eq!(partition.run(&status(2)), Ok(Reply::Blob(BlobStatus::Revoked)));
     let late = put("k", blobs(&[blob(2, 9)]));
     assert_eq!(partition.run(&late), Err(Refusal::WriterRevoked { blob: blob_id(2) }));
+    let trusted = BlobId { writer: NodeId(2), ..blob_id(3) };
+    let mixed = [BlobRef { blob: trusted, ..blob(3, 9) }, blob(2, 9)];
+    assert_eq!(partition.run(&put("k", blobs(&mixed))), Err(Refusal::WriterRevoked { blob: blob_id(2) }));
     partition.stored(&put("k", blobs(&[blob(1, 9)])));
     partition.run(&delete("k")).unwrap();
     assert_eq!(partition.run(&status(1)), Ok(Reply::Blob(BlobStatus::Freed)));
@@ -174,6 +186,43 @@ fn a_damaged_row_is_an_error_not_a_panic() {
         partition.rows.0.insert(key, value);
     }
     assert_eq!(damaged, 2, "the manifest and the body");
+}
+
+#[test]
+fn flipped_bits_in_any_row_never_panic() {
+    let mut original = Partition::default();
+    let degraded = BlobRef { missing_shards: 1, ..blob(1, 9) };
+    original.stored(&put("a", blobs(&[degraded])));
+    original.stored(&put("b", blobs(&[blob(2, 9)])));
+    original.run(&delete("b")).unwrap();
+    original.run(&Command::RevokeWriter { writer: NodeId(1), incarnation: Incarnation(0) }).unwrap();
+    original.run(&create()).unwrap();
+    original.run(&put_part(UPLOAD, 1, blobs(&[blob(3, 5 * MIB)]))).unwrap();
+    let commands = [
+        get("a"),
+        put("a", blobs(&[blob(1, 9)])),
+        put("a", blobs(&[blob(9, 9)])),
+        delete("a"),
+        create(),
+        put_part(UPLOAD, 1, blobs(&[blob(8, 5 * MIB)])),
+        complete([1]),
+        Command::Abort { bucket: BUCKET, key: "k".to_owned(), upload: UPLOAD },
+        Command::BlobStatus { blob: blob_id(2) },
+        Command::FreeListNext { after: None, limit: 10 },
+        Command::Repaired { blob: blob_id(1), missing_shards: 0 },
+        Command::DropBucketState { bucket: BUCKET, limit: 10 },
+    ];
+    let mut damaged = 0;
+    for (key, value) in &original.rows.0 {
+        for (at, command) in (0..value.len()).flat_map(|at| commands.iter().map(move |command| (at, command)))
+        {
+            let mut partition = Partition::default();
+            partition.rows.0.clone_from(&original.rows.0);
+            partition.rows.0.get_mut(key).unwrap()[at] ^= 1 << (at % 8);
+            damaged += u32::from(matches!(partition.evaluate(command), Err(EvaluateError::Damaged { .. })));
+        }
+    }
+    assert!(damaged > 500, "{damaged}");
 }
 
 #[test]
