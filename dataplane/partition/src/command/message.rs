@@ -32,7 +32,7 @@ pub enum Content {
         /// At most [`super::INLINE_BYTES_MAX`]; may be empty.
         bytes: Vec<u8>,
     },
-    /// Flushed to shards before; at least one. The first identifies the put.
+    /// Flushed to shards before; 1 to 1000. The first identifies the put.
     Blobs(Vec<BlobRef>),
 }
 

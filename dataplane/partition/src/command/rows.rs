@@ -35,6 +35,10 @@ const DEGRADED: u8 = 0x22;
 const REVOKED: u8 = 0x23;
 const EXPIRY: u8 = 0x30;
 
+/// Longest escaped key: with the longest other fields (kind, bucket, terminator, upload: 27 bytes) and the 3 bytes
+/// that the index puts before it, a row key stays within the 2,048 bytes of an index key.
+pub(super) const ESCAPED_KEY_BYTES_MAX: usize = 2048 - 3 - 27;
+
 /// Rows from the first (inclusive) to the second (exclusive).
 pub(super) type KeyRange = (Vec<u8>, Vec<u8>);
 
@@ -43,6 +47,10 @@ fn of_bucket(kind: u8, bucket: BucketId) -> Vec<u8> {
     row.push(kind);
     row.extend_from_slice(&bucket.0.to_be_bytes());
     row
+}
+
+pub(super) fn escaped_len(key: &str) -> usize {
+    key.len() + key.bytes().filter(|byte| *byte == 0).count()
 }
 
 fn push_escaped(row: &mut Vec<u8>, key: &[u8]) {

@@ -97,7 +97,9 @@ impl<V: View> State<'_, V> {
             manifest.segments.extend(run.ok_or_else(|| damaged(&row, RowProblem::Mismatch))?.segments);
         }
         manifest.continuation_rows = 0;
-        if manifest.segments.iter().map(Segment::size_bytes).sum::<u64>() != manifest.size_bytes {
+        if manifest.segments.iter().map(|segment| u128::from(segment.size_bytes())).sum::<u128>()
+            != u128::from(manifest.size_bytes)
+        {
             let row = rows::version(bucket, key, manifest.last_modified_ms);
             return Err(damaged(&row, RowProblem::Mismatch));
         }

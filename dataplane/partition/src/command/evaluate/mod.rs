@@ -10,7 +10,11 @@ mod upload;
 use super::manifest::{Pairs, StoredAttributes};
 use super::message::{Command, Refusal, Reply};
 use super::state::State;
-use super::{ATTRIBUTES_BYTES_MAX, EvaluateError, Evaluated, KEY_BYTES_MAX, LIST_ENTRIES_MAX, View};
+use super::{ATTRIBUTES_BYTES_MAX, EvaluateError, Evaluated, KEY_BYTES_MAX, LIST_ENTRIES_MAX, View, rows};
+
+/// Rows of one evaluation, below the limit of a log entry. A delete makes at most 30,025 (10,000 blobs, all degraded);
+/// only a Complete that overwrites such an object and leaves out such parts can make more.
+const ROWS_MAX: usize = 60_000;
 
 /// Evaluates one command over the rows that `view` shows; see the module header for what the caller must do.
 ///
@@ -19,6 +23,9 @@ use super::{ATTRIBUTES_BYTES_MAX, EvaluateError, Evaluated, KEY_BYTES_MAX, LIST_
 pub async fn evaluate(view: &impl View, now_ms: u64, command: &Command) -> Result<Evaluated, EvaluateError> {
     let mut state = State { view, now_ms, rows: Vec::new() };
     let reply = dispatch(&mut state, command).await?;
+    if state.rows.len() > ROWS_MAX {
+        return Err(invalid("it frees too many blobs at once: delete the object first").into());
+    }
     debug_assert!(keys_are_distinct(&state.rows), "a row is changed twice by {command:?}");
     Ok(Evaluated { rows: state.rows, reply })
 }
@@ -59,6 +66,9 @@ async fn dispatch<V: View>(state: &mut State<'_, V>, command: &Command) -> Resul
 fn check_key(key: &str) -> Result<(), Refusal> {
     match key.len() {
         0 => Err(invalid("the key is empty")),
+        1..=KEY_BYTES_MAX if rows::escaped_len(key) > rows::ESCAPED_KEY_BYTES_MAX => {
+            Err(invalid("the key holds too many zero bytes"))
+        }
         1..=KEY_BYTES_MAX => Ok(()),
         _ => Err(Refusal::KeyTooLong),
     }

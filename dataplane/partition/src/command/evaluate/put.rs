@@ -7,7 +7,13 @@ use crate::command::conditions::{self, Access};
 use crate::command::manifest::{BlobOwner, Manifest, Segment, Stored};
 use crate::command::message::{Content, Put, Refusal, Reply};
 use crate::command::state::{State, manifest_rows};
-use crate::command::{EvaluateError, INLINE_BYTES_MAX, PARTS_MAX, View, rows};
+use crate::command::{EvaluateError, INLINE_BYTES_MAX, View, rows};
+
+/// Far above any blob, and the sizes of 10,000 of them still fit 64 bits.
+const BLOB_BYTES_MAX: u64 = 1 << 50;
+
+/// Blobs of one put: with the longest key their owner rows take about 1 MiB of a log entry.
+const BLOBS_MAX: usize = 1000;
 
 /// The put's identity and its bytes, checked.
 pub(super) struct Checked<'a> {
@@ -33,8 +39,8 @@ pub(super) fn check_content(content: &Content) -> Result<Checked<'_>, Refusal> {
         Content::Inline { .. } => Err(invalid("the inline body is longer than 512 KiB")),
         Content::Blobs(blobs) => {
             let request = blobs.first().ok_or_else(|| invalid("there are no blobs"))?.blob;
-            if blobs.len() > usize::from(PARTS_MAX) {
-                return Err(invalid("there are more than 10000 blobs"));
+            if blobs.len() > BLOBS_MAX {
+                return Err(invalid("there are more than 1000 blobs"));
             }
             let mut ids: Vec<BlobId> = blobs.iter().map(|blob| blob.blob).collect();
             ids.sort_unstable();
@@ -48,11 +54,10 @@ pub(super) fn check_content(content: &Content) -> Result<Checked<'_>, Refusal> {
                 if u64::from(blob.missing_shards) >> profile.total() != 0 {
                     return Err(invalid("a blob misses shards that its profile does not have"));
                 }
-                if blob.size_bytes == 0 {
-                    return Err(invalid("a blob is empty"));
+                if !(1..=BLOB_BYTES_MAX).contains(&blob.size_bytes) {
+                    return Err(invalid("a blob is empty, or larger than 1 PiB"));
                 }
-                size_bytes =
-                    size_bytes.checked_add(blob.size_bytes).ok_or_else(|| invalid("the sizes overflow"))?;
+                size_bytes += blob.size_bytes;
             }
             let segments = blobs.iter().copied().map(Segment::Blob).collect();
             Ok(Checked { request, segments, inline: None, size_bytes })
