@@ -30,7 +30,7 @@ const READS_AHEAD: usize = 16;
 pub struct Applied {
     /// The new root, written but not flushed.
     pub root: Option<TreeRoot>,
-    /// Pages and values that the new root does not refer to any more, and the old one does.
+    /// Pages and values that are allocated and that the new root does not refer to.
     pub freed: Vec<Extent>,
     /// Bytes written for new pages and values.
     pub written_bytes: u64,
@@ -105,17 +105,33 @@ impl<D: Device> Applier<'_, D> {
             }
         };
         let Some(mut items) = items else { return Ok((root, self.writer.finish().await?)) };
-        let new_root = loop {
+        while items.len() > 1 || level == 0 {
             if items.is_empty() {
-                break None;
-            }
-            if let (1, Some(Item { payload: Payload::Child(child), .. })) = (items.len(), items.first()) {
-                break Some(TreeRoot { page: child.page, checksum: child.checksum, height: level - 1 });
+                break;
             }
             items = self.pack(level, Bytes::new(), &items).await?;
             level += 1;
+        }
+        let written_bytes = self.writer.finish().await?;
+        let new_root = match items.first() {
+            Some(Item { payload: Payload::Child(child), .. }) => Some(self.shorten(*child, level - 1).await?),
+            _ => None,
         };
-        Ok((new_root, self.writer.finish().await?))
+        Ok((new_root, written_bytes))
+    }
+
+    /// Takes pages with a lone child off the top of the new tree.
+    async fn shorten(&mut self, mut child: ChildRef, mut height: u8) -> Result<TreeRoot, IndexError> {
+        while height > 0 {
+            let page = self.tree.load(child, height, &Bounds::default(), Purpose::Replace).await?;
+            if page.count() > 1 {
+                break;
+            }
+            self.freed.push(child.extent());
+            child = page.child(0);
+            height -= 1;
+        }
+        Ok(TreeRoot { page: child.page, checksum: child.checksum, height })
     }
 
     /// The new items of a page, or `None` when the batch changes nothing below it.
