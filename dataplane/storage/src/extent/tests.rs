@@ -74,7 +74,7 @@ fn run(steps: Vec<Step>) {
                 let high = matches!(step, Step::High(_));
                 let got = if high { map.allocate_high(blocks) } else { map.allocate_low(blocks) };
                 assert_eq!(got.is_some(), model.longest() >= u64::from(blocks));
-                for extent in got {
+                if let Some(extent) = got {
                     assert_eq!(extent.blocks, blocks);
                     model.set(extent, false);
                     held.push(extent);

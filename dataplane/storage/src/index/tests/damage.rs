@@ -11,7 +11,11 @@ use crate::extent::{BlockIndex, Extent};
 /// Rows with every fourth value out of line.
 fn mixed(bed: &Bed) -> Vec<(Bytes, Bytes)> {
     let mut batch = puts(0..600, 200);
-    batch.extend((0..600).step_by(4).map(|n| (row_key(n), Some(filler(1500 + 40 * n as usize % 9000, n)))));
+    batch.extend(
+        (0..600u16)
+            .step_by(4)
+            .map(|n| (row_key(n.into()), Some(filler(1500 + 40 * usize::from(n) % 9000, n.into())))),
+    );
     bed.apply(&batch);
     batch.into_iter().map(|(key, value)| (key, value.unwrap())).collect()
 }
