@@ -34,6 +34,8 @@ mod io;
 mod message;
 mod primary;
 mod replica;
+#[cfg(test)]
+mod sim;
 mod tail;
 
 pub use io::{Input, Output, Refusal, Report};
