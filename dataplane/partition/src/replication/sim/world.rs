@@ -15,7 +15,7 @@ use crate::{Payload, RecoveredLog, Row};
 
 const PARTITION: PartitionId = PartitionId(7);
 const CHAOS_MS: u64 = 12_000;
-const HEALED_MS: u64 = 12_000;
+const HEALED_MS: u64 = 14_000;
 const TICK_MS: u64 = 40;
 const PAGE_ROWS: usize = 3;
 
@@ -44,8 +44,8 @@ struct Device {
     run: u64,
     flushing: bool,
     dead: bool,
-    /// Holds all rows: began empty with the partition, or was promoted.
-    whole: bool,
+    /// Holds all rows once it has applied this: began empty with the partition, or was promoted.
+    whole: Option<Sequence>,
     serving: Option<Epoch>,
 }
 
@@ -124,7 +124,7 @@ impl World {
         };
         for id in 0..device_count {
             let replica = world.new_replica(DeviceId(id), RecoveredLog::default());
-            let whole = world.control.is_member(DeviceId(id));
+            let whole = world.control.is_member(DeviceId(id)).then_some(Sequence(0));
             world.devices.push(Device {
                 replica: Some(replica),
                 store: Store::default(),
@@ -200,7 +200,7 @@ impl World {
             }
             Event::Activate(id, epoch) => {
                 if self.control.activate(id, epoch) {
-                    self.to_host(id, 20, Host::Input(Input::Activated { epoch }));
+                    self.schedule_host(id, 20, Host::Input(Input::Activated { epoch }));
                 }
             }
             Event::Detect(id) => {
@@ -213,7 +213,7 @@ impl World {
         }
     }
 
-    fn to_host(&mut self, id: DeviceId, usual_ms: u64, host: Host) {
+    fn schedule_host(&mut self, id: DeviceId, usual_ms: u64, host: Host) {
         let (delay, run) = (self.delay(usual_ms), self.device(id).run);
         self.schedule(delay, Event::Host(id, run, host));
     }
@@ -239,7 +239,7 @@ impl World {
         let done = self.device(id).store.flush(usize::try_from(count).unwrap());
         self.device(id).flushing = count < pending;
         if count < pending {
-            self.to_host(id, 15, Host::Flush);
+            self.schedule_host(id, 15, Host::Flush);
         }
         let mut inputs = Vec::new();
         for op in done {
@@ -280,7 +280,7 @@ impl World {
         let device = self.device(id);
         device.store.submit(op);
         if !std::mem::replace(&mut device.flushing, true) {
-            self.to_host(id, 15, Host::Flush);
+            self.schedule_host(id, 15, Host::Flush);
         }
     }
 
@@ -292,7 +292,7 @@ impl World {
             }
             Output::Truncate { epoch, after } => self.submit(id, Op::Truncate { epoch, after }),
             Output::Reset { epoch, base } => {
-                self.device(id).whole = false;
+                self.device(id).whole = None;
                 self.submit(id, Op::Reset { epoch, base });
             }
             Output::Apply { sequence, payload } => self.apply(id, sequence, &payload),
@@ -305,7 +305,7 @@ impl World {
                 let delay = self.delay(20);
                 self.schedule(delay, Event::Activate(id, epoch));
             }
-            Output::ReadBackfill { epoch, cursor } => self.to_host(id, 20, Host::Read(epoch, cursor)),
+            Output::ReadBackfill { epoch, cursor } => self.schedule_host(id, 20, Host::Read(epoch, cursor)),
             Output::Report(report) => self.report(id, report),
         }
     }
@@ -359,7 +359,7 @@ impl World {
 
     fn check_whole(&mut self, id: DeviceId) {
         let device = &self.devices[usize::try_from(id.0).unwrap()];
-        if device.whole && device.replica.is_some() {
+        if device.replica.is_some() && device.whole.is_some_and(|whole| device.store.applied >= whole) {
             let result = self.checker.whole(id, device.store.applied, &device.store.rows);
             self.fail(result);
         }
@@ -369,7 +369,7 @@ impl World {
         match report {
             Report::Joined { device, epoch } => {
                 if self.control.joined(device, epoch) {
-                    self.device(device).whole = true;
+                    self.device(device).whole = Some(self.checker.committed());
                     self.checker.promoted += 1;
                     self.spread_config();
                 }
@@ -396,7 +396,7 @@ impl World {
 
     fn send_config(&mut self, id: DeviceId) {
         let config: PartitionConfig = self.control.config.clone();
-        self.to_host(id, 40, Host::Input(Input::Configure(config)));
+        self.schedule_host(id, 40, Host::Input(Input::Configure(config)));
     }
 
     fn spread_config(&mut self) {
@@ -524,9 +524,7 @@ impl World {
         let primary = self.device(config.primary);
         let serving = primary.replica.as_ref().is_some_and(Replica::is_serving_primary);
         if !serving {
-            return Err(format!("healed, but {} does not serve {}: {:?}", config.primary, config.epoch, {
-                primary.replica.as_ref()
-            }));
+            return Err(format!("healed, but {} does not serve {}", config.primary, config.epoch));
         }
         let committed = self.checker.committed();
         for id in config.replicas.iter().copied() {
