@@ -8,6 +8,8 @@
 //! difference in meaning, because the rows of a page are what the others hold at that sequence anyway.
 
 mod frame;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use bytes::Bytes;
 use quarry_clustermap::{Epoch, Sequence};

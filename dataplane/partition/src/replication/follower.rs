@@ -40,8 +40,10 @@ impl Follower {
 impl Replica {
     pub(super) fn receive_from_primary(&mut self, from: DeviceId, message: Message, out: &mut Vec<Output>) {
         let Role::Follower(follower) = &mut self.role else { return };
-        let expected = from == follower.primary || self.defects.no_fencing;
-        if !expected || !self.epoch_durable {
+        if self.defects.no_fencing {
+            follower.primary = from;
+        }
+        if from != follower.primary || !self.epoch_durable {
             return;
         }
         let takes_entries = matches!(follower.stage, Stage::InSync | Stage::Appending);

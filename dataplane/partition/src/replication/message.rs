@@ -10,6 +10,9 @@
 //!
 //! A frame (see `log/frame.rs`) of kind 2 holds one [`Envelope`] as an rkyv archive, schema version 1.
 
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
 use quarry_clustermap::{DeviceId, Epoch, PartitionId, Sequence};
 use rkyv::{Archive, Deserialize, Serialize, rancor};

@@ -34,7 +34,11 @@ mod io;
 mod message;
 mod primary;
 mod replica;
+#[cfg(test)]
+mod sim;
 mod tail;
+#[cfg(test)]
+mod tests;
 
 pub use io::{Input, Output, Refusal, Report};
 pub use message::{APPEND_BYTES_MAX, APPEND_ENTRIES_MAX, ENVELOPE_BYTES_MAX, Envelope, Message};

@@ -57,6 +57,9 @@ struct Peer {
     /// Newest committed sequence told.
     told: Sequence,
     sent_ms: u64,
+    /// When it last advanced, had nothing to do, or was resent to. Not when it was last sent to: new entries would
+    /// put off for ever the resending of a lost one.
+    retry_ms: u64,
     /// When it last advanced, or had nothing to do, or was reported.
     progress_ms: u64,
 }
@@ -86,6 +89,7 @@ impl Primary {
             sent: committed,
             told: Sequence(0),
             sent_ms: now_ms,
+            retry_ms: now_ms,
             progress_ms: now_ms,
         };
         let in_sync = config.replicas.iter().filter(|device| **device != config.primary);
@@ -213,6 +217,7 @@ impl Replica {
         let flushed = flushed.min(last);
         if flushed > peer.acked || !peer.heard {
             peer.progress_ms = now_ms;
+            peer.retry_ms = now_ms;
         }
         let first = !peer.heard;
         peer.heard = true;
@@ -333,6 +338,7 @@ impl Replica {
             let behind = !peer.heard || peer.acked < last;
             if !behind {
                 peer.progress_ms = now_ms;
+                peer.retry_ms = now_ms;
             }
             if peer.joining && !peer.heard {
                 if overdue {
@@ -342,7 +348,8 @@ impl Replica {
                         message: Message::Join { epoch, base: primary.base },
                     });
                 }
-            } else if behind && overdue {
+            } else if behind && now_ms.saturating_sub(peer.retry_ms) >= RESEND_MS {
+                peer.retry_ms = now_ms;
                 peer.sent = peer.acked.max(committed);
                 let page = match &primary.backfill {
                     Backfill::Proposed { page, payload, .. } if peer.joining => Some((*page, payload)),

@@ -217,7 +217,7 @@ impl Replica {
             }
             return;
         }
-        if epoch > self.epoch {
+        if epoch > self.epoch && !self.defects.no_fencing {
             self.fence(epoch, out);
             return;
         }
@@ -232,9 +232,7 @@ impl Replica {
 
     /// A peer lives in a higher epoch: whatever this replica is, it is so no longer.
     fn fence(&mut self, heard: Epoch, out: &mut Vec<Output>) {
-        if let Role::Primary(primary) = &mut self.role
-            && !self.defects.no_fencing
-        {
+        if let Role::Primary(primary) = &mut self.role {
             primary.phase = Phase::Fenced;
         }
         out.push(Output::Report(Report::Outdated { epoch: heard }));

@@ -1,0 +1,86 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::{Outcome, run};
+use crate::replication::defects::Defects;
+
+const SEEDS_DEFAULT: u64 = 300;
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// `QUARRY_SIM_SEEDS=N` runs seeds 0..N, `QUARRY_SIM_SEED=x` runs one.
+#[test]
+fn seeds_hold() {
+    let seeds = match variable("QUARRY_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..variable("QUARRY_SIM_SEEDS").unwrap_or(SEEDS_DEFAULT),
+    };
+    let many = seeds.end - seeds.start >= SEEDS_DEFAULT;
+    let mut total = Outcome::default();
+    for seed in seeds {
+        let outcome = match catch_unwind(AssertUnwindSafe(|| run(seed, Defects::default()))) {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(violation)) => panic!("seed {seed}: {violation}"),
+            Err(_) => panic!("seed {seed}: an assertion failed"),
+        };
+        total.acknowledged += outcome.acknowledged;
+        total.committed += outcome.committed;
+        total.epochs += outcome.epochs;
+        total.crashes += outcome.crashes;
+        total.promoted += outcome.promoted;
+    }
+    println!("{total:?}");
+    if many {
+        assert!(total.acknowledged > 10_000 && total.crashes > 500 && total.promoted > 100, "{total:?}");
+    }
+}
+
+#[test]
+fn runs_repeat() {
+    assert_eq!(run(3, Defects::default()), run(3, Defects::default()));
+}
+
+fn violation(seed: u64, defects: Defects) -> Option<String> {
+    match catch_unwind(AssertUnwindSafe(|| run(seed, defects))) {
+        Ok(result) => result.err(),
+        Err(panic) => {
+            Some(panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "an assertion failed".to_owned()))
+        }
+    }
+}
+
+fn none() -> Defects {
+    Defects::default()
+}
+
+/// Each broken rule is caught, by the seed given. `QUARRY_SIM_HUNT=1` prints the first seeds that catch each.
+#[test]
+fn defects_are_caught() {
+    let cases = [
+        ("no fencing", Defects { no_fencing: true, ..none() }, 40),
+        ("acknowledge before flush", Defects { acknowledge_before_flush: true, ..none() }, 8),
+        ("commit without joiners", Defects { commit_without_joiners: true, ..none() }, 5),
+        ("commit without slowest", Defects { commit_without_slowest: true, ..none() }, 0),
+        ("keep differing tails", Defects { keep_differing_tails: true, ..none() }, 0),
+        ("serve before activation", Defects { serve_before_activation: true, ..none() }, 0),
+        ("report joined early", Defects { report_joined_early: true, ..none() }, 0),
+    ];
+    for (name, defects, seed) in cases {
+        if variable("QUARRY_SIM_HUNT").is_some() {
+            let found: Vec<_> = (0..2_000)
+                .filter_map(|seed| Some((seed, violation(seed, defects)?)))
+                .filter(|(_, found)| !found.contains("healed"))
+                .take(4)
+                .collect();
+            println!("{name}: {found:#?}");
+            continue;
+        }
+        let found = violation(seed, defects);
+        assert!(
+            found.as_ref().is_some_and(|found| !found.contains("healed")),
+            "{name}: seed {seed} does not catch it: {found:?}"
+        );
+        assert_eq!(violation(seed, none()), None, "{name}: seed {seed} fails without the defect");
+    }
+}

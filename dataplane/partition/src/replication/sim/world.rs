@@ -1,0 +1,546 @@
+//! The event loop of a run, and the host of each replica.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use quarry_clustermap::{DeviceId, Epoch, PartitionConfig, PartitionId, Sequence};
+
+use super::checker::Checker;
+use super::control::Control;
+use super::journal::{Op, Store};
+use super::random::Random;
+use crate::replication::defects::Defects;
+use crate::replication::{Envelope, Input, Output, Replica, Report};
+use crate::{Payload, RecoveredLog, Row};
+
+const PARTITION: PartitionId = PartitionId(7);
+const CHAOS_MS: u64 = 12_000;
+const HEALED_MS: u64 = 14_000;
+const TICK_MS: u64 = 40;
+const PAGE_ROWS: usize = 3;
+
+enum Event {
+    Tick,
+    Fault,
+    Propose,
+    Deliver(Bytes),
+    /// To one run of one device.
+    Host(DeviceId, u64, Host),
+    Activate(DeviceId, Epoch),
+    Detect(DeviceId),
+    Restart(DeviceId),
+}
+
+enum Host {
+    Input(Input),
+    Flush,
+    Read(Epoch, Option<Vec<u8>>),
+}
+
+struct Device {
+    replica: Option<Replica>,
+    store: Store,
+    /// Counts restarts: what was scheduled for an earlier run is dropped.
+    run: u64,
+    flushing: bool,
+    dead: bool,
+    /// Holds all rows once it has applied this: began empty with the partition, or was promoted.
+    whole: Option<Sequence>,
+    serving: Option<Epoch>,
+}
+
+/// What a clean run did; shows that runs are not idle.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(in crate::replication) struct Outcome {
+    pub(in crate::replication) acknowledged: u64,
+    pub(in crate::replication) committed: u64,
+    pub(in crate::replication) epochs: u64,
+    pub(in crate::replication) crashes: u64,
+    pub(in crate::replication) promoted: u64,
+}
+
+struct World {
+    now_ms: u64,
+    random: Random,
+    events: BTreeMap<(u64, u64), Event>,
+    scheduled: u64,
+    devices: Vec<Device>,
+    control: Control,
+    checker: Checker,
+    defects: Defects,
+    min_copies: usize,
+    next_token: u64,
+    open: BTreeSet<u64>,
+    crashes: u64,
+    violation: Option<String>,
+}
+
+/// Runs one seed; the error is the first violation.
+pub(in crate::replication) fn run(seed: u64, defects: Defects) -> Result<Outcome, String> {
+    let mut world = World::new(seed, defects);
+    world.spread_config();
+    for time in (0..CHAOS_MS + HEALED_MS).step_by(usize::try_from(TICK_MS).unwrap()) {
+        world.schedule_at(time, Event::Tick);
+    }
+    world.schedule_at(50, Event::Propose);
+    world.schedule_at(300, Event::Fault);
+    let mut healed = false;
+    while let Some(((time, _), event)) = world.events.pop_first() {
+        if time > CHAOS_MS && !healed {
+            healed = true;
+            world.heal();
+        }
+        if time > CHAOS_MS + HEALED_MS {
+            break;
+        }
+        world.now_ms = time;
+        world.handle(event);
+        if let Some(violation) = world.violation.take() {
+            return Err(format!("at {time} ms: {violation}"));
+        }
+    }
+    world.finish()
+}
+
+impl World {
+    fn new(seed: u64, defects: Defects) -> Self {
+        let mut random = Random::new(seed);
+        let device_count = 3 + random.below(3);
+        let copies = usize::try_from(2 + random.below(2)).unwrap();
+        let mut world = Self {
+            now_ms: 0,
+            random,
+            events: BTreeMap::new(),
+            scheduled: 0,
+            devices: Vec::new(),
+            control: Control::new(copies),
+            checker: Checker::new(),
+            defects,
+            min_copies: 2,
+            next_token: 1,
+            open: BTreeSet::new(),
+            crashes: 0,
+            violation: None,
+        };
+        for id in 0..device_count {
+            let replica = world.new_replica(DeviceId(id), RecoveredLog::default());
+            let whole = world.control.is_member(DeviceId(id)).then_some(Sequence(0));
+            world.devices.push(Device {
+                replica: Some(replica),
+                store: Store::default(),
+                run: 0,
+                flushing: false,
+                dead: false,
+                whole,
+                serving: None,
+            });
+        }
+        world
+    }
+
+    fn new_replica(&self, id: DeviceId, log: RecoveredLog) -> Replica {
+        let mut replica = Replica::recover(PARTITION, id, self.min_copies, log);
+        replica.defects = self.defects;
+        replica
+    }
+
+    fn schedule_at(&mut self, time_ms: u64, event: Event) {
+        self.scheduled += 1;
+        self.events.insert((time_ms, self.scheduled), event);
+    }
+
+    fn schedule(&mut self, delay_ms: u64, event: Event) {
+        self.schedule_at(self.now_ms + delay_ms, event);
+    }
+
+    fn chaos(&self) -> bool {
+        self.now_ms < CHAOS_MS
+    }
+
+    fn delay(&mut self, usual_ms: u64) -> u64 {
+        if self.chaos() && self.random.chance(5) {
+            return self.random.below(2_000);
+        }
+        1 + self.random.below(usual_ms)
+    }
+
+    fn device(&mut self, id: DeviceId) -> &mut Device {
+        &mut self.devices[usize::try_from(id.0).unwrap()]
+    }
+
+    fn ids(&self) -> Vec<DeviceId> {
+        (0..self.devices.len() as u64).map(DeviceId).collect()
+    }
+
+    fn up(&self) -> BTreeSet<DeviceId> {
+        let up = |id: &DeviceId| self.devices[usize::try_from(id.0).unwrap()].replica.is_some();
+        let dead = |id: &DeviceId| self.devices[usize::try_from(id.0).unwrap()].dead;
+        self.ids().into_iter().filter(|id| up(id) && !dead(id)).collect()
+    }
+
+    fn fail(&mut self, result: Result<(), String>) {
+        if let Err(violation) = result {
+            self.violation.get_or_insert(violation);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Tick => self.ids().into_iter().for_each(|id| self.step(id, Input::Tick)),
+            Event::Fault => self.fault(),
+            Event::Propose => self.propose(),
+            Event::Deliver(frame) => {
+                let Envelope { from, to, message, .. } = Envelope::decode(&frame).unwrap();
+                self.step(to, Input::Receive { from, message });
+            }
+            Event::Host(id, run, host) => {
+                if self.device(id).run == run && self.device(id).replica.is_some() {
+                    self.host(id, host);
+                }
+            }
+            Event::Activate(id, epoch) => {
+                if self.control.activate(id, epoch) {
+                    self.schedule_host(id, 20, Host::Input(Input::Activated { epoch }));
+                }
+            }
+            Event::Detect(id) => {
+                let up = self.up();
+                if !up.contains(&id) && self.control.evict(id, |d| up.contains(&d), &mut self.random) {
+                    self.spread_config();
+                }
+            }
+            Event::Restart(id) => self.restart(id),
+        }
+    }
+
+    fn schedule_host(&mut self, id: DeviceId, usual_ms: u64, host: Host) {
+        let (delay, run) = (self.delay(usual_ms), self.device(id).run);
+        self.schedule(delay, Event::Host(id, run, host));
+    }
+
+    fn host(&mut self, id: DeviceId, host: Host) {
+        match host {
+            Host::Input(input) => self.step(id, input),
+            Host::Read(epoch, cursor) => {
+                let rows = self.device(id).store.newest_rows();
+                let mut page = rows.into_iter().skip_while(|(key, _)| Some(key) < cursor.as_ref());
+                let row = |(key, value)| Row { key, value: Some(value) };
+                let rows: Vec<Row> = page.by_ref().take(PAGE_ROWS).map(row).collect();
+                let next = page.next().map(|(key, _)| key);
+                self.step(id, Input::BackfillRows { epoch, rows, next });
+            }
+            Host::Flush => self.flush(id),
+        }
+    }
+
+    fn flush(&mut self, id: DeviceId) {
+        let pending = self.device(id).store.pending() as u64;
+        let count = 1 + self.random.below(pending);
+        let done = self.device(id).store.flush(usize::try_from(count).unwrap());
+        self.device(id).flushing = count < pending;
+        if count < pending {
+            self.schedule_host(id, 15, Host::Flush);
+        }
+        let mut inputs = Vec::new();
+        for op in done {
+            let persisted = match op {
+                Op::Raise { epoch, through } => Input::Persisted { epoch, through },
+                Op::Append { epoch, entry, .. } => Input::Persisted { epoch, through: entry.sequence },
+                Op::Truncate { epoch, after } => Input::Persisted { epoch, through: after },
+                Op::Reset { epoch, .. } => Input::ResetDone { epoch },
+            };
+            if matches!((inputs.last(), &persisted), (Some(Input::Persisted { .. }), Input::Persisted { .. }))
+            {
+                inputs.pop();
+            }
+            inputs.push(persisted);
+        }
+        inputs.into_iter().for_each(|input| self.step(id, input));
+    }
+
+    fn step(&mut self, id: DeviceId, input: Input) {
+        let now_ms = self.now_ms;
+        let mut out = Vec::new();
+        let Some(replica) = &mut self.device(id).replica else { return };
+        replica.step(now_ms, input, &mut out);
+        let (epoch, serving) = (replica.epoch(), replica.is_serving_primary());
+        for output in out {
+            self.execute(id, epoch, output);
+        }
+        let device = self.device(id);
+        if serving && device.serving != Some(epoch) {
+            device.serving = Some(epoch);
+            let device = &self.devices[usize::try_from(id.0).unwrap()];
+            let result = self.checker.serves(id, device.store.applied, &device.store.rows);
+            self.fail(result);
+        }
+    }
+
+    fn submit(&mut self, id: DeviceId, op: Op) {
+        let device = self.device(id);
+        device.store.submit(op);
+        if !std::mem::replace(&mut device.flushing, true) {
+            self.schedule_host(id, 15, Host::Flush);
+        }
+    }
+
+    fn execute(&mut self, id: DeviceId, epoch: Epoch, output: Output) {
+        match output {
+            Output::RaiseEpoch { epoch, through } => self.submit(id, Op::Raise { epoch, through }),
+            Output::Append { epoch, entry, committed } => {
+                self.submit(id, Op::Append { epoch, entry, committed });
+            }
+            Output::Truncate { epoch, after } => self.submit(id, Op::Truncate { epoch, after }),
+            Output::Reset { epoch, base } => {
+                self.device(id).whole = None;
+                self.submit(id, Op::Reset { epoch, base });
+            }
+            Output::Apply { sequence, payload } => self.apply(id, sequence, &payload),
+            Output::Send { to, message } => {
+                let frame = Envelope { partition: PARTITION, from: id, to, message }.encode().unwrap();
+                self.send(frame);
+            }
+            Output::Resolve { token, result } => self.resolved(id, epoch, token, result),
+            Output::Activate { epoch } => {
+                let delay = self.delay(20);
+                self.schedule(delay, Event::Activate(id, epoch));
+            }
+            Output::ReadBackfill { epoch, cursor } => self.schedule_host(id, 20, Host::Read(epoch, cursor)),
+            Output::Report(report) => self.report(id, report),
+        }
+    }
+
+    fn resolved(
+        &mut self,
+        id: DeviceId,
+        epoch: Epoch,
+        token: u64,
+        result: Result<Sequence, crate::replication::Refusal>,
+    ) {
+        if !self.open.remove(&token) {
+            self.fail(Err(format!("token {token} is answered twice")));
+        }
+        let checked = match result {
+            Ok(sequence) => {
+                let activated = self.control.activated.get(&epoch).copied();
+                self.checker.acknowledged(id, epoch, activated, token, sequence)
+            }
+            Err(refusal) if !refusal.is_outcome_unknown() => self.checker.refused(token),
+            Err(_) => Ok(()),
+        };
+        self.fail(checked);
+    }
+
+    fn send(&mut self, frame: Bytes) {
+        let copies = match self.random.below(100) {
+            0..10 if self.chaos() => 0,
+            10..20 if self.chaos() => 2,
+            _ => 1,
+        };
+        for _ in 0..copies {
+            let delay = self.delay(20);
+            self.schedule(delay, Event::Deliver(frame.clone()));
+        }
+    }
+
+    fn apply(&mut self, id: DeviceId, sequence: Sequence, payload: &Bytes) {
+        let device = &mut self.devices[usize::try_from(id.0).unwrap()];
+        let dense = sequence == device.store.applied.next();
+        let entry = device.store.log.entry(sequence).filter(|entry| entry.payload == *payload).cloned();
+        device.store.applied = sequence;
+        super::journal::apply_rows(&mut device.store.rows, payload);
+        let result = match entry {
+            Some(entry) if dense => self.checker.applied(id, &entry),
+            _ => Err(format!("{id} applies {sequence}, which is not next in its log")),
+        };
+        self.fail(result);
+        self.check_whole(id);
+    }
+
+    fn check_whole(&mut self, id: DeviceId) {
+        let device = &self.devices[usize::try_from(id.0).unwrap()];
+        if device.replica.is_some() && device.whole.is_some_and(|whole| device.store.applied >= whole) {
+            let result = self.checker.whole(id, device.store.applied, &device.store.rows);
+            self.fail(result);
+        }
+    }
+
+    fn report(&mut self, id: DeviceId, report: Report) {
+        match report {
+            Report::Joined { device, epoch } => {
+                if self.control.joined(device, epoch) {
+                    self.device(device).whole = Some(self.checker.committed());
+                    self.checker.promoted += 1;
+                    self.spread_config();
+                }
+            }
+            Report::Lagging { device, epoch } => {
+                let up = self.up();
+                if epoch == self.control.config.epoch
+                    && self.control.evict(device, |d| up.contains(&d), &mut self.random)
+                {
+                    self.spread_config();
+                }
+            }
+            Report::Outdated { .. } => self.send_config(id),
+            Report::NewEpochNeeded { epoch } if epoch == self.control.config.epoch => self.renew(),
+            Report::NewEpochNeeded { .. } => {}
+        }
+    }
+
+    fn renew(&mut self) {
+        let up = self.up();
+        self.control.renew(|d| up.contains(&d), &mut self.random);
+        self.spread_config();
+    }
+
+    fn send_config(&mut self, id: DeviceId) {
+        let config: PartitionConfig = self.control.config.clone();
+        self.schedule_host(id, 40, Host::Input(Input::Configure(config)));
+    }
+
+    fn spread_config(&mut self) {
+        for id in self.ids() {
+            self.send_config(id);
+        }
+    }
+
+    fn propose(&mut self) {
+        let usual = if self.random.chance(30) { 3 } else { 120 };
+        let next = 1 + self.random.below(usual);
+        self.schedule(next, Event::Propose);
+        let up: Vec<DeviceId> = self.up().into_iter().collect();
+        if up.is_empty() {
+            return;
+        }
+        let id = if self.random.chance(20) { *self.random.pick(&up) } else { self.control.config.primary };
+        if self.device(id).replica.is_none() {
+            return;
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        self.open.insert(token);
+        if self.random.chance(10) {
+            self.step(id, Input::Barrier { token });
+            return;
+        }
+        let key = vec![u8::try_from(self.random.below(12)).unwrap()];
+        let value = self.random.chance(70).then(|| token.to_le_bytes().to_vec());
+        let stamp = Row { key: vec![200], value: Some(token.to_le_bytes().to_vec()) };
+        let payload = Payload::Mutations(vec![Row { key, value }, stamp]).encode().unwrap();
+        self.checker.proposed(token, payload.clone());
+        self.step(id, Input::Propose { token, payload });
+    }
+
+    fn crash(&mut self, id: DeviceId) {
+        let device = self.device(id);
+        if device.replica.take().is_none() {
+            return;
+        }
+        device.run += 1;
+        device.flushing = false;
+        device.serving = None;
+        self.crashes += 1;
+        let down_ms = 20 + self.random.below(2_500);
+        let detect_ms = 100 + self.random.below(1_500);
+        self.schedule(down_ms, Event::Restart(id));
+        self.schedule(detect_ms, Event::Detect(id));
+    }
+
+    fn restart(&mut self, id: DeviceId) {
+        if self.device(id).replica.is_some() || self.device(id).dead {
+            return;
+        }
+        let pending = self.device(id).store.pending() as u64;
+        let kept = usize::try_from(self.random.below(pending + 1)).unwrap();
+        let log = self.device(id).store.crash(kept);
+        let replica = self.new_replica(id, log);
+        self.device(id).replica = Some(replica);
+        self.check_whole(id);
+        // Mostly the control plane notices; sometimes the replica has to say that it needs a new epoch.
+        if self.control.is_member(id) && self.random.chance(70) {
+            self.renew();
+        } else {
+            self.send_config(id);
+        }
+    }
+
+    fn fault(&mut self) {
+        if !self.chaos() {
+            return;
+        }
+        let next = 50 + self.random.below(900);
+        self.schedule(next, Event::Fault);
+        let ids = self.ids();
+        let id = *self.random.pick(&ids);
+        let up = self.up();
+        match self.random.below(100) {
+            0..30 => self.crash(id),
+            30..36 => ids.into_iter().for_each(|id| self.crash(id)),
+            36..56 => self.renew(),
+            56..70 => {
+                if self.control.evict(id, |d| up.contains(&d), &mut self.random) {
+                    self.spread_config();
+                }
+            }
+            70..72 => self.kill(id),
+            _ => {
+                if up.contains(&id) && self.control.join(id) {
+                    self.spread_config();
+                }
+            }
+        }
+    }
+
+    /// The device fails for good; at most one does, and never the last in-sync one.
+    fn kill(&mut self, id: DeviceId) {
+        let another = self.control.config.replicas.iter().any(|replica| *replica != id);
+        if !another || self.devices.iter().any(|device| device.dead) || !self.up().contains(&id) {
+            return;
+        }
+        self.device(id).dead = true;
+        self.step(id, Input::PersistFailed);
+        self.schedule(500, Event::Detect(id));
+    }
+
+    fn heal(&mut self) {
+        self.now_ms = CHAOS_MS + 1;
+        for id in self.ids() {
+            self.restart(id);
+            if self.device(id).dead {
+                self.schedule(1, Event::Detect(id));
+            }
+        }
+        for (delay, id) in self.ids().into_iter().enumerate() {
+            let run = self.device(id).run;
+            let config = self.control.config.clone();
+            self.schedule(500 + delay as u64, Event::Host(id, run, Host::Input(Input::Configure(config))));
+        }
+    }
+
+    fn finish(mut self) -> Result<Outcome, String> {
+        let config = self.control.config.clone();
+        let before = self.checker.acknowledged_count();
+        let primary = self.device(config.primary);
+        let serving = primary.replica.as_ref().is_some_and(Replica::is_serving_primary);
+        if !serving {
+            return Err(format!("healed, but {} does not serve {}", config.primary, config.epoch));
+        }
+        let committed = self.checker.committed();
+        for id in config.replicas.iter().copied() {
+            let device = self.device(id);
+            if committed.0 > device.store.applied.0 + 200 {
+                return Err(format!("{id} does not follow: {} of {committed}", device.store.applied));
+            }
+            let device = &self.devices[usize::try_from(id.0).unwrap()];
+            self.checker.whole(id, device.store.applied, &device.store.rows)?;
+        }
+        Ok(Outcome {
+            acknowledged: before,
+            committed: committed.0,
+            epochs: config.epoch.0,
+            crashes: self.crashes,
+            promoted: self.checker.promoted,
+        })
+    }
+}
