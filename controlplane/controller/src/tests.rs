@@ -148,6 +148,17 @@ fn a_device_that_is_not_listed_is_missing_and_an_unknown_one_is_refused() {
 }
 
 #[test]
+fn two_runs_of_a_node_never_share_an_incarnation() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        let both = join_all([1, 2].map(|_| handle.register_node(registration(|_| true)))).await;
+        assert_eq!(both[0].as_ref().unwrap().incarnation.0, 1);
+        assert!(matches!(both[1], Err(ControllerError::RegisteredTwice { node: NODE })));
+        assert_eq!(handle.register_node(registration(|_| true)).await.unwrap().incarnation.0, 2);
+    });
+}
+
+#[test]
 fn activation_is_recorded_for_the_current_epoch_only() {
     let directory = tempfile::tempdir().unwrap();
     with(open(directory.path()), |handle| async move {
