@@ -62,8 +62,9 @@ impl<M: Metastore> Controller<M> {
 
     /// Serves until every handle is gone. Failures of the metastore are answered to the callers; it goes on.
     pub async fn run(mut self) {
-        if let Ok(loaded) = Loaded::read(&self.metastore).await {
-            self.publish(&loaded);
+        match Loaded::read(&self.metastore).await {
+            Ok(loaded) => self.publish(&loaded),
+            Err(error) => warn!(event = "metastore_unreadable", %error),
         }
         while let Ok(first) = self.requests.recv().await {
             let mut batch = Batch::default();
@@ -224,8 +225,10 @@ fn fold(
 ) -> Result<(), ControllerError> {
     match report {
         Report::Register(registration) => {
+            if !started.insert(registration.node) {
+                return Err(ControllerError::RegisteredTwice { node: registration.node });
+            }
             register(registration, inventory);
-            started.insert(registration.node);
         }
         Report::DeviceFailed { device, reason } => {
             let seen = inventory.devices.get_mut(device);

@@ -22,7 +22,8 @@ impl ControllerHandle {
     /// makes the first map.
     ///
     /// # Errors
-    /// [`ControllerError::Plan`] when no map can be made of the devices; metastore errors.
+    /// [`ControllerError::Plan`] when no map can be made of the devices; [`ControllerError::RegisteredTwice`] when
+    /// another registration of the node is served at the same time; metastore errors.
     pub async fn register_node(&self, registration: NodeRegistration) -> Result<Registered, ControllerError> {
         let node = registration.node;
         let published = self.report(Report::Register(registration)).await?;

@@ -103,6 +103,12 @@ pub enum ControllerError {
         /// The device.
         device: DeviceId,
     },
+    /// Another start of the same node is being registered; two runs never share an incarnation.
+    #[error("{node} is already being registered")]
+    RegisteredTwice {
+        /// The node.
+        node: NodeId,
+    },
     /// No node has registered yet, so there is no map.
     #[error("there is no cluster map yet: no node has registered")]
     NoMap,
@@ -155,7 +161,7 @@ pub enum ControllerError {
 impl ControllerError {
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Metastore { .. } | Self::Contention | Self::NoMap)
+        matches!(self, Self::Metastore { .. } | Self::Contention | Self::NoMap | Self::RegisteredTwice { .. })
     }
 }
 

@@ -1,1 +1,311 @@
+//! The controller on an embedded metastore: whole life cycles, through the handle alone.
 
+use std::{
+    future::Future,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::{join_all, select};
+use quarry_clustermap::{ClusterId, ClusterMap, DeviceId, DeviceState, Epoch, NodeId, PartitionId, Tier};
+use quarry_metastore::{
+    Embedded, Entry, LeaseId, Metastore, MetastoreError, Range, Revision, Transaction, Watch,
+};
+use quarry_planner::Policy;
+
+use crate::{
+    BucketState, COMMIT_ATTEMPTS_MAX, Controller, ControllerError, ControllerHandle, ControllerOptions,
+    DeviceReport, NodeRegistration, Published,
+};
+
+const NODE: NodeId = NodeId(1);
+
+fn options() -> ControllerOptions {
+    let policy =
+        Policy { cluster: ClusterId([7; 16]), hot_profile: "4+2".parse().unwrap(), partition_count: 256 };
+    ControllerOptions { policy, clock_ms: || 1_000 }
+}
+
+fn registration(found: impl Fn(u64) -> bool) -> NodeRegistration {
+    let device = |id| DeviceReport {
+        device: DeviceId(id),
+        tier: Tier::Hot,
+        capacity_bytes: 1 << 30,
+        location: format!("d{id}"),
+        found: found(id),
+    };
+    let devices = (1..=6).map(device).collect();
+    NodeRegistration { node: NODE, address: String::new(), rack: String::new(), devices }
+}
+
+/// Runs a controller on `metastore` beside a test that uses its handle.
+fn with<M: Metastore, F: Future<Output = ()>>(metastore: M, test: impl FnOnce(ControllerHandle) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (controller, handle) = Controller::new(metastore, options());
+    let both = async {
+        let running = std::pin::pin!(controller.run());
+        let test = std::pin::pin!(test(handle.clone()));
+        match select(test, running).await {
+            // The controller stops, and lets go of the metastore, when the last handle is dropped.
+            futures::future::Either::Left(((), running)) => {
+                drop(handle);
+                running.await;
+            }
+            futures::future::Either::Right(_) => panic!("the controller stopped while it had a handle"),
+        }
+    };
+    runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(30), both).await.expect("the test hangs")
+    });
+}
+
+fn open(directory: &Path) -> Embedded {
+    Embedded::open(directory).unwrap()
+}
+
+fn open_profiles(map: &ClusterMap) -> Vec<String> {
+    let mut profiles: Vec<String> =
+        map.open_groups(Tier::Hot).map(|(_, group)| group.profile.to_string()).collect();
+    profiles.dedup();
+    profiles
+}
+
+fn joiners(map: &ClusterMap) -> Vec<(PartitionId, Epoch, DeviceId)> {
+    let partitions = map.partitions.iter().enumerate();
+    partitions
+        .flat_map(|(index, config)| {
+            let partition = PartitionId(u16::try_from(index).unwrap());
+            config.joining.iter().map(move |device| (partition, config.epoch, *device))
+        })
+        .collect()
+}
+
+async fn report_all_joined(handle: &ControllerHandle, map: &ClusterMap) -> Arc<ClusterMap> {
+    let reports =
+        joiners(map).into_iter().map(|(partition, epoch, device)| handle.joined(partition, epoch, device));
+    let answers: Vec<Published> = join_all(reports).await.into_iter().collect::<Result<_, _>>().unwrap();
+    answers.last().unwrap().map.clone()
+}
+
+#[test]
+fn first_start_restart_and_lost_devices() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        let updates = handle.subscribe().await.unwrap();
+        let registered = handle.register_node(registration(|_| true)).await.unwrap();
+        let map = registered.published.map;
+        assert_eq!((registered.incarnation.0, map.version.0, map.partitions.len()), (1, 1, 256));
+        assert_eq!(open_profiles(&map), ["4+2"]);
+        assert_eq!(updates.recv().await.unwrap().map, map);
+    });
+    with(open(directory.path()), |handle| async move {
+        let updates = handle.subscribe().await.unwrap();
+        assert_eq!(updates.recv().await.unwrap().map.version.0, 1, "what was committed before the restart");
+        // Device 3 is missing at this start.
+        let registered = handle.register_node(registration(|id| id != 3)).await.unwrap();
+        let map = registered.published.map;
+        assert_eq!((registered.incarnation.0, map.version.0), (2, 2));
+        assert_eq!(map.devices[&DeviceId(3)].state, DeviceState::Out);
+        assert!(map.partitions.iter().all(|config| config.epoch.0 == 2 && config.members().count() == 3));
+        assert_eq!(open_profiles(&map), ["3+2"]);
+        let map = report_all_joined(&handle, &map).await;
+        assert_eq!(map.version.0, 3, "all reports make one map version");
+        assert!(map.partitions.iter().all(|config| config.joining.is_empty() && config.replicas.len() == 3));
+        let map = handle.device_failed(DeviceId(5), "EIO on flush".to_owned()).await.unwrap().map;
+        assert_eq!(open_profiles(&map), ["2+2"]);
+        let again = handle.device_failed(DeviceId(5), "EIO on flush".to_owned()).await.unwrap().map;
+        assert_eq!(again.version, map.version, "repeating a report changes nothing");
+        assert_eq!(updates.recv().await.unwrap().map.version, map.version, "only the newest state waits");
+    });
+    with(open(directory.path()), |handle| async move {
+        let map = handle.register_node(registration(|_| true)).await.unwrap().published.map;
+        assert_eq!(open_profiles(&map), ["4+2"]);
+        assert!(map.devices.values().all(|device| device.state == DeviceState::In));
+    });
+}
+
+#[test]
+fn a_device_that_is_not_listed_is_missing_and_an_unknown_one_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        let unknown = handle.device_failed(DeviceId(99), "gone".to_owned()).await;
+        assert!(
+            matches!(unknown, Err(ControllerError::UnknownDevice { device: DeviceId(99) })),
+            "{unknown:?}"
+        );
+        let mut none = registration(|_| true);
+        none.devices.truncate(2);
+        let refused = handle.register_node(none.clone()).await;
+        assert!(matches!(refused, Err(ControllerError::Plan(_))), "{refused:?}");
+        handle.register_node(registration(|_| true)).await.unwrap();
+        let map = handle.register_node(none).await.unwrap().published.map;
+        assert_eq!(map.devices.values().filter(|device| device.state == DeviceState::In).count(), 2);
+    });
+}
+
+#[test]
+fn two_runs_of_a_node_never_share_an_incarnation() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        let both = join_all([1, 2].map(|_| handle.register_node(registration(|_| true)))).await;
+        assert_eq!(both[0].as_ref().unwrap().incarnation.0, 1);
+        assert!(matches!(both[1], Err(ControllerError::RegisteredTwice { node: NODE })));
+        assert_eq!(handle.register_node(registration(|_| true)).await.unwrap().incarnation.0, 2);
+    });
+}
+
+#[test]
+fn activation_is_recorded_for_the_current_epoch_only() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        assert!(matches!(handle.activate(PartitionId(0), Epoch(1)).await, Err(ControllerError::NoMap)));
+        handle.register_node(registration(|_| true)).await.unwrap();
+        let all = (0..256).map(|partition| handle.activate(PartitionId(partition), Epoch(1)));
+        assert!(join_all(all).await.iter().all(Result::is_ok));
+        handle.activate(PartitionId(0), Epoch(1)).await.unwrap();
+        handle.register_node(registration(|_| true)).await.unwrap();
+        let late = handle.activate(PartitionId(0), Epoch(1)).await.unwrap_err();
+        assert_eq!(late.to_string(), "partition-0 is at epoch-2, epoch-1 cannot be activated");
+        handle.activate(PartitionId(0), Epoch(2)).await.unwrap();
+        let unknown = handle.activate(PartitionId(256), Epoch(2)).await;
+        assert!(matches!(unknown, Err(ControllerError::UnknownPartition { .. })));
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let stored = runtime.block_on(open(directory.path()).get("activated")).unwrap().unwrap();
+    let epochs: Vec<u64> = serde_json::from_slice(&stored.value).unwrap();
+    assert_eq!((epochs.len(), epochs[0], epochs[255]), (256, 2, 1));
+}
+
+#[test]
+fn bucket_life_cycle() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        let refused = handle.create_bucket("Photos", 5).await.unwrap_err();
+        assert_eq!(refused.to_string(), "a bucket name has only a-z, 0-9, '.' and '-', not 'P'");
+        let bucket = handle.create_bucket("photos", 5).await.unwrap();
+        assert_eq!((bucket.id.0, bucket.created_ms, bucket.state), (1, 5, BucketState::Active));
+        assert!(matches!(handle.create_bucket("photos", 6).await, Err(ControllerError::BucketExists { .. })));
+        assert!(matches!(
+            handle.remove_bucket("photos", bucket.id).await,
+            Err(ControllerError::BucketNotMarked { .. })
+        ));
+        assert_eq!(handle.mark_bucket_deleting("photos").await.unwrap().state, BucketState::Deleting);
+        assert_eq!(handle.unmark_bucket("photos", bucket.id).await.unwrap().state, BucketState::Active);
+        handle.mark_bucket_deleting("photos").await.unwrap();
+        assert_eq!(handle.remove_bucket("photos", bucket.id).await.unwrap().id, bucket.id);
+        assert!(matches!(
+            handle.mark_bucket_deleting("photos").await,
+            Err(ControllerError::NoSuchBucket { .. })
+        ));
+    });
+    with(open(directory.path()), |handle| async move {
+        let again = handle.create_bucket("photos", 7).await.unwrap();
+        assert_eq!(again.id.0, 2, "an id is never given twice");
+        let late = handle.unmark_bucket("photos", quarry_clustermap::BucketId(1)).await;
+        assert!(matches!(late, Err(ControllerError::NoSuchBucket { .. })));
+        // More than one transaction holds, and each caller gets its own answer.
+        let names: Vec<String> = (0..300).map(|i| format!("bucket-{:03}", i % 299)).collect();
+        let answers = join_all(names.iter().map(|name| handle.create_bucket(name, 8))).await;
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 299);
+        let published = handle.register_node(registration(|_| true)).await.unwrap().published;
+        assert_eq!(published.buckets.by_name.len(), 300);
+        assert!(published.buckets.revision < 20, "changes are committed together");
+    });
+}
+
+/// Lets another writer change every compared key before the first `conflicts` transactions.
+struct Interfering {
+    store: Embedded,
+    conflicts: AtomicUsize,
+}
+
+impl Metastore for Interfering {
+    async fn transact(&self, transaction: &Transaction) -> Result<Revision, MetastoreError> {
+        let left = self.conflicts.load(Ordering::Relaxed);
+        if left > 0 {
+            self.conflicts.store(left - 1, Ordering::Relaxed);
+            for (key, _) in &transaction.compare {
+                let entry = self.store.get(key).await?;
+                let value = entry.as_ref().map(|entry| entry.value.clone());
+                let other = if key == "buckets" && value.is_none() {
+                    Some(br#"{"revision":1,"last_id":4}"#.to_vec())
+                } else {
+                    value
+                };
+                if let Some(value) = other {
+                    self.store.transact(&Transaction::default().put(key, value)).await?;
+                }
+            }
+        }
+        self.store.transact(transaction).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>, MetastoreError> {
+        self.store.get(key).await
+    }
+
+    async fn range(&self, prefix: &str) -> Result<Range, MetastoreError> {
+        self.store.range(prefix).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetastoreError> {
+        self.store.watch(prefix, from).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetastoreError> {
+        self.store.grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), MetastoreError> {
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetastoreError> {
+        self.store.revoke_lease(lease).await
+    }
+}
+
+#[test]
+fn conflicts_are_retried_on_what_the_other_writer_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let interfering = Interfering { store: open(directory.path()), conflicts: AtomicUsize::new(3) };
+    with(interfering, |handle| async move {
+        assert_eq!(
+            handle.create_bucket("photos", 5).await.unwrap().id.0,
+            5,
+            "the other writer gave ids up to 4"
+        );
+    });
+    with(open(directory.path()), |handle| async move {
+        handle.register_node(registration(|_| true)).await.unwrap();
+    });
+    let interfering = Interfering { store: open(directory.path()), conflicts: AtomicUsize::new(3) };
+    with(interfering, |handle| async move {
+        assert_eq!(handle.register_node(registration(|_| true)).await.unwrap().published.map.version.0, 2);
+    });
+    let endless =
+        Interfering { store: open(directory.path()), conflicts: AtomicUsize::new(COMMIT_ATTEMPTS_MAX) };
+    with(endless, |handle| async move {
+        let gave_up = handle.register_node(registration(|_| true)).await.unwrap_err();
+        assert!(matches!(gave_up, ControllerError::Contention) && gave_up.is_retryable());
+        assert_eq!(handle.register_node(registration(|_| true)).await.unwrap().published.map.version.0, 3);
+    });
+}
+
+#[test]
+fn a_damaged_map_is_named_and_not_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let broken = Transaction::default().put("map", b"{}".to_vec());
+    runtime.block_on(open(directory.path()).transact(&broken)).unwrap();
+    with(open(directory.path()), |handle| async move {
+        let error = handle.register_node(registration(|_| true)).await.unwrap_err();
+        assert!(matches!(&error, ControllerError::Damaged { key, .. } if key == "map"), "{error}");
+    });
+    let map = runtime.block_on(open(directory.path()).get("map")).unwrap().unwrap();
+    assert_eq!(map.value, b"{}");
+}

@@ -42,7 +42,7 @@ pub struct EtcdOptions {
 /// A metastore in etcd. Cheap to clone.
 #[derive(Clone)]
 pub struct Etcd {
-    client: Client,
+    pub(crate) client: Client,
     prefix: String,
     deadline: Duration,
 }

@@ -113,7 +113,7 @@ pub struct PlanInput<'a> {
     pub started: &'a BTreeSet<NodeId>,
     /// Joiners that became whole.
     pub joined: &'a [Joined],
-    /// Wall clock, milliseconds since 1970; the default rules have no delays, so none reads it yet.
+    /// Wall clock, milliseconds since 1970; no rule has a delay so far, so none reads it.
     pub now_ms: u64,
 }
 
