@@ -1,2 +1,206 @@
-//! Under construction.
-fn main() {}
+//! `quarryd`: one data-plane node.
+//!
+//! configuration -> devices -> control thread (controller, admin) -> executors -> connections. A dead executor is
+//! fatal for the process; SIGTERM and Ctrl-C let requests in progress end, write checkpoints, and exit with 0.
+
+mod cluster;
+mod config;
+mod control;
+mod core;
+mod credentials;
+mod devices;
+mod fsck;
+mod host;
+mod inspect;
+mod jobs;
+mod metrics;
+mod runtime;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use clap::Parser;
+use glommio::{LocalExecutorBuilder, Placement};
+use quarry_clustermap::{ClusterMap, NodeId, PARTITIONS_STANDALONE, Tier};
+use quarry_controller::{DeviceReport, NodeRegistration, Registered};
+use quarry_metastore::{Embedded, Metastore};
+use quarry_planner::Policy;
+
+use crate::{
+    cluster::BucketRevisions,
+    config::{Cli, Command, Config, RunArgs},
+    control::{AdminState, Control},
+    core::Shared,
+    credentials::Credentials,
+    devices::FoundDevice,
+    metrics::Metrics,
+    runtime::{mesh::Inbox, pulse::CorePulse},
+};
+
+/// The only node of a standalone cluster.
+const STANDALONE_NODE: NodeId = NodeId(1);
+/// Short, so that a wake from another thread is seen soon by a busy core; the pulse makes it safe (see there).
+const PREEMPT_TIMER: Duration = Duration::from_millis(1);
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("QUARRY_LOG").unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match cli.command {
+        Some(Command::Inspect { device, json }) => inspect::run(&device, json),
+        Some(Command::Fsck { data, verify_data, json }) => fsck::run(&data, verify_data, json),
+        None => serve(&cli.run),
+    }
+}
+
+fn serve(args: &RunArgs) -> anyhow::Result<()> {
+    let config = Config::load(args)?;
+    if args.check_config {
+        println!("the configuration is valid");
+        return Ok(());
+    }
+    std::fs::create_dir_all(&config.data).with_context(|| format!("cannot create {}", config.data.display()))?;
+    let credentials = credentials::load(&config.data)?;
+    let metastore = Embedded::open(&config.data)?;
+    let map = read_map(&metastore)?;
+    let (cluster, found) = devices::prepare(&config, map.as_ref())?;
+
+    let metrics = Metrics::new()?;
+    let faults: BTreeMap<_, _> = found.iter().map(|device| (device.id, Default::default())).collect();
+    let injectable = config.fault_injection.then(|| faults.clone());
+    let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable);
+    let stopping = Arc::new(AtomicBool::new(false));
+    let policy = Policy { cluster, hot_profile: config.profile, partition_count: PARTITIONS_STANDALONE };
+    let control = Control::start(&config, metastore, policy, Arc::clone(&admin), Arc::clone(&stopping))?;
+    let registered =
+        futures::executor::block_on(control.handle.controller().register_node(registration(&found)))?;
+
+    let pulses: Vec<_> = (0..config.cores).map(|_| Arc::new(CorePulse::default())).collect();
+    let pulse_stop = Arc::new(AtomicBool::new(false));
+    let pulse = runtime::pulse::start(pulses.clone(), Arc::clone(&pulse_stop))?;
+    let Registered { incarnation, published } = registered;
+    let shared = Shared {
+        node: STANDALONE_NODE,
+        incarnation,
+        inboxes: (0..config.cores).map(|_| Inbox::new()).collect(),
+        bucket_revisions: BucketRevisions::new(config.cores),
+        recovered: Arc::new(AtomicU64::new(0)),
+        drained: Arc::new(AtomicU64::new(0)),
+        control: control.handle.clone(),
+        admin: Arc::clone(&admin),
+        config: config.clone(),
+        credentials: credentials.clone(),
+        devices: found,
+        stopping,
+        published,
+        metrics,
+        faults,
+        pulses,
+    };
+    let announcer = announce(&config, &credentials, admin);
+    let result = run_cores(&shared);
+    pulse_stop.store(true, Ordering::Relaxed);
+    announcer.thread().unpark();
+    drop(shared);
+    control.stop();
+    if pulse.join().is_err() {
+        tracing::error!(event = "pulse_panicked");
+    }
+    result
+}
+
+/// The map of the last run, if there was one.
+fn read_map(metastore: &Embedded) -> anyhow::Result<Option<ClusterMap>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let Some(entry) = runtime.block_on(metastore.get("map"))? else { return Ok(None) };
+    Ok(Some(serde_json::from_slice(&entry.value).context("the cluster map in the metastore is damaged")?))
+}
+
+fn registration(found: &[FoundDevice]) -> NodeRegistration {
+    let report = |device: &FoundDevice| DeviceReport {
+        device: device.id,
+        tier: Tier::Hot,
+        capacity_bytes: device.file.size_bytes(),
+        location: device.path.display().to_string(),
+        found: true,
+    };
+    NodeRegistration {
+        node: STANDALONE_NODE,
+        address: String::new(),
+        rack: String::new(),
+        devices: found.iter().map(report).collect(),
+    }
+}
+
+/// Runs one pinned executor per core until all have ended; the first error stops the others.
+fn run_cores(shared: &Shared) -> anyhow::Result<()> {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut handles = Vec::new();
+    for index in 0..shared.config.cores {
+        let shared = shared.clone();
+        let builder = LocalExecutorBuilder::new(Placement::Fixed(index % cpus))
+            .name(&format!("core-{index}"))
+            .preempt_timer(PREEMPT_TIMER);
+        let stopping = Arc::clone(&shared.stopping);
+        let handle = builder
+            .spawn(move || async move {
+                let result = core::run(shared, index).await;
+                if let Err(error) = &result {
+                    tracing::error!(event = "core_failed", core = index, %error);
+                    // The other cores cannot do without this one's devices.
+                    stopping.store(true, Ordering::Release);
+                    std::process::exit(1);
+                }
+                result
+            })
+            .map_err(|error| anyhow::anyhow!("cannot start executor {index}: {error}"))?;
+        handles.push(handle);
+    }
+    for handle in handles {
+        match handle.join() {
+            Ok(result) => result?,
+            Err(error) => anyhow::bail!("an executor died: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// Says where everything is, once every core takes connections.
+fn announce(config: &Config, credentials: &Credentials, admin: Arc<AdminState>) -> std::thread::JoinHandle<()> {
+    let endpoint = format!("http://{}", config.listen);
+    let from_environment = std::env::var_os("QUARRY_ACCESS_KEY").is_some();
+    let file = config.data.join("credentials");
+    let (data, metrics, access_key) =
+        (config.data.display().to_string(), format!("http://{}/metrics", config.admin), credentials.access_key.clone());
+    std::thread::spawn(move || {
+        while !admin.is_ready() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        println!("Quarry serves S3 at {endpoint}");
+        println!("  data         {data}");
+        println!("  metrics      {metrics}");
+        if from_environment {
+            println!("  credentials  from QUARRY_ACCESS_KEY ({access_key}) and QUARRY_SECRET_KEY");
+        } else {
+            println!("  credentials  {}", file.display());
+            println!();
+            println!("Try it:");
+            println!("  export AWS_SHARED_CREDENTIALS_FILE={}", std::path::absolute(&file).unwrap_or(file).display());
+        }
+        println!("  export AWS_ENDPOINT_URL={endpoint} AWS_DEFAULT_REGION=us-east-1");
+        println!("  aws s3 mb s3://lake");
+        println!("  aws s3 cp --recursive ./my-parquet-files s3://lake/");
+        println!("  aws s3 ls --recursive s3://lake/");
+    })
+}

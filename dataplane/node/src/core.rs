@@ -1,0 +1,464 @@
+//! One executor: its ring, its devices, its listener. Everything on a core is built here, in this order: ring and
+//! buffers, recovery of the devices it owns, transport, map, jobs; and, once every core is that far, connections.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    os::fd::BorrowedFd,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use event_listener::Event;
+use futures::{FutureExt, future::LocalBoxFuture};
+use glommio::{Latency, Shares, TaskQueueHandle, net::TcpListener};
+use quarry_clustermap::{DeviceId, Incarnation, NodeId};
+use quarry_controller::Published;
+use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
+use quarry_object::objects::{ObjectOptions, Objects};
+use quarry_partition::Payload;
+use quarry_storage::{
+    device::{BufferPool, FaultDevice, Ring, UringDevice},
+    store::{Store, StoreOptions},
+};
+
+use crate::{
+    cluster::{BucketRevisions, CoreParts, NodeCluster},
+    config::Config,
+    control::{AdminState, ControlHandle, FaultSwitches},
+    credentials::Credentials,
+    devices::FoundDevice,
+    host::{CoreHost, Links, NodeDevice, into_mutations},
+    jobs,
+    metrics::{CoreGauges, Metrics},
+    runtime::{
+        clock,
+        fd::{CompletionEvents, HyperStream},
+        mesh::{Inbox, Mesh},
+        pulse::CorePulse,
+    },
+};
+
+/// Submission queue of the device ring; up to four times as many operations are in flight.
+const RING_DEPTH: u32 = 256;
+/// Between ticks of the replicas.
+const TICK: Duration = Duration::from_millis(100);
+/// Connections of one core; more wait in the listen queue.
+const CONNECTIONS_MAX: u64 = 4096;
+/// How long requests in progress may take after a stop was asked for.
+const DRAIN_FOR: Duration = Duration::from_secs(20);
+/// Bytes of one pool buffer.
+const BUFFER_BYTES: usize = quarry_clustermap::SHARD_BLOCK_BYTES;
+
+/// What every core gets from the main thread.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) credentials: Credentials,
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) devices: Vec<FoundDevice>,
+    pub(crate) faults: FaultSwitches,
+    pub(crate) published: Published,
+    pub(crate) inboxes: Vec<Arc<Inbox>>,
+    pub(crate) pulses: Vec<Arc<CorePulse>>,
+    pub(crate) bucket_revisions: BucketRevisions,
+    pub(crate) control: ControlHandle,
+    pub(crate) admin: Arc<AdminState>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stopping: Arc<AtomicBool>,
+    /// Cores that have recovered their devices, and cores that have no request in progress any more.
+    pub(crate) recovered: Arc<AtomicU64>,
+    pub(crate) drained: Arc<AtomicU64>,
+}
+
+impl Shared {
+    fn owner(&self, device: DeviceId) -> Option<usize> {
+        self.devices.iter().position(|found| found.id == device).map(|index| index % self.config.cores)
+    }
+}
+
+/// Task queues of a core: who gets how much of it while all want it.
+#[derive(Clone, Copy)]
+struct Queues {
+    client: TaskQueueHandle,
+    device: TaskQueueHandle,
+    background: TaskQueueHandle,
+}
+
+impl Queues {
+    fn new() -> Self {
+        let executor = glommio::executor();
+        // Replication, journals and completions go first: everybody waits for them.
+        let device = executor.create_task_queue(
+            Shares::Static(1000),
+            Latency::Matters(Duration::from_millis(1)),
+            "device",
+        );
+        let client = executor.create_task_queue(Shares::Static(800), Latency::NotImportant, "client");
+        let background = executor.create_task_queue(Shares::Static(100), Latency::NotImportant, "background");
+        Self { client, device, background }
+    }
+}
+
+fn spawner(queue: TaskQueueHandle) -> Rc<dyn Fn(LocalBoxFuture<'static, ()>)> {
+    Rc::new(move |task| {
+        glommio::spawn_local_into(task, queue).expect("the queue exists as long as the executor").detach();
+    })
+}
+
+/// Runs core `index` until the node stops.
+pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
+    let queues = Queues::new();
+    let buffers = BufferPool::new(shared.config.buffers_per_core_bytes / BUFFER_BYTES)?;
+    let ring = start_ring(&buffers, queues)?;
+    let devices = open_devices(&shared, &ring);
+    let stores = recover(&shared, index, &devices, queues).await;
+    shared.recovered.fetch_add(1, Ordering::AcqRel);
+
+    let mesh = start_mesh(&shared, index, queues);
+    let links = Rc::new(Links::new(Rc::clone(&mesh), spawner(queues.device), shared.control.clone()));
+    let host = CoreHost::new(stores, Arc::clone(&shared.published.map), links);
+    let parts = CoreParts {
+        core: index,
+        cores: shared.config.cores,
+        node: shared.node,
+        incarnation: shared.incarnation,
+        mesh: Rc::clone(&mesh),
+        devices,
+        buffers: buffers.clone(),
+        control: shared.control.clone(),
+        bucket_revisions: shared.bucket_revisions.clone(),
+        spawn: spawner(queues.client),
+        seed: u64::from_le_bytes(crate::credentials::random()?),
+    };
+    let cluster = NodeCluster::new(parts, &shared.published);
+    let handler = Rc::clone(&host);
+    mesh.set_handler(Rc::new(move |to, frame| handler.handle(to, frame)));
+    // Primaries talk to replicas on other cores at once: all must be there first.
+    wait_for_all(&shared.recovered, shared.config.cores).await;
+    host.set_map(Arc::clone(&shared.published.map), Arc::clone(&shared.published.buckets));
+
+    let gauges = start_gauges(&shared, index, &host, &buffers, &ring, &mesh);
+    start_map_updates(&shared, &host, &cluster, queues).await?;
+    start_ticks(&host, queues);
+    let background = spawner(queues.background);
+    background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
+    let collector =
+        jobs::collector::run(Rc::clone(&host), Rc::clone(&cluster), shared.node, shared.incarnation);
+    background(Box::pin(collector));
+
+    wait_until_serving(&shared, &host).await;
+    serve(&shared, index, &cluster, &gauges, queues).await?;
+    for (id, device) in host.devices() {
+        if let Err(error) = device.store.shutdown().await {
+            tracing::warn!(event = "device_not_closed", device = %id, %error);
+        }
+    }
+    Ok(())
+}
+
+/// Our own ring for device I/O: submitted once per scheduler round, reaped when its eventfd says so.
+fn start_ring(buffers: &BufferPool, queues: Queues) -> anyhow::Result<Ring> {
+    let ring = Ring::new(RING_DEPTH, buffers)?;
+    let event_fd = ring_event_fd(&ring)?;
+    let queued = Rc::new(Event::new());
+    let wanted = Rc::new(Cell::new(false));
+    ring.set_on_queue({
+        let (queued, wanted) = (Rc::clone(&queued), Rc::clone(&wanted));
+        Rc::new(move || {
+            wanted.set(true);
+            queued.notify(1);
+        })
+    });
+    let submitter = ring.clone();
+    spawner(queues.device)(Box::pin(async move {
+        loop {
+            let listener = queued.listen();
+            if !wanted.replace(false) {
+                listener.await;
+                continue;
+            }
+            submitter.submit();
+            submitter.reap();
+            glommio::executor().yield_task_queue_now().await;
+        }
+    }));
+    let reaper = ring.clone();
+    spawner(queues.device)(Box::pin(async move {
+        loop {
+            if let Err(error) = event_fd.wait().await {
+                tracing::error!(event = "completion_events_failed", %error);
+                std::process::abort();
+            }
+            reaper.reap();
+        }
+    }));
+    Ok(ring)
+}
+
+fn ring_event_fd(ring: &Ring) -> anyhow::Result<CompletionEvents> {
+    let fd: BorrowedFd<'_> = ring.event_fd();
+    Ok(CompletionEvents::new(fd.try_clone_to_owned()?))
+}
+
+fn open_devices(shared: &Shared, ring: &Ring) -> BTreeMap<DeviceId, Rc<NodeDevice>> {
+    let open = |found: &FoundDevice| {
+        let switch = shared.faults.get(&found.id).cloned().unwrap_or_default();
+        let device = FaultDevice::new(UringDevice::new(ring, Arc::clone(&found.file)), switch);
+        (found.id, Rc::new(device))
+    };
+    shared.devices.iter().map(open).collect()
+}
+
+/// Recovers the stores of this core's devices, all at once. One that cannot be recovered is reported and left out.
+async fn recover(
+    shared: &Shared,
+    index: usize,
+    devices: &BTreeMap<DeviceId, Rc<NodeDevice>>,
+    queues: Queues,
+) -> Vec<Store<NodeDevice>> {
+    let mine = shared.devices.iter().filter(|found| shared.owner(found.id) == Some(index));
+    let opened = mine.map(|found| {
+        let (control, id) = (shared.control.clone(), found.id);
+        let mut options = StoreOptions::new(spawner(queues.device), Rc::new(decode_entry));
+        options.cache_bytes = shared.config.cache_per_device_bytes;
+        options.on_failed = Some(Rc::new(move |error| control.device_failed(id, error.to_string())));
+        let device = Rc::clone(&devices[&found.id]);
+        async move { (found.id, Store::open(device, options).await) }
+    });
+    let mut stores = Vec::new();
+    for (id, opened) in futures::future::join_all(opened).await {
+        match opened {
+            Ok(store) => {
+                let space = store.space();
+                let free = Arc::new(AtomicU64::new(space.free_bytes));
+                let capacity = Arc::new(AtomicU64::new(space.capacity_bytes));
+                shared.metrics.add_device(id.to_string(), store.stats(), Arc::clone(&free), capacity);
+                watch_space(&store, free, queues);
+                stores.push(store);
+            }
+            Err(error) => shared.control.device_failed(id, format!("it cannot be recovered: {error}")),
+        }
+    }
+    stores
+}
+
+fn watch_space(store: &Store<NodeDevice>, free: Arc<AtomicU64>, queues: Queues) {
+    let store = store.clone();
+    spawner(queues.background)(Box::pin(async move {
+        loop {
+            free.store(store.space().free_bytes, Ordering::Relaxed);
+            glommio::timer::sleep(Duration::from_secs(1)).await;
+        }
+    }));
+}
+
+fn decode_entry(payload: &[u8]) -> Result<Vec<quarry_storage::store::Mutation>, String> {
+    Payload::decode(payload).map(into_mutations).map_err(|error| error.to_string())
+}
+
+fn start_mesh(shared: &Shared, index: usize, queues: Queues) -> Rc<Mesh> {
+    let owners = shared.clone();
+    let route = Rc::new(move |to| match to {
+        quarry_object::transport::Address::Device(device) => owners.owner(device),
+        quarry_object::transport::Address::Core(core) => (core < owners.config.cores).then_some(core),
+    });
+    let mesh = Mesh::new(index, shared.inboxes.clone(), route, spawner(queues.device));
+    spawner(queues.device)(Box::pin(Rc::clone(&mesh).receive()));
+    mesh
+}
+
+async fn wait_for_all(count: &AtomicU64, cores: usize) {
+    while count.load(Ordering::Acquire) < cores as u64 {
+        glommio::timer::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn start_map_updates(
+    shared: &Shared,
+    host: &Rc<CoreHost>,
+    cluster: &Rc<NodeCluster>,
+    queues: Queues,
+) -> anyhow::Result<()> {
+    let newest = shared.control.controller().subscribe().await?;
+    let (host, cluster, first) = (Rc::clone(host), Rc::clone(cluster), shared.published.map.version);
+    spawner(queues.device)(Box::pin(async move {
+        while let Ok(published) = newest.recv().await {
+            // What is delivered first may be from before this start.
+            if published.map.version >= first {
+                host.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
+                cluster.set_published(&published);
+            }
+        }
+    }));
+    Ok(())
+}
+
+fn start_ticks(host: &Rc<CoreHost>, queues: Queues) {
+    let host = Rc::clone(host);
+    spawner(queues.device)(Box::pin(async move {
+        loop {
+            glommio::timer::sleep(TICK).await;
+            host.tick();
+        }
+    }));
+}
+
+fn start_gauges(
+    shared: &Shared,
+    index: usize,
+    host: &Rc<CoreHost>,
+    buffers: &BufferPool,
+    ring: &Ring,
+    mesh: &Rc<Mesh>,
+) -> Arc<CoreGauges> {
+    let gauges = Arc::new(CoreGauges::default());
+    let pulse = Arc::clone(&shared.pulses[index]);
+    shared.metrics.add_core(index, Arc::clone(&gauges), Arc::clone(&pulse));
+    let (host, buffers, ring, mesh) = (Rc::clone(host), buffers.clone(), ring.clone(), Rc::clone(mesh));
+    let (shown, answered) = (Arc::clone(&gauges), Arc::clone(&pulse));
+    let on_beat = move || {
+        // The ring may have work that arrived while the executor wrongly slept.
+        ring.submit();
+        ring.reap();
+        let busy = ring.in_flight() > 0 || mesh.in_flight() > 0 || host.requests_in_flight() > 0;
+        answered.set_busy(busy || shown.connections.load(Ordering::Relaxed) > 0);
+        shown.buffers.store(buffers.slots() as u64, Ordering::Relaxed);
+        shown.buffers_free.store(buffers.free_slots() as u64, Ordering::Relaxed);
+        shown.device_io_in_flight.store(ring.in_flight() as u64, Ordering::Relaxed);
+    };
+    glommio::spawn_local(pulse.answer(on_beat)).detach();
+    gauges
+}
+
+/// Connections are taken only when every partition whose primary is here serves, or cannot for now.
+async fn wait_until_serving(shared: &Shared, host: &Rc<CoreHost>) {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let started = Instant::now();
+    loop {
+        let map = host.map();
+        let mine = map.partitions.iter().filter(|config| host.owns(config.primary)).count();
+        let serving = host.primaries().len();
+        if serving >= mine || started.elapsed() > PATIENCE {
+            tracing::info!(event = "core_serving", partitions = serving, of = mine);
+            return;
+        }
+        if shared.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        glommio::timer::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+struct Log {
+    metrics: Arc<Metrics>,
+}
+
+impl Observer for Log {
+    fn request(&self, record: &RequestRecord<'_>) {
+        let RequestRecord { operation, status, duration, bytes_in, bytes_out, .. } = *record;
+        self.metrics.observe_request(operation, status, duration, bytes_in, bytes_out);
+        if status >= 500 || !record.complete {
+            tracing::warn!(
+                event = "request_failed", request_id = record.request_id, operation, method = record.method,
+                path = record.path, status, error_code = record.error_code, complete = record.complete,
+                duration_ms = duration.as_millis()
+            );
+        } else {
+            tracing::debug!(
+                event = "request", request_id = record.request_id, operation, method = record.method,
+                path = record.path, status, bytes_in, bytes_out, duration_ms = duration.as_millis()
+            );
+        }
+    }
+}
+
+fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster>) -> Gateway {
+    let options = ObjectOptions { inline_below_bytes: shared.config.inline_below_bytes };
+    let objects = Objects::new(Rc::clone(cluster), options);
+    let started = Instant::now();
+    let (node, incarnation, count) = (shared.node, shared.incarnation, Cell::new(0_u64));
+    Gateway::new(
+        Rc::new(objects),
+        GatewayOptions {
+            access_key: shared.credentials.access_key.clone(),
+            secret_key: shared.credentials.secret_key.clone(),
+            region: shared.config.region.clone(),
+            limits: Limits::default(),
+            clock: Rc::new(move || started.elapsed()),
+            request_ids: Rc::new(move || {
+                count.set(count.get() + 1);
+                format!("{:04X}{:08X}{index:02X}{:010X}", node.0, incarnation.0, count.get())
+            }),
+            observer: Rc::new(Log { metrics: Arc::clone(&shared.metrics) }),
+        },
+    )
+}
+
+/// Takes connections until the node stops, then lets requests in progress end.
+async fn serve(
+    shared: &Shared,
+    index: usize,
+    cluster: &Rc<NodeCluster>,
+    gauges: &Arc<CoreGauges>,
+    queues: Queues,
+) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(shared.config.listen)
+        .map_err(|error| anyhow::anyhow!("cannot listen on {}: {error}", shared.config.listen))?;
+    shared.admin.core_ready();
+    let gateway = gateway(shared, index, cluster);
+    let stop = Rc::new(RefCell::new(Event::new()));
+    while !shared.stopping.load(Ordering::Acquire) {
+        if gauges.connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+            glommio::timer::sleep(Duration::from_millis(5)).await;
+            continue;
+        }
+        let accepted = futures::select_biased! {
+            accepted = listener.accept().fuse() => accepted,
+            () = glommio::timer::sleep(Duration::from_millis(200)).fuse() => continue,
+        };
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(event = "accept_failed", %error);
+                glommio::timer::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
+        // Nagle and delayed acknowledgements together cost 40 ms.
+        if stream.set_nodelay(true).is_err() {
+            continue;
+        }
+        gauges.connections.fetch_add(1, Ordering::Relaxed);
+        shared.pulses[index].set_busy(true);
+        let (gateway, gauges, stopped) = (gateway.clone(), Arc::clone(gauges), stop.borrow().listen());
+        spawner(queues.client)(Box::pin(async move {
+            if let Err(error) = gateway.serve_connection(HyperStream::new(stream), stopped).await
+                && !error.is_client_gone()
+            {
+                tracing::debug!(event = "connection_failed", %error);
+            }
+            gauges.connections.fetch_sub(1, Ordering::Relaxed);
+        }));
+    }
+    drop(listener);
+    stop.borrow().notify(usize::MAX);
+    let deadline = Instant::now() + DRAIN_FOR;
+    while gauges.connections.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+        glommio::timer::sleep(Duration::from_millis(5)).await;
+    }
+    // Requests of other cores need this one's devices.
+    shared.drained.fetch_add(1, Ordering::AcqRel);
+    wait_for_all(&shared.drained, shared.config.cores).await;
+    Ok(())
+}
+
+/// Wall clock for [`Links`].
+pub(crate) fn wall_ms() -> u64 {
+    clock::unix_ms()
+}

@@ -1,0 +1,5 @@
+//! Background jobs of one core over the partitions whose primaries it holds. Each is one file with one loop; all
+//! of them are idempotent and start over after a restart.
+
+pub(crate) mod collector;
+pub(crate) mod freer;
