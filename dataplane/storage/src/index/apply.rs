@@ -230,13 +230,17 @@ impl<D: Device> Applier<'_, D> {
                 items = self.rewrite(page.child(index), child_page, child_bounds, &changes[part]).await?;
             }
             changed |= items.is_some();
+            if items.is_none()
+                && let Some(pending) = pending.as_mut().filter(|pending| is_underfull(&pending.items))
+                && let Some(neighbour) = self.take_child(page, bounds, index).await
+            {
+                pending.items.extend(neighbour);
+                continue;
+            }
             match (items, &mut pending) {
                 (Some(items), _) if items.is_empty() => {}
                 (Some(items), Some(pending)) if is_underfull(&items) || is_underfull(&pending.items) => {
                     pending.items.extend(items);
-                }
-                (None, Some(pending)) if is_underfull(&pending.items) => {
-                    pending.items.extend(self.take_child(page, bounds, index).await?);
                 }
                 (items, _) => {
                     if let Some(Pending { from, items }) = pending.take() {
@@ -255,8 +259,9 @@ impl<D: Device> Applier<'_, D> {
             }
         }
         if let Some(mut last) = pending {
-            if let Some(index) = untouched.filter(|_| is_underfull(&last.items)) {
-                let mut items = self.take_child(page, bounds, index).await?;
+            if let Some(index) = untouched.filter(|_| is_underfull(&last.items))
+                && let Some(mut items) = self.take_child(page, bounds, index).await
+            {
                 items.append(&mut last.items);
                 last = Pending { from: output.pop().expect("ends with that child").key, items };
             }
@@ -281,16 +286,12 @@ impl<D: Device> Applier<'_, D> {
         join_all(loads).await.into_iter().collect()
     }
 
-    /// The items of an untouched child that is about to be merged into its neighbour.
-    async fn take_child(
-        &mut self,
-        page: &Page,
-        bounds: &Bounds,
-        index: usize,
-    ) -> Result<Vec<Item>, IndexError> {
+    /// The items of an untouched child that is about to be merged into its neighbour; `None` when it cannot be
+    /// read, for a batch must not fail because of a page that it can do without.
+    async fn take_child(&mut self, page: &Page, bounds: &Bounds, index: usize) -> Option<Vec<Item>> {
         let child = page.child(index);
         let bounds = bounds.narrow(page, index);
-        let page = self.tree.load(child, page.level() - 1, &bounds, Purpose::Replace).await?;
+        let page = self.tree.load(child, page.level() - 1, &bounds, Purpose::Replace).await.ok()?;
         self.freed.push(child.extent());
         self.pace.spend(page.count()).await;
         let mut items: Vec<Item> = (0..page.count()).map(|index| page.item(index)).collect();
@@ -298,7 +299,7 @@ impl<D: Device> Applier<'_, D> {
             // Keys below the first child may be smaller than its entry, down to the page's own bound.
             items[0].key = bounds.from();
         }
-        Ok(items)
+        Some(items)
     }
 
     /// Packs items of `level` into pages; returns the entries for their parent, the first with the key `from`.

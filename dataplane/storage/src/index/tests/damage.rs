@@ -136,3 +136,29 @@ fn a_walk_lists_the_extent_of_what_is_damaged() {
     }));
     assert_eq!(seen, [Extent { start: root.page, blocks: 4 }]);
 }
+
+#[test]
+fn a_damaged_neighbour_does_not_fail_a_batch() {
+    let mut bed = Bed::new(1 << 13);
+    bed.apply(&puts(0..2000, 100));
+    let mut leaves = Vec::new();
+    block_on(bed.tree.walk(WalkDepth::Pages, |visit| {
+        if let Visit::Page { extent, level: 0, entries, .. } = visit {
+            leaves.push((extent, entries as u64));
+        }
+    }));
+    // Leaf 1 loses nearly all its rows while both its neighbours are damaged.
+    for leaf in [0, 2] {
+        bed.device.flip_bit(leaves[leaf].0.start.offset_bytes() + 99, 1);
+    }
+    bed.reopen();
+    let first = leaves[0].1;
+    bed.apply(&(first..first + leaves[1].1 - 2).map(|n| (row_key(n), None)).collect());
+    bed.reopen();
+    let last = first + leaves[1].1 - 1;
+    assert_eq!(block_on(bed.tree.get(&row_key(last))).unwrap(), Some(filler(100, last)));
+    assert_eq!(block_on(bed.tree.get(&row_key(first))).unwrap(), None);
+    for lost in [first - 1, last + 1] {
+        block_on(bed.tree.get(&row_key(lost))).unwrap_err();
+    }
+}
