@@ -5,6 +5,7 @@ pub mod checksum;
 pub mod cluster;
 mod latency;
 pub mod reader;
+pub mod stripe;
 pub mod writer;
 
 pub use latency::ReadLatency;
