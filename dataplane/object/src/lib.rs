@@ -8,6 +8,7 @@ pub mod metadata;
 pub mod objects;
 pub mod peer;
 pub mod reader;
+pub mod stripe;
 pub mod transport;
 pub mod writer;
 
