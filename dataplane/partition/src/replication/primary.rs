@@ -191,6 +191,9 @@ impl Replica {
     }
 
     fn send_to_all(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        if !self.epoch_durable {
+            return;
+        }
         let Role::Primary(primary) = &mut self.role else { return };
         for peer in &mut primary.peers {
             if peer.joining && !peer.heard {
@@ -212,7 +215,7 @@ impl Replica {
         applied: Sequence,
         out: &mut Vec<Output>,
     ) {
-        let last = self.tail.last();
+        let (last, committed) = (self.tail.last(), self.tail.committed());
         let Some(peer) = self.primary_mut().and_then(|primary| primary.peer_mut(from)) else { return };
         let flushed = flushed.min(last);
         if flushed > peer.acked || !peer.heard {
@@ -223,7 +226,8 @@ impl Replica {
         peer.heard = true;
         peer.acked = peer.acked.max(flushed);
         peer.applied = peer.applied.max(applied);
-        peer.sent = peer.sent.max(peer.acked);
+        // What was sent before it had adopted the epoch was dropped there.
+        peer.sent = if first { peer.acked.max(committed) } else { peer.sent.max(peer.acked) };
         if first {
             self.send_to_all(now_ms, out);
         }
@@ -366,16 +370,22 @@ impl Replica {
                 out.push(Output::Report(Report::Lagging { device: peer.device, epoch }));
             }
         }
-        if now_ms.saturating_sub(primary.asked_ms) >= ACTIVATE_RETRY_MS {
-            match (primary.phase, &primary.backfill) {
-                (Phase::Activating, _) => {
-                    primary.asked_ms = now_ms;
-                    out.push(Output::Activate { epoch });
-                }
-                (Phase::Serving, Backfill::Whole) => report_joined(primary, epoch, now_ms, out),
-                _ => {}
-            }
+        ask_again(primary, epoch, now_ms, out);
+    }
+}
+
+/// Repeats the question or the report that the control plane has not acted on.
+fn ask_again(primary: &mut Primary, epoch: Epoch, now_ms: u64, out: &mut Vec<Output>) {
+    if now_ms.saturating_sub(primary.asked_ms) < ACTIVATE_RETRY_MS {
+        return;
+    }
+    match (primary.phase, &primary.backfill) {
+        (Phase::Activating, _) => {
+            primary.asked_ms = now_ms;
+            out.push(Output::Activate { epoch });
         }
+        (Phase::Serving, Backfill::Whole) => report_joined(primary, epoch, now_ms, out),
+        _ => {}
     }
 }
 

@@ -204,3 +204,14 @@ fn a_lost_append_is_resent_under_load() {
         assert_eq!(out.iter().any(resent), now_ms == RESEND_MS, "at {now_ms} ms");
     }
 }
+
+/// Otherwise a crash could make it primary in that epoch twice, with two entries of one identity.
+#[test]
+fn a_primary_sends_nothing_before_its_epoch_is_durable() {
+    let mut replica = serving(2, &[A, B]);
+    step(&mut replica, Input::Propose { token: 1, payload: mutation() });
+    step(&mut replica, Input::Configure(config(2, &[A, B], &[])));
+    assert_eq!(ack(&mut replica, B, 2, 1), []);
+    let out = step(&mut replica, Input::Persisted { epoch: Epoch(2), through: Sequence(2) });
+    assert!(out.iter().any(|output| matches!(output, Output::Send { to: B, .. })));
+}

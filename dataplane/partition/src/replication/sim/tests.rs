@@ -58,13 +58,13 @@ fn none() -> Defects {
 #[test]
 fn defects_are_caught() {
     let cases = [
-        ("no fencing", Defects { no_fencing: true, ..none() }, 40),
-        ("acknowledge before flush", Defects { acknowledge_before_flush: true, ..none() }, 8),
-        ("commit without joiners", Defects { commit_without_joiners: true, ..none() }, 5),
+        ("no fencing", Defects { no_fencing: true, ..none() }, 2),
+        ("acknowledge before flush", Defects { acknowledge_before_flush: true, ..none() }, 1),
+        ("commit without joiners", Defects { commit_without_joiners: true, ..none() }, 0),
         ("commit without slowest", Defects { commit_without_slowest: true, ..none() }, 0),
         ("keep differing tails", Defects { keep_differing_tails: true, ..none() }, 0),
         ("serve before activation", Defects { serve_before_activation: true, ..none() }, 0),
-        ("report joined early", Defects { report_joined_early: true, ..none() }, 0),
+        ("report joined early", Defects { report_joined_early: true, ..none() }, 2),
     ];
     for (name, defects, seed) in cases {
         if variable("QUARRY_SIM_HUNT").is_some() {
