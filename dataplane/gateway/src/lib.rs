@@ -1,1 +1,37 @@
-//! Under construction.
+//! The S3 protocol over the object layer.
+//!
+//! [`Gateway::serve_connection`] speaks HTTP/1.1 on any byte stream and turns every request into calls of
+//! [`quarry_object::api::ObjectStore`]. `s3s` gives the breadth of the protocol (routing, XML, Signature
+//! Version 4, aws-chunked framing); this crate adds what it leaves open: limits, digests and checksums of
+//! bodies, ranges and conditions, error documents with resource and request id, and the record of each request.
+//!
+//! Path of a request: `connection` (hyper) -> `front` (what is refused before any work) -> `inbound` (raw body,
+//! limits on framing) -> s3s (signature, routing, XML) -> `backend` and one module per family of operations
+//! -> `reply` (headers and error documents) -> `outbound` (body, then the record for the observer).
+//!
+//! Invariants: nothing but the object layer decides about data; every response carries a request id; a body that
+//! fails its announced length or digest never reaches a commit; a response body never ends short in silence.
+//! Failure model: clients are hostile or broken, connections end anywhere; a panic costs one request.
+//! Everything is single-threaded: the futures are not `Send`, `SendWrapper` satisfies the bounds of s3s.
+
+mod attributes;
+mod backend;
+mod body;
+mod bucket;
+mod checksum;
+mod conditions;
+mod connection;
+mod copy;
+mod error;
+mod exchange;
+mod front;
+mod inbound;
+mod list;
+mod multipart;
+mod object;
+mod options;
+mod outbound;
+mod reply;
+
+pub use connection::{ConnectionError, Gateway};
+pub use options::{GatewayOptions, Limits, Observer, RequestRecord};

@@ -1,0 +1,177 @@
+//! The operations that exist, handed to one module per family. Everything else answers `NotImplemented`, which is
+//! what s3s does for a method that is not overridden.
+//!
+//! s3s wants `Send` futures; every core runs its own gateway and nothing leaves it, so each is wrapped.
+
+use std::rc::Rc;
+
+use async_trait::async_trait;
+use quarry_object::api::ObjectStore;
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::dto::{
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
+    CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CreateBucketInput, CreateBucketOutput,
+    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketInput, DeleteBucketOutput,
+    DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, GetBucketLocationInput,
+    GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
+    HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput, ListObjectsInput,
+    ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput,
+    PutObjectInput, PutObjectOutput, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput,
+    UploadPartOutput,
+};
+use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result};
+use send_wrapper::SendWrapper;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::refuse;
+use crate::exchange::ExchangeHandle;
+use crate::options::{GatewayOptions, Limits};
+use crate::{bucket, copy, list, multipart, object};
+
+/// What every operation works with.
+pub(crate) struct Core<S> {
+    pub(crate) store: Rc<S>,
+    pub(crate) owner_id: String,
+    pub(crate) owner_name: String,
+    pub(crate) region: String,
+    pub(crate) limits: Limits,
+}
+
+/// The one owner of everything: an opaque id of 64 hex digits, as S3's canonical user ids are.
+pub(crate) fn owner_id(access_key: &str) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(b"quarry owner ");
+    hasher.update(access_key);
+    hex::encode(hasher.finalize())
+}
+
+/// [`Core`] as s3s wants it.
+pub(crate) struct Backend<S> {
+    core: SendWrapper<Core<S>>,
+}
+
+impl<S: ObjectStore> Backend<S> {
+    pub(crate) fn new(store: Rc<S>, owner_id: String, options: &GatewayOptions) -> Self {
+        let core = Core {
+            store,
+            owner_id,
+            owner_name: options.access_key.clone(),
+            region: options.region.clone(),
+            limits: options.limits,
+        };
+        Self { core: SendWrapper::new(core) }
+    }
+}
+
+/// Only signed requests, and each tells its operation to the exchange.
+pub(crate) struct Access;
+
+#[async_trait]
+impl S3Access for Access {
+    async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let operation = context.s3_op().name().to_owned();
+        if let Some(exchange) = context.extensions_mut().get::<ExchangeHandle>() {
+            exchange.0.operation.replace(operation);
+        }
+        match context.credentials() {
+            Some(_) => Ok(()),
+            None => Err(refuse(S3ErrorCode::AccessDenied, "anonymous access is not allowed")),
+        }
+    }
+}
+
+type Answer<T> = S3Result<S3Response<T>>;
+
+#[async_trait]
+impl<S: ObjectStore> S3 for Backend<S> {
+    async fn create_bucket(&self, request: S3Request<CreateBucketInput>) -> Answer<CreateBucketOutput> {
+        SendWrapper::new(bucket::create(&self.core, request)).await
+    }
+
+    async fn delete_bucket(&self, request: S3Request<DeleteBucketInput>) -> Answer<DeleteBucketOutput> {
+        SendWrapper::new(bucket::delete(&self.core, request)).await
+    }
+
+    async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> Answer<HeadBucketOutput> {
+        SendWrapper::new(bucket::head(&self.core, request)).await
+    }
+
+    async fn list_buckets(&self, request: S3Request<ListBucketsInput>) -> Answer<ListBucketsOutput> {
+        SendWrapper::new(bucket::list(&self.core, request)).await
+    }
+
+    async fn get_bucket_location(
+        &self,
+        request: S3Request<GetBucketLocationInput>,
+    ) -> Answer<GetBucketLocationOutput> {
+        SendWrapper::new(bucket::location(&self.core, request)).await
+    }
+
+    async fn put_object(&self, request: S3Request<PutObjectInput>) -> Answer<PutObjectOutput> {
+        SendWrapper::new(object::put(&self.core, request)).await
+    }
+
+    async fn get_object(&self, request: S3Request<GetObjectInput>) -> Answer<GetObjectOutput> {
+        SendWrapper::new(object::get(&self.core, request)).await
+    }
+
+    async fn head_object(&self, request: S3Request<HeadObjectInput>) -> Answer<HeadObjectOutput> {
+        SendWrapper::new(object::head(&self.core, request)).await
+    }
+
+    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> Answer<DeleteObjectOutput> {
+        SendWrapper::new(object::delete(&self.core, request)).await
+    }
+
+    async fn delete_objects(&self, request: S3Request<DeleteObjectsInput>) -> Answer<DeleteObjectsOutput> {
+        SendWrapper::new(object::delete_many(&self.core, request)).await
+    }
+
+    async fn list_objects(&self, request: S3Request<ListObjectsInput>) -> Answer<ListObjectsOutput> {
+        SendWrapper::new(list::v1(&self.core, request)).await
+    }
+
+    async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> Answer<ListObjectsV2Output> {
+        SendWrapper::new(list::v2(&self.core, request)).await
+    }
+
+    async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
+        SendWrapper::new(copy::object(&self.core, request)).await
+    }
+
+    async fn upload_part_copy(
+        &self,
+        request: S3Request<UploadPartCopyInput>,
+    ) -> Answer<UploadPartCopyOutput> {
+        SendWrapper::new(copy::part(&self.core, request)).await
+    }
+
+    async fn create_multipart_upload(
+        &self,
+        request: S3Request<CreateMultipartUploadInput>,
+    ) -> Answer<CreateMultipartUploadOutput> {
+        SendWrapper::new(multipart::create(&self.core, request)).await
+    }
+
+    async fn upload_part(&self, request: S3Request<UploadPartInput>) -> Answer<UploadPartOutput> {
+        SendWrapper::new(multipart::upload_part(&self.core, request)).await
+    }
+
+    async fn list_parts(&self, request: S3Request<ListPartsInput>) -> Answer<ListPartsOutput> {
+        SendWrapper::new(multipart::list_parts(&self.core, request)).await
+    }
+
+    async fn complete_multipart_upload(
+        &self,
+        request: S3Request<CompleteMultipartUploadInput>,
+    ) -> Answer<CompleteMultipartUploadOutput> {
+        SendWrapper::new(multipart::complete(&self.core, request)).await
+    }
+
+    async fn abort_multipart_upload(
+        &self,
+        request: S3Request<AbortMultipartUploadInput>,
+    ) -> Answer<AbortMultipartUploadOutput> {
+        SendWrapper::new(multipart::abort(&self.core, request)).await
+    }
+}

@@ -1,0 +1,173 @@
+//! One HTTP/1.1 connection: keep-alive, no pipelining, and every request fenced against panics.
+//!
+//! Deadlines are not set here: hyper's want a timer that is `Send`, and the node owns the clock. It bounds idle
+//! and slow connections by dropping the future or by the shutdown signal.
+
+use std::future::{Future, poll_fn};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use http::header::EXPECT;
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use quarry_object::api::ObjectStore;
+use s3s::auth::SimpleAuth;
+use s3s::config::{S3Config, StaticConfigProvider};
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{HttpRequest, HttpResponse, S3Result};
+use send_wrapper::SendWrapper;
+
+use crate::backend::{Access, Backend, owner_id};
+use crate::checksum::Checks;
+use crate::exchange::{Exchange, ExchangeHandle};
+use crate::front;
+use crate::inbound::{Inbound, Source};
+use crate::options::GatewayOptions;
+use crate::outbound::Outbound;
+use crate::reply;
+
+/// A connection that ended other than by an orderly close: mostly clients that left.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection failed")]
+pub struct ConnectionError(#[from] hyper::Error);
+
+impl ConnectionError {
+    /// The client closed or broke the connection in the middle of a message, which is nobody's fault here.
+    pub fn is_client_gone(&self) -> bool {
+        self.0.is_incomplete_message()
+            || self.0.is_canceled()
+            || self.0.is_closed()
+            || self.0.is_body_write_aborted()
+    }
+}
+
+/// The S3 front of one core. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    service: S3Service,
+    owner_id: String,
+    options: GatewayOptions,
+}
+
+impl Gateway {
+    /// A gateway over `store`.
+    pub fn new<S: ObjectStore>(store: Rc<S>, options: GatewayOptions) -> Self {
+        let owner_id = owner_id(&options.access_key);
+        let backend = Backend::new(store, owner_id.clone(), &options);
+        let mut builder = S3ServiceBuilder::new(backend);
+        builder.set_auth(SimpleAuth::from_single(options.access_key.clone(), options.secret_key.clone()));
+        builder.set_access(Access);
+        let mut config = S3Config::default();
+        config.xml_max_body_size = options.limits.xml_bytes_max;
+        builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
+        Self { shared: Rc::new(Shared { service: builder.build(), owner_id, options }) }
+    }
+
+    /// Serves requests from `io` until the client closes or `shutdown` completes; then the request in progress is
+    /// finished first.
+    ///
+    /// # Errors
+    /// When the connection breaks or the client does not speak HTTP/1.1.
+    pub async fn serve_connection<I, F>(&self, io: I, shutdown: F) -> Result<(), ConnectionError>
+    where
+        I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+        F: Future<Output = ()>,
+    {
+        let mut builder = http1::Builder::new();
+        builder.half_close(true).keep_alive(true).max_headers(self.shared.options.limits.headers_max);
+        let service = service_fn(|request| {
+            let shared = Rc::clone(&self.shared);
+            async move { Ok::<_, std::convert::Infallible>(shared.answer(request).await) }
+        });
+        let mut connection = pin!(builder.serve_connection(io, service));
+        let mut shutdown = pin!(shutdown.fuse());
+        let mut draining = false;
+        poll_fn(|cx| {
+            if !draining && shutdown.as_mut().poll(cx).is_ready() {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await
+        .map_err(ConnectionError)
+    }
+}
+
+impl Shared {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Outbound> {
+        let options = &self.options;
+        let exchange = Exchange::begin(
+            (options.request_ids)(),
+            request.method().as_str().to_owned(),
+            request.uri().path().to_owned(),
+            Rc::clone(&options.clock),
+            Rc::clone(&options.observer),
+        );
+        let (parts, incoming) = request.into_parts();
+        let expects_continue = parts.headers.contains_key(EXPECT);
+        let source = Source::new(incoming);
+        let work = Box::pin(self.dispatch(parts, Rc::clone(&source), &exchange));
+        let response = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
+            tracing::error!(
+                event = "request_panic",
+                request_id = exchange.request_id,
+                operation = &*exchange.operation.borrow()
+            );
+            reply::internal_error()
+        });
+        let response = reply::complete(response, &exchange);
+        if response.status().as_u16() >= 400 {
+            source.drain(expects_continue, options.limits.drain_bytes_max).await;
+        }
+        response
+    }
+
+    async fn dispatch(&self, parts: Parts, source: Rc<Source>, exchange: &Rc<Exchange>) -> HttpResponse {
+        let inbound = match self.admit(&parts, source, exchange) {
+            Ok(inbound) => inbound,
+            Err(refused) => return reply::from_error(refused),
+        };
+        let mut request = HttpRequest::from_parts(parts, s3s::Body::http_body(inbound));
+        request.extensions_mut().insert(ExchangeHandle(SendWrapper::new(Rc::clone(exchange))));
+        match self.service.call(request).await {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::error!(event = "request_failed", request_id = exchange.request_id, ?error);
+                reply::internal_error()
+            }
+        }
+    }
+
+    fn admit(&self, parts: &Parts, source: Rc<Source>, exchange: &Rc<Exchange>) -> S3Result<Inbound> {
+        let limits = &self.options.limits;
+        front::screen(parts, &self.owner_id, limits)?;
+        let chunked = is_aws_chunked(&parts.headers).then_some(limits.chunk_bytes_max);
+        // Only POST carries documents; a Complete's checksum headers are those of the object, not of the document.
+        let checks = match (parts.method == Method::POST, is_multi_delete(parts)) {
+            (true, true) => Some(Checks::of_document(&parts.headers)?),
+            (true, false) => Some(Checks::of_signed_document(&parts.headers)),
+            (false, _) => None,
+        };
+        Ok(Inbound::new(source, Rc::clone(exchange), chunked, checks))
+    }
+}
+
+fn is_aws_chunked(headers: &HeaderMap) -> bool {
+    headers.get("x-amz-content-sha256").is_some_and(|value| value.as_bytes().starts_with(b"STREAMING-"))
+}
+
+fn is_multi_delete(parts: &Parts) -> bool {
+    let query = parts.uri.query().unwrap_or("");
+    query.split('&').any(|pair| pair == "delete" || pair.starts_with("delete="))
+}

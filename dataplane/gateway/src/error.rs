@@ -1,0 +1,113 @@
+//! One S3 error code for every error of the object layer.
+
+use std::borrow::Cow;
+
+use http::header::{CONTENT_RANGE, ETAG, LAST_MODIFIED, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use quarry_object::api::{ApiError, BodyError};
+use s3s::{S3Error, S3ErrorCode};
+
+use crate::attributes::http_date;
+
+/// `BodyError::Mismatch` of `x-amz-content-sha256`, which has an error code of its own.
+pub(crate) const CONTENT_SHA256: &str = "x-amz-content-sha256";
+/// `BodyError::Mismatch` of a chunk or trailer signature.
+pub(crate) const CHUNK_SIGNATURE: &str = "chunk signature";
+
+/// An S3 error with a message.
+pub(crate) fn refuse(code: S3ErrorCode, message: impl Into<Cow<'static, str>>) -> S3Error {
+    S3Error::with_message(code, message)
+}
+
+/// A code that s3s does not know.
+pub(crate) fn custom(
+    code: &'static str,
+    status: StatusCode,
+    message: impl Into<Cow<'static, str>>,
+) -> S3Error {
+    let mut error = S3Error::with_message(S3ErrorCode::Custom(code.into()), message);
+    error.set_status_code(status);
+    error
+}
+
+/// The answer to a call that failed.
+pub(crate) fn from_api(error: ApiError) -> S3Error {
+    let message = error.to_string();
+    match error {
+        ApiError::NoSuchBucket => refuse(S3ErrorCode::NoSuchBucket, message),
+        ApiError::BucketAlreadyOwnedByYou => refuse(S3ErrorCode::BucketAlreadyOwnedByYou, message),
+        ApiError::BucketNotEmpty => refuse(S3ErrorCode::BucketNotEmpty, message),
+        ApiError::InvalidBucketName => refuse(S3ErrorCode::InvalidBucketName, message),
+        ApiError::NoSuchKey => refuse(S3ErrorCode::NoSuchKey, message),
+        ApiError::NoSuchUpload => refuse(S3ErrorCode::NoSuchUpload, message),
+        ApiError::InvalidPart { .. } => refuse(S3ErrorCode::InvalidPart, message),
+        ApiError::InvalidPartOrder => refuse(S3ErrorCode::InvalidPartOrder, message),
+        ApiError::EntityTooSmall { .. } => refuse(S3ErrorCode::EntityTooSmall, message),
+        ApiError::EntityTooLarge { .. } => refuse(S3ErrorCode::EntityTooLarge, message),
+        ApiError::KeyTooLong => refuse(S3ErrorCode::KeyTooLongError, message),
+        ApiError::PreconditionFailed => refuse(S3ErrorCode::PreconditionFailed, message),
+        ApiError::NotModified { etag, last_modified_ms } => not_modified(&etag, last_modified_ms),
+        ApiError::InvalidRange { size_bytes } => {
+            let mut refused = refuse(S3ErrorCode::InvalidRange, message);
+            let total = HeaderValue::try_from(format!("bytes */{size_bytes}"));
+            refused.set_headers(HeaderMap::from_iter([(
+                CONTENT_RANGE,
+                total.expect("digits are a header value"),
+            )]));
+            refused
+        }
+        ApiError::InvalidRequest { .. } => refuse(S3ErrorCode::InvalidRequest, message),
+        ApiError::Body(broken) => from_body(&broken),
+        ApiError::OutOfSpace => custom("InsufficientStorage", StatusCode::INSUFFICIENT_STORAGE, message),
+        ApiError::Unavailable { .. } => {
+            let mut refused = refuse(S3ErrorCode::ServiceUnavailable, message);
+            refused.set_headers(HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("1"))]));
+            refused
+        }
+        // The details are for our log, not for clients.
+        ApiError::DataLoss { detail } => {
+            tracing::error!(event = "object_data_loss", detail);
+            refuse(S3ErrorCode::InternalError, "data of the object is lost or damaged")
+        }
+        ApiError::Internal { detail } => {
+            tracing::error!(event = "request_internal_error", detail);
+            refuse(S3ErrorCode::InternalError, "internal error; the outcome of the request is not known")
+        }
+    }
+}
+
+/// As [`from_api`] where 304 makes no sense: a copy source or a write.
+pub(crate) fn from_api_write(error: ApiError) -> S3Error {
+    match error {
+        ApiError::NotModified { .. } => from_api(ApiError::PreconditionFailed),
+        other => from_api(other),
+    }
+}
+
+fn not_modified(etag: &str, last_modified_ms: u64) -> S3Error {
+    let mut refused = S3Error::new(S3ErrorCode::NotModified);
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::try_from(format!("\"{etag}\"")) {
+        headers.insert(ETAG, value);
+    }
+    headers.insert(LAST_MODIFIED, http_date(last_modified_ms));
+    refused.set_headers(headers);
+    refused.set_status_code(StatusCode::NOT_MODIFIED);
+    refused
+}
+
+/// The answer to a request whose body is broken.
+pub(crate) fn from_body(error: &BodyError) -> S3Error {
+    let message = error.to_string();
+    match error {
+        BodyError::Incomplete => refuse(S3ErrorCode::IncompleteBody, message),
+        BodyError::Mismatch { what } if what == CONTENT_SHA256 => {
+            custom("XAmzContentSHA256Mismatch", StatusCode::BAD_REQUEST, message)
+        }
+        BodyError::Mismatch { what } if what == CHUNK_SIGNATURE => {
+            refuse(S3ErrorCode::SignatureDoesNotMatch, message)
+        }
+        BodyError::Mismatch { .. } => refuse(S3ErrorCode::BadDigest, message),
+        BodyError::Malformed { .. } => refuse(S3ErrorCode::InvalidRequest, message),
+    }
+}

@@ -1,0 +1,187 @@
+//! What is refused before any work: requests that are too large, mechanisms of authentication that we do not
+//! offer, headers outside the signature, and features whose silent omission would break a promise
+//! (encryption, locks, public access).
+//!
+//! The signature itself is verified by s3s, in constant time, right after this.
+
+use std::borrow::Cow;
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+use percent_encoding::percent_decode_str;
+use s3s::{S3Error, S3ErrorCode, S3Result};
+
+use crate::error::{custom, refuse};
+use crate::options::Limits;
+
+const ALGORITHM: &str = "AWS4-HMAC-SHA256";
+/// A week, as in S3.
+const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 3600;
+/// Sent unsigned by some clients of presigned URLs; it can only tighten what is accepted.
+const CONTENT_SHA256: &str = "x-amz-content-sha256";
+
+type RefusedHeader = (&'static str, fn(&str) -> bool);
+
+/// Headers of features that are not there: prefix, and whether a value means "nothing asked".
+const REFUSED_HEADERS: [RefusedHeader; 8] = [
+    ("x-amz-server-side-encryption", |_| false),
+    ("x-amz-copy-source-server-side-encryption", |_| false),
+    ("x-amz-object-lock-", |_| false),
+    ("x-amz-bucket-object-lock-enabled", |value| value.eq_ignore_ascii_case("false")),
+    ("x-amz-grant-", |_| false),
+    ("x-amz-acl", |value| value == "private" || value == "bucket-owner-full-control"),
+    ("x-amz-tagging", |value| value.is_empty() || value == "COPY"),
+    ("x-amz-write-offset-bytes", |_| false),
+];
+
+/// Refuses what must not reach the rest.
+///
+/// # Errors
+/// The S3 error to answer.
+pub(crate) fn screen(parts: &Parts, owner_id: &str, limits: &Limits) -> S3Result<()> {
+    let header_bytes: usize =
+        parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if header_bytes > limits.header_bytes_max {
+        return Err(refuse(
+            S3ErrorCode::RequestHeaderSectionTooLarge,
+            format!("the headers of {header_bytes} bytes are over the limit of {}", limits.header_bytes_max),
+        ));
+    }
+    let query = query_pairs(parts.uri.query().unwrap_or(""))?;
+    screen_authentication(&parts.headers, &query)?;
+    screen_features(parts, owner_id, &query)
+}
+
+type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+/// Decoded as s3s decodes them, so that nothing passes here under another spelling.
+fn query_pairs(query: &str) -> S3Result<Vec<Pair<'_>>> {
+    let decode = |text| {
+        percent_decode_str(text)
+            .decode_utf8()
+            .map_err(|_| refuse(S3ErrorCode::InvalidURI, "the query is not valid UTF-8"))
+    };
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Ok((decode(name)?, decode(value)?))
+        })
+        .collect()
+}
+
+fn find<'a>(query: &'a [Pair<'_>], name: &str) -> Option<&'a str> {
+    query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_ref())
+}
+
+fn screen_authentication(headers: &HeaderMap, query: &[Pair<'_>]) -> S3Result<()> {
+    let header = headers.get(AUTHORIZATION);
+    let presigned = find(query, "X-Amz-Signature").is_some();
+    if find(query, "Signature").is_some() || find(query, "AWSAccessKeyId").is_some() {
+        return Err(unsupported_mechanism());
+    }
+    match (header, presigned) {
+        (Some(_), true) => Err(refuse(
+            S3ErrorCode::InvalidArgument,
+            "only one of the Authorization header and a presigned query is allowed",
+        )),
+        (None, false) => Err(refuse(S3ErrorCode::AccessDenied, "anonymous access is not allowed")),
+        (Some(value), false) => screen_header(headers, value.to_str().unwrap_or("")),
+        (None, true) => screen_presigned(headers, query),
+    }
+}
+
+fn unsupported_mechanism() -> S3Error {
+    refuse(
+        S3ErrorCode::InvalidRequest,
+        "the authorization mechanism you have provided is not supported; please use AWS4-HMAC-SHA256",
+    )
+}
+
+fn screen_header(headers: &HeaderMap, authorization: &str) -> S3Result<()> {
+    let Some(fields) = authorization.strip_prefix(ALGORITHM) else { return Err(unsupported_mechanism()) };
+    let field = |name: &str| {
+        let mut fields = fields.split(',').filter_map(|field| field.trim().split_once('='));
+        fields.find(|(key, _)| *key == name).map(|(_, value)| value)
+    };
+    let (Some(credential), Some(signed)) = (field("Credential"), field("SignedHeaders")) else {
+        return Err(refuse(
+            S3ErrorCode::AuthorizationHeaderMalformed,
+            "the Authorization header is malformed",
+        ));
+    };
+    screen_scope(credential, S3ErrorCode::AuthorizationHeaderMalformed)?;
+    screen_signed_headers(headers, signed, |_| false)
+}
+
+fn screen_presigned(headers: &HeaderMap, query: &[Pair<'_>]) -> S3Result<()> {
+    let malformed = S3ErrorCode::AuthorizationQueryParametersError;
+    let lacking = || {
+        refuse(
+            S3ErrorCode::AuthorizationQueryParametersError,
+            "a query parameter of the signature is missing",
+        )
+    };
+    screen_scope(find(query, "X-Amz-Credential").ok_or_else(lacking)?, malformed)?;
+    let expires = find(query, "X-Amz-Expires").ok_or_else(lacking)?;
+    if !matches!(expires.parse::<u64>(), Ok(1..=PRESIGNED_SECONDS_MAX)) {
+        return Err(refuse(
+            S3ErrorCode::AuthorizationQueryParametersError,
+            "X-Amz-Expires must be a number of seconds from 1 to 604800",
+        ));
+    }
+    let signed = find(query, "X-Amz-SignedHeaders").ok_or_else(lacking)?;
+    screen_signed_headers(headers, signed, |name| name == CONTENT_SHA256)
+}
+
+fn screen_scope(credential: &str, malformed: S3ErrorCode) -> S3Result<()> {
+    // The access key id may itself hold slashes, so the scope is read from its end.
+    match credential.rsplit('/').collect::<Vec<_>>().as_slice() {
+        ["aws4_request", "s3", _region, _date, _, ..] => Ok(()),
+        _ => Err(refuse(malformed, "the credential scope must be <key>/<date>/<region>/s3/aws4_request")),
+    }
+}
+
+/// Every `x-amz-*` header and the host must be under the signature: else whoever stands in between could add, say,
+/// a copy source.
+fn screen_signed_headers(headers: &HeaderMap, signed: &str, exempt: fn(&str) -> bool) -> S3Result<()> {
+    let signed: Vec<String> = signed.split(';').map(str::to_ascii_lowercase).collect();
+    let must = |name: &str| name == "host" || (name.starts_with("x-amz-") && !exempt(name));
+    let unsigned: Vec<&str> = headers
+        .keys()
+        .map(http::HeaderName::as_str)
+        .filter(|name| must(name) && !signed.iter().any(|other| other == name))
+        .collect();
+    if unsigned.is_empty() && signed.iter().any(|name| name == "host") {
+        return Ok(());
+    }
+    Err(refuse(
+        S3ErrorCode::AccessDenied,
+        format!("there were headers in the request which were not signed: {}", unsigned.join(", ")),
+    ))
+}
+
+fn screen_features(parts: &Parts, owner_id: &str, query: &[Pair<'_>]) -> S3Result<()> {
+    let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    if parts.method == http::Method::POST && content_type.to_ascii_lowercase().starts_with("multipart/") {
+        return Err(refuse(S3ErrorCode::NotImplemented, "uploads by HTML form are not implemented"));
+    }
+    if find(query, "versionId").is_some_and(|version| version != "null") {
+        return Err(refuse(S3ErrorCode::NoSuchVersion, "versions are not kept; only versionId=null exists"));
+    }
+    for (name, value) in &parts.headers {
+        let name = name.as_str();
+        let refused = REFUSED_HEADERS
+            .iter()
+            .any(|(prefix, harmless)| name.starts_with(prefix) && !value.to_str().is_ok_and(harmless));
+        if refused {
+            return Err(refuse(S3ErrorCode::NotImplemented, format!("the header {name} is not implemented")));
+        }
+        let owner = name == "x-amz-expected-bucket-owner" || name == "x-amz-source-expected-bucket-owner";
+        if owner && value.as_bytes() != owner_id.as_bytes() {
+            return Err(custom("AccessDenied", StatusCode::FORBIDDEN, "the bucket has another owner"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! Operations on one object, and the deletion of many.
+
+use std::collections::BTreeMap;
+
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_TYPE,
+    EXPIRES, LAST_MODIFIED,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use quarry_object::api::{ApiError, Conditions, ObjectInfo, ObjectStore, RangeRequest};
+use s3s::dto::{
+    ChecksumMode, ChecksumType, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput,
+    DeleteObjectsOutput, DeletedObject, Error, GetObjectInput, GetObjectOutput, HeadObjectInput,
+    HeadObjectOutput, PutObjectInput, PutObjectOutput, Range, StreamingBlob,
+};
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
+
+use crate::attributes;
+use crate::backend::Core;
+use crate::body::RequestBody;
+use crate::conditions::{etag, on_read, on_write};
+use crate::error::{from_api, from_api_write, refuse};
+use crate::outbound::Content;
+
+/// Keys in one DeleteObjects, as in S3.
+const DELETE_MANY_MAX: usize = 1000;
+const CHECKSUM_TYPE: HeaderName = HeaderName::from_static("x-amz-checksum-type");
+const PARTS_COUNT: HeaderName = HeaderName::from_static("x-amz-mp-parts-count");
+
+pub(crate) async fn put<S: ObjectStore>(
+    core: &Core<S>,
+    mut request: S3Request<PutObjectInput>,
+) -> S3Result<S3Response<PutObjectOutput>> {
+    let stream = request.input.body.take();
+    let body = RequestBody::new(&request, stream, core.limits.put_bytes_max)?;
+    let attributes = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
+    let input = request.input;
+    let conditions = on_write(input.if_match, input.if_none_match);
+    let stored = core.store.put_object(&input.bucket, &input.key, attributes, conditions, body);
+    let mut stored = stored.await.map_err(from_api_write)?;
+    let checksum_type = whole_object(&stored);
+    let mut take = |name: &str| stored.checksums.remove(name);
+    Ok(S3Response::new(PutObjectOutput {
+        checksum_crc32: take("crc32"),
+        checksum_crc32c: take("crc32c"),
+        checksum_crc64nvme: take("crc64nvme"),
+        checksum_sha1: take("sha1"),
+        checksum_sha256: take("sha256"),
+        checksum_type,
+        e_tag: Some(etag(stored.etag)),
+        ..PutObjectOutput::default()
+    }))
+}
+
+pub(crate) async fn get<S: ObjectStore>(
+    core: &Core<S>,
+    request: S3Request<GetObjectInput>,
+) -> S3Result<S3Response<GetObjectOutput>> {
+    let input = request.input;
+    refuse_part_number(input.part_number)?;
+    let overrides = [
+        (CACHE_CONTROL, input.response_cache_control.is_some()),
+        (CONTENT_DISPOSITION, input.response_content_disposition.is_some()),
+        (CONTENT_ENCODING, input.response_content_encoding.is_some()),
+        (CONTENT_LANGUAGE, input.response_content_language.is_some()),
+        (CONTENT_TYPE, input.response_content_type.is_some()),
+        (EXPIRES, input.response_expires.is_some()),
+    ];
+    let conditions =
+        on_read(input.if_match, input.if_none_match, input.if_modified_since, input.if_unmodified_since);
+    let range = input.range.map(range_request);
+    let content = core.store.get_object(&input.bucket, &input.key, range, conditions);
+    let content = content.await.map_err(from_api)?;
+    let (first, len_bytes) = content.range;
+    // A checksum of the whole would not match a range, and clients verify it.
+    let with_checksums = wants_checksums(input.checksum_mode.as_ref()) && range.is_none();
+    let mut headers = described(&content.info, with_checksums);
+    for (name, overridden) in overrides {
+        if overridden {
+            headers.remove(name);
+        }
+    }
+    let output = GetObjectOutput {
+        content_length: Some(signed(len_bytes)?),
+        content_range: range.map(|_| content_range(first, len_bytes, content.info.size_bytes)),
+        e_tag: Some(etag(content.info.etag)),
+        body: Some(StreamingBlob::new(Content::new(content.stream, len_bytes))),
+        ..GetObjectOutput::default()
+    };
+    Ok(S3Response::with_headers(output, headers))
+}
+
+pub(crate) async fn head<S: ObjectStore>(
+    core: &Core<S>,
+    request: S3Request<HeadObjectInput>,
+) -> S3Result<S3Response<HeadObjectOutput>> {
+    let input = request.input;
+    refuse_part_number(input.part_number)?;
+    let conditions =
+        on_read(input.if_match, input.if_none_match, input.if_modified_since, input.if_unmodified_since);
+    let info = core.store.head_object(&input.bucket, &input.key, conditions).await.map_err(from_api)?;
+    let range = input.range.map(|range| resolve(range_request(range), info.size_bytes)).transpose();
+    let range = range.map_err(from_api)?;
+    let with_checksums = wants_checksums(input.checksum_mode.as_ref()) && range.is_none();
+    let output = HeadObjectOutput {
+        content_length: Some(signed(range.map_or(info.size_bytes, |(_, len_bytes)| len_bytes))?),
+        content_range: range.map(|(first, len_bytes)| content_range(first, len_bytes, info.size_bytes)),
+        e_tag: Some(etag(info.etag.clone())),
+        ..HeadObjectOutput::default()
+    };
+    let mut response = S3Response::with_headers(output, described(&info, with_checksums));
+    response.status = range.map(|_| StatusCode::PARTIAL_CONTENT);
+    Ok(response)
+}
+
+pub(crate) async fn delete<S: ObjectStore>(
+    core: &Core<S>,
+    request: S3Request<DeleteObjectInput>,
+) -> S3Result<S3Response<DeleteObjectOutput>> {
+    let input = request.input;
+    if input.if_match_last_modified_time.is_some() || input.if_match_size.is_some() {
+        return Err(refuse(
+            S3ErrorCode::NotImplemented,
+            "conditions on time and size are for directory buckets",
+        ));
+    }
+    let conditions = on_write(input.if_match, None);
+    core.store.delete_object(&input.bucket, &input.key, conditions).await.map_err(from_api_write)?;
+    Ok(S3Response::with_status(DeleteObjectOutput::default(), StatusCode::NO_CONTENT))
+}
+
+pub(crate) async fn delete_many<S: ObjectStore>(
+    core: &Core<S>,
+    request: S3Request<DeleteObjectsInput>,
+) -> S3Result<S3Response<DeleteObjectsOutput>> {
+    let input = request.input;
+    if input.delete.objects.is_empty() || input.delete.objects.len() > DELETE_MANY_MAX {
+        return Err(refuse(S3ErrorCode::MalformedXML, "from 1 to 1000 keys can be deleted at once"));
+    }
+    core.store.head_bucket(&input.bucket).await.map_err(from_api)?;
+    let quiet = input.delete.quiet.unwrap_or(false);
+    let mut output = DeleteObjectsOutput::default();
+    for object in input.delete.objects {
+        let outcome = if object.version_id.as_deref().is_some_and(|version| version != "null") {
+            Err(refuse(S3ErrorCode::NoSuchVersion, "versions are not kept; only the version null exists"))
+        } else {
+            let if_match = object.e_tag.map(|tag| vec![tag.into_value()]);
+            let conditions = Conditions { if_match, ..Conditions::default() };
+            core.store.delete_object(&input.bucket, &object.key, conditions).await.map_err(from_api_write)
+        };
+        match outcome {
+            Ok(()) if quiet => {}
+            Ok(()) => output
+                .deleted
+                .get_or_insert_default()
+                .push(DeletedObject { key: Some(object.key), ..DeletedObject::default() }),
+            Err(error) => output.errors.get_or_insert_default().push(Error {
+                code: Some(error.code().as_str().to_owned()),
+                key: Some(object.key),
+                message: error.message().map(str::to_owned),
+                version_id: object.version_id,
+            }),
+        }
+    }
+    Ok(S3Response::new(output))
+}
+
+/// Headers of an object beside its length, range and ETag.
+fn described(info: &ObjectInfo, with_checksums: bool) -> HeaderMap {
+    let mut headers = attributes::to_response(&info.attributes);
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(LAST_MODIFIED, attributes::http_date(info.last_modified_ms));
+    if info.parts > 0 {
+        headers.insert(PARTS_COUNT, HeaderValue::from(info.parts));
+    }
+    if with_checksums {
+        add_checksums(&mut headers, &info.checksums);
+    }
+    headers
+}
+
+fn add_checksums(headers: &mut HeaderMap, checksums: &BTreeMap<String, String>) {
+    for (algorithm, value) in checksums {
+        let name = HeaderName::try_from(format!("x-amz-checksum-{algorithm}"));
+        if let (Ok(name), Ok(text)) = (name, HeaderValue::try_from(value.as_str())) {
+            headers.insert(name, text);
+            // A checksum of checksums carries the number of parts behind a dash.
+            let kind = if value.contains('-') { ChecksumType::COMPOSITE } else { ChecksumType::FULL_OBJECT };
+            headers.insert(CHECKSUM_TYPE, HeaderValue::from_static(kind));
+        }
+    }
+}
+
+fn whole_object(info: &ObjectInfo) -> Option<ChecksumType> {
+    (!info.checksums.is_empty()).then(|| ChecksumType::from_static(ChecksumType::FULL_OBJECT))
+}
+
+fn wants_checksums(mode: Option<&ChecksumMode>) -> bool {
+    mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED)
+}
+
+fn refuse_part_number(part_number: Option<i32>) -> S3Result<()> {
+    match part_number {
+        None => Ok(()),
+        Some(_) => Err(refuse(S3ErrorCode::NotImplemented, "reading by partNumber is not implemented")),
+    }
+}
+
+fn range_request(range: Range) -> RangeRequest {
+    match range {
+        Range::Int { first, last: Some(last) } => RangeRequest::Inclusive { first, last },
+        Range::Int { first, last: None } => RangeRequest::From { first },
+        Range::Suffix { length } => RangeRequest::Suffix { len: length },
+    }
+}
+
+/// First byte and number of bytes of a range of an object.
+fn resolve(range: RangeRequest, size_bytes: u64) -> Result<(u64, u64), ApiError> {
+    let (first, end) = match range {
+        RangeRequest::Inclusive { first, last } => (first, size_bytes.min(last.saturating_add(1))),
+        RangeRequest::From { first } => (first, size_bytes),
+        RangeRequest::Suffix { len } => (size_bytes.saturating_sub(len), size_bytes),
+    };
+    if first < end { Ok((first, end - first)) } else { Err(ApiError::InvalidRange { size_bytes }) }
+}
+
+fn content_range(first: u64, len_bytes: u64, size_bytes: u64) -> String {
+    format!("bytes {first}-{}/{size_bytes}", (first + len_bytes).saturating_sub(1))
+}
+
+/// s3s counts in `i64`.
+fn signed(len_bytes: u64) -> S3Result<i64> {
+    i64::try_from(len_bytes)
+        .map_err(|_| refuse(S3ErrorCode::InternalError, "the object is larger than any can be"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RangeRequest, resolve};
+
+    #[test]
+    fn ranges_resolve_within_the_object() {
+        let inclusive = |first, last| resolve(RangeRequest::Inclusive { first, last }, 10).ok();
+        assert_eq!(inclusive(0, 0), Some((0, 1)));
+        assert_eq!(inclusive(3, u64::MAX), Some((3, 7)));
+        assert_eq!(inclusive(10, 12), None);
+        assert_eq!(resolve(RangeRequest::From { first: 9 }, 10).ok(), Some((9, 1)));
+        assert_eq!(resolve(RangeRequest::Suffix { len: 3 }, 10).ok(), Some((7, 3)));
+        assert_eq!(resolve(RangeRequest::Suffix { len: 30 }, 10).ok(), Some((0, 10)));
+        assert_eq!(resolve(RangeRequest::Suffix { len: 0 }, 10).ok(), None);
+        assert_eq!(resolve(RangeRequest::From { first: 0 }, 0).ok(), None);
+    }
+}
