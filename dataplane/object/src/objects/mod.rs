@@ -80,7 +80,7 @@ impl From<WriteError> for ApiError {
         match error {
             WriteError::Body(error) => Self::Body(error),
             WriteError::OutOfSpace => Self::OutOfSpace,
-            WriteError::Unavailable { reason } => Self::Unavailable { reason },
+            WriteError::NoGroup | WriteError::TooFewShards { .. } => Self::Unavailable { reason: error.to_string() },
         }
     }
 }
