@@ -6,3 +6,5 @@
 //! [`device::Device`], so that the simulator runs the same code as production.
 
 pub mod device;
+pub mod extent;
+pub mod index;
