@@ -282,3 +282,22 @@ pub fn partition_end(partition: PartitionId) -> Bytes {
 pub fn local_key(name: &str) -> Bytes {
     [&[TABLE_LOCAL], name.as_bytes()].concat().into()
 }
+
+/// Key of one of the tables of epochs and logs, parsed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StateKey {
+    /// Table 02.
+    Pg(PgId),
+    /// Table 03.
+    Log(PartitionId),
+}
+
+/// Inverse of [`pg_epoch_key`] and [`log_key`].
+#[must_use]
+pub fn parse_state_key(key: &[u8]) -> Option<StateKey> {
+    match *key {
+        [TABLE_PG_EPOCHS, a, b, c, d] => Some(StateKey::Pg(PgId(u32::from_be_bytes([a, b, c, d])))),
+        [TABLE_LOGS, a, b] => Some(StateKey::Log(PartitionId(u16::from_be_bytes([a, b])))),
+        _ => None,
+    }
+}
