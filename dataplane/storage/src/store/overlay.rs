@@ -36,10 +36,6 @@ impl Layer {
         self.bytes
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.wiped.is_empty()
-    }
-
     pub(super) fn put(&mut self, key: Bytes, value: Option<Bytes>) {
         let cost = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
         self.bytes += key.len() + cost(&value) + ROW_OVERHEAD_BYTES;

@@ -22,7 +22,7 @@ const ENUMERATE_ROWS: usize = 256;
 
 /// The shards that a commit or free is under way for.
 #[derive(Clone, Default)]
-pub struct BusyShards(Rc<Busy>);
+pub(super) struct BusyShards(Rc<Busy>);
 
 #[derive(Default)]
 struct Busy {
