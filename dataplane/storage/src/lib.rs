@@ -7,4 +7,7 @@
 
 pub mod device;
 pub mod extent;
+pub mod format;
 pub mod index;
+mod journal;
+pub mod store;

@@ -1,0 +1,121 @@
+//! Partition logs: append, apply, truncate, reset, epochs.
+
+use quarry_clustermap::{Epoch, PartitionId, Sequence};
+
+use super::{LogEntry, Mutation, RecoveredLog, Store, StoreError};
+use crate::device::Device;
+use crate::format::record::Record;
+use crate::journal::{Class, Subject};
+
+/// Entries up to this size are taken from the reserve: deletes are small.
+const SMALL_ENTRY_BYTES: usize = 16 * 1024;
+
+impl<D: Device + 'static> Store<D> {
+    /// Appends an entry; durable when Ok. The entry takes its place in the order of calls, before the first await:
+    /// many may be under way at once. An empty log takes any first sequence, then they are dense.
+    ///
+    /// # Errors
+    /// [`StoreError::StaleEpoch`], [`StoreError::OutOfSequence`], [`StoreError::Full`] for big entries,
+    /// [`StoreError::RecordTooLarge`], [`StoreError::Overloaded`], or the store is not serving.
+    pub async fn append(&self, entry: LogEntry) -> Result<(), StoreError> {
+        let inner = &self.0;
+        inner.check_serving()?;
+        let LogEntry { partition, epoch, sequence, .. } = entry;
+        if entry.payload.len() > SMALL_ENTRY_BYTES {
+            inner.space.check_room(entry.payload.len() as u64, inner.space.reserve_blocks() / 2)?;
+        }
+        let ticket = {
+            let mut core = inner.core.borrow_mut();
+            core.fence_partition(partition, epoch)?;
+            let log = core.logs.entry(partition).or_default();
+            let expected = log.last.next();
+            let fits = sequence == expected || (log.is_empty() && sequence > Sequence(0));
+            if !fits {
+                return Err(StoreError::OutOfSequence { partition, expected, given: sequence });
+            }
+            let ticket =
+                inner.journal(Record::LogAppend(entry), Subject::Partition(partition), Class::Ordinary, None)?;
+            log.last = sequence;
+            ticket
+        };
+        ticket.wait().await
+    }
+
+    /// Entries up to `through` are committed: their mutations, in order, become rows. In memory at once; durable
+    /// with the next checkpoint, before which the log itself holds them. Repeating it does nothing.
+    pub fn apply(&self, partition: PartitionId, through: Sequence, mutations: Vec<Mutation>) {
+        self.0.core.borrow_mut().apply(partition, through, mutations);
+        // Room for uncommitted entries may have come back, or the overlay may be full.
+        self.0.work.notify(usize::MAX);
+    }
+
+    /// Rolls back entries after `after`; durable when Ok.
+    ///
+    /// # Errors
+    /// [`StoreError::StaleEpoch`], [`StoreError::TruncatesApplied`], or the store is not serving.
+    pub async fn truncate(
+        &self,
+        partition: PartitionId,
+        epoch: Epoch,
+        after: Sequence,
+    ) -> Result<(), StoreError> {
+        let inner = &self.0;
+        inner.check_serving()?;
+        let ticket = {
+            let mut core = inner.core.borrow_mut();
+            core.fence_partition(partition, epoch)?;
+            let log = core.logs.entry(partition).or_default();
+            if after < log.applied {
+                return Err(StoreError::TruncatesApplied { partition, after, applied: log.applied });
+            }
+            let record = Record::LogTruncate { partition, epoch, after };
+            let ticket = inner.journal(record, Subject::Partition(partition), Class::Privileged, None)?;
+            log.last = log.last.min(after);
+            ticket
+        };
+        ticket.wait().await
+    }
+
+    /// Wipes a partition's rows and log, for a joiner that gets everything anew; durable when Ok. The next entry
+    /// may have any sequence.
+    ///
+    /// # Errors
+    /// [`StoreError::StaleEpoch`], or the store is not serving.
+    pub async fn reset(&self, partition: PartitionId, epoch: Epoch) -> Result<(), StoreError> {
+        let inner = &self.0;
+        inner.check_serving()?;
+        let ticket = {
+            let mut core = inner.core.borrow_mut();
+            core.fence_partition(partition, epoch)?;
+            let record = Record::LogReset { partition, epoch };
+            let ticket = inner.journal(record, Subject::Partition(partition), Class::Privileged, None)?;
+            core.logs.entry(partition).or_default().last = Sequence(0);
+            ticket
+        };
+        ticket.wait().await
+    }
+
+    /// Lower epochs of the partition are refused from now on; durable when Ok.
+    ///
+    /// # Errors
+    /// [`StoreError::StaleEpoch`], or the store is not serving.
+    pub async fn raise_partition_epoch(&self, partition: PartitionId, epoch: Epoch) -> Result<(), StoreError> {
+        let inner = &self.0;
+        inner.check_serving()?;
+        inner.core.borrow_mut().fence_partition(partition, epoch)?;
+        let record = Record::PartitionEpoch { partition, epoch };
+        inner.journal(record, Subject::Partition(partition), Class::Privileged, None)?.wait().await
+    }
+
+    /// What the device knows of a partition's log: durable entries only.
+    #[must_use]
+    pub fn recovered_log(&self, partition: PartitionId) -> RecoveredLog {
+        self.0.core.borrow().logs.get(&partition).map(super::core::Log::recovered).unwrap_or_default()
+    }
+
+    /// Every partition that has a log here.
+    #[must_use]
+    pub fn partitions(&self) -> Vec<PartitionId> {
+        self.0.core.borrow().logs.keys().copied().collect()
+    }
+}

@@ -1,0 +1,54 @@
+//! Counters of one store, readable from any thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Values at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Stats {
+    /// Flushes of journal batches and checkpoints.
+    pub flushes: u64,
+    /// Journal batches.
+    pub batches: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Bytes of journal batches, without padding.
+    pub journal_bytes: u64,
+    /// Checkpoints made durable.
+    pub checkpoints: u64,
+    /// Bytes of index pages and values written by them.
+    pub checkpoint_bytes: u64,
+}
+
+/// Handle to the counters; clones share them.
+#[derive(Clone, Default, Debug)]
+pub struct SharedStats(Arc<[AtomicU64; 6]>);
+
+impl SharedStats {
+    /// Values now; each is exact, together they are not one snapshot.
+    #[must_use]
+    pub fn load(&self) -> Stats {
+        let [flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes] =
+            std::array::from_fn(|n| self.0[n].load(Ordering::Relaxed));
+        Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes }
+    }
+
+    pub(super) fn count_flush(&self) {
+        self.add(0, 1);
+    }
+
+    pub(super) fn count_batch(&self, records: u64, bytes: u64) {
+        self.add(1, 1);
+        self.add(2, records);
+        self.add(3, bytes);
+    }
+
+    pub(super) fn count_checkpoint(&self, bytes: u64) {
+        self.add(4, 1);
+        self.add(5, bytes);
+    }
+
+    fn add(&self, counter: usize, value: u64) {
+        self.0[counter].fetch_add(value, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,235 @@
+//! Power cuts at every flush boundary of a mixed workload: what was acknowledged is there, what was not is there
+//! wholly or not at all, and no block is lost or owned twice.
+
+use super::*;
+
+/// Operations of the workload; those on one subject are issued in order.
+const OPERATIONS: usize = 90;
+const SHARDS: u64 = 6;
+const PARTITIONS: u16 = 3;
+const SEEDS_PER_CAPTURE: u64 = 3;
+
+/// What an operation leaves behind on its subject.
+#[derive(Clone, Debug)]
+enum Effect {
+    /// The shard has that many blocks; 0: it is gone.
+    Shard(u64),
+    /// The whole log of the partition: payloads from sequence 1.
+    Log(Vec<String>),
+}
+
+/// One operation in the history of its subject, with the device's event counts around it.
+struct Step {
+    submitted: usize,
+    acknowledged: usize,
+    effect: Effect,
+}
+
+#[derive(Default)]
+struct History(BTreeMap<u64, Vec<Step>>);
+
+impl History {
+    /// States the subject may be in after a crash at that event: all acknowledged, possibly the next ones.
+    fn allowed(&self, subject: u64, events: usize) -> Vec<Option<&Effect>> {
+        let steps = self.0.get(&subject).map_or(&[][..], |steps| &steps[..]);
+        let acknowledged = steps.iter().filter(|step| step.acknowledged <= events).count();
+        let submitted = steps.iter().filter(|step| step.submitted <= events).count();
+        (acknowledged..=submitted).map(|n| n.checked_sub(1).map(|n| &steps[n].effect)).collect()
+    }
+}
+
+struct Workload {
+    store: Store<SimDevice>,
+    history: RefCell<History>,
+    random: Cell<u64>,
+}
+
+impl Workload {
+    fn random(&self, below: u64) -> u64 {
+        let mut state = self.random.get();
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        self.random.set(state);
+        state % below
+    }
+
+    fn events(&self) -> usize {
+        self.store.device().events().len()
+    }
+
+    async fn note<T>(&self, subject: u64, effect: Effect, work: impl Future<Output = Result<T, StoreError>>) {
+        let submitted = self.events();
+        let slot = {
+            let mut history = self.history.borrow_mut();
+            let steps = history.0.entry(subject).or_default();
+            steps.push(Step { submitted, acknowledged: usize::MAX, effect });
+            steps.len() - 1
+        };
+        work.await.unwrap();
+        self.history.borrow_mut().0.get_mut(&subject).unwrap()[slot].acknowledged = self.events();
+    }
+
+    async fn shard_operations(&self, n: u64) {
+        let mut stored = false;
+        for _ in 0..OPERATIONS / 6 {
+            if stored && self.random(2) == 0 {
+                self.note(n, Effect::Shard(0), free(&self.store, n)).await;
+                stored = false;
+            } else {
+                let blocks = 1 + self.random(12);
+                self.note(n, Effect::Shard(blocks), put_shard(&self.store, n, blocks)).await;
+                stored = true;
+            }
+        }
+    }
+
+    async fn log_operations(&self, partition: PartitionId) {
+        let subject = 1000 + u64::from(partition.0);
+        let (mut log, mut applied): (Vec<String>, usize) = (Vec::new(), 0);
+        for round in 0..OPERATIONS / 3 {
+            if log.len() > applied && self.random(5) == 0 {
+                let keep = applied + usize::try_from(self.random((log.len() - applied) as u64)).unwrap();
+                log.truncate(keep);
+                let truncate = self.store.truncate(partition, Epoch(1), Sequence(keep as u64));
+                self.note(subject, Effect::Log(log.clone()), truncate).await;
+                continue;
+            }
+            let padding = "p".repeat(usize::try_from(self.random(1500)).unwrap());
+            let payload = format!("k{}={round}{padding}", self.random(8));
+            log.push(payload.clone());
+            let entry = entry(partition, log.len() as u64, applied as u64, &payload);
+            self.note(subject, Effect::Log(log.clone()), self.store.append(entry)).await;
+            if self.random(3) != 0 {
+                let through = applied + 1 + usize::try_from(self.random((log.len() - applied) as u64)).unwrap();
+                let mutations = log[applied..through].iter().flat_map(|payload| decode(payload.as_bytes()).unwrap());
+                self.store.apply(partition, Sequence(through as u64), mutations.collect());
+                applied = through;
+            }
+        }
+    }
+
+    async fn checkpoints(&self) {
+        for _ in 0..6 {
+            for _ in 0..self.random(12) {
+                self.store.put_local("tick", Bytes::new()).await.unwrap();
+            }
+            self.store.checkpoint().await.unwrap();
+        }
+    }
+
+    async fn run(&self) {
+        let shards = join_all((0..SHARDS).map(|n| self.shard_operations(n)));
+        let logs = join_all((0..PARTITIONS).map(|n| self.log_operations(PartitionId(n))));
+        futures::join!(shards, logs, self.checkpoints());
+    }
+}
+
+/// The rows that a log's entries up to `applied` leave behind.
+fn rows_of(log: &[String]) -> BTreeMap<Bytes, Bytes> {
+    let mut rows = BTreeMap::new();
+    for mutation in log.iter().flat_map(|payload| decode(payload.as_bytes()).unwrap()) {
+        rows.insert(mutation.key, mutation.value.unwrap());
+    }
+    rows
+}
+
+async fn check_log(store: &Store<SimDevice>, partition: PartitionId, allowed: &[Option<&Effect>]) {
+    let RecoveredLog { applied, tail, .. } = store.recovered_log(partition);
+    let applied = usize::try_from(applied.0).unwrap();
+    let matches = |effect: &Option<&Effect>| {
+        let log = match effect {
+            Some(Effect::Log(log)) => &log[..],
+            _ => &[],
+        };
+        log.len() == applied + tail.len()
+            && tail.iter().zip(&log[applied..]).all(|(entry, payload)| entry.payload == payload.as_bytes())
+            && tail.iter().zip(applied + 1..).all(|(entry, n)| entry.sequence.0 == n as u64)
+    };
+    let found = allowed.iter().find(|effect| matches(effect));
+    let Some(found) = found else { panic!("{partition}: {applied} + {tail:?} is none of {allowed:?}") };
+    let log = match found {
+        Some(Effect::Log(log)) => &log[..applied],
+        _ => &[],
+    };
+    let rows = store.rows(partition, b"", None, 100).await.unwrap();
+    assert_eq!(rows.into_iter().collect::<BTreeMap<_, _>>(), rows_of(log), "rows are those of applied entries");
+}
+
+async fn check(store: &Store<SimDevice>, history: &History, events: usize) {
+    for n in 0..SHARDS {
+        let found = get_shard(store, n).await;
+        let blocks = found.as_ref().map_or(0, |row| row.len_bytes / 4096);
+        let allowed = history.allowed(n, events);
+        let fits = |effect: &Option<&Effect>| match effect {
+            Some(Effect::Shard(expected)) => *expected == blocks,
+            _ => blocks == 0,
+        };
+        assert!(allowed.iter().any(fits), "shard {n} has {blocks} blocks, allowed {allowed:?}");
+        for extent in found.iter().flat_map(|row| &row.extents).map(|piece| piece.extent) {
+            let buf = IoBuf::zeroed(usize::try_from(extent.len_bytes()).unwrap());
+            let (result, buf) = store.device().read(extent.start.offset_bytes(), buf).await;
+            result.unwrap();
+            assert!(buf.iter().all(|&byte| u64::from(byte) == n % 251), "shard {n} reads back");
+        }
+    }
+    for n in 0..PARTITIONS {
+        let partition = PartitionId(n);
+        check_log(store, partition, &history.allowed(1000 + u64::from(n), events)).await;
+    }
+    check_space(store).await;
+}
+
+fn crash_everywhere(seed: u64) {
+    let mut rig = Rig::new(seed);
+    rig.device.clear_events();
+    rig.device.set_shuffle(true);
+    rig.device.set_capture(true);
+    let workload = Workload {
+        store: rig.store.clone(),
+        history: RefCell::default(),
+        random: Cell::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+    };
+    rig.pool.run_until(workload.run());
+    rig.device.set_capture(false);
+    let captures = rig.device.captures();
+    let history = workload.history.borrow();
+    assert!(captures.len() > 30, "{} flushes", captures.len());
+    for (n, capture) in captures.iter().enumerate() {
+        let events = capture.events_before();
+        let mut images = vec![capture.crash_keeping_nothing(), capture.crash_keeping_everything()];
+        images.extend((0..SEEDS_PER_CAPTURE).map(|crash| capture.crash(seed * 1000 + crash)));
+        for (image, device) in images.into_iter().enumerate() {
+            let mut rig = Rig::open(device).unwrap_or_else(|error| panic!("flush {n}, image {image}: {error}"));
+            rig.run(|store| {
+                let history = &history;
+                async move { check(&store, history, events).await }
+            });
+            if n % 4 == 0 {
+                // Recovery may be repeated, and what comes after it is not confused with what was there.
+                let mut again = rig.reopen_after_crash(seed + 1);
+                again.run(|store| {
+                    let history = &history;
+                    async move {
+                        check(&store, history, events).await;
+                        put_shard(&store, 77, 4).await.unwrap();
+                        store.put_local("after", Bytes::from_static(b"1")).await.unwrap();
+                    }
+                });
+                again.reopen_after_crash(seed + 2).run(|store| async move {
+                    assert_eq!(get_shard(&store, 77).await.unwrap().len_bytes, 4 * 4096);
+                    assert!(store.get_local("after").await.unwrap().is_some());
+                    store.checkpoint().await.unwrap();
+                    check_space(&store).await;
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn every_flush_boundary_recovers() {
+    for seed in 1..=3 {
+        crash_everywhere(seed);
+    }
+}

@@ -1,0 +1,178 @@
+//! Space and ring at their limits.
+
+use super::*;
+
+fn held(store: &Store<SimDevice>) -> u64 {
+    store.space().free_bytes
+}
+
+#[test]
+fn freed_extents_wait_for_the_last_pin_and_the_checkpoint() {
+    let mut rig = Rig::new(20);
+    rig.run(|store| async move {
+        let before = held(&store);
+        put_shard(&store, 1, 10).await.unwrap();
+        let pins = [store.pin(PG, blob(1), ShardIndex(0)), store.pin(PG, blob(1), ShardIndex(0))];
+        assert!(free(&store, 1).await.unwrap());
+        assert_eq!(get_shard(&store, 1).await, None, "unreachable at once");
+        assert_eq!(held(&store), before - 10 * 4096);
+        let [first, last] = pins;
+        drop(first);
+        assert_eq!(held(&store), before - 10 * 4096);
+        drop(last);
+        assert_eq!(held(&store), before);
+    });
+    rig.device.set_stalled(false);
+    rig.run(|store| async move {
+        put_shard(&store, 2, 10).await.unwrap();
+        store.checkpoint().await.unwrap();
+        let before = held(&store);
+        let (checkpoint, freed_meanwhile) = futures::join!(store.checkpoint(), async {
+            // The checkpoint begins at once when the writer runs; this free's batch comes after its freeze.
+            store.append(entry(PARTITION, 1, 0, "a=1")).await.unwrap();
+            let running = store.0.checkpoint_running();
+            free(&store, 2).await.unwrap();
+            running && store.0.checkpoint_running() && held(&store) <= before
+        });
+        checkpoint.unwrap();
+        assert!(freed_meanwhile, "freed after the freeze: not reusable before the checkpoint is durable");
+        check_space(&store).await;
+    });
+}
+
+#[test]
+fn replaced_pages_are_not_reused_before_the_superblock_is_durable() {
+    let mut rig = Rig::new(21);
+    rig.run(|store| async move {
+        for round in 1..=12_u64 {
+            let payload = (0..20).map(|n| format!("k{n}={}", "v".repeat(100))).collect::<Vec<_>>().join(",");
+            store.append(entry(PARTITION, round, round - 1, &payload)).await.unwrap();
+            store.apply(PARTITION, Sequence(round), decode(payload.as_bytes()).unwrap());
+            store.checkpoint().await.unwrap();
+            check_space(&store).await;
+        }
+    });
+    // Whatever a checkpoint wrote before its superblock was durable, the one before it is whole.
+    rig.device.set_capture(true);
+    rig.run(|store| async move {
+        store.append(entry(PARTITION, 13, 12, "k1=new")).await.unwrap();
+        store.apply(PARTITION, Sequence(13), decode(b"k1=new").unwrap());
+        store.checkpoint().await.unwrap();
+    });
+    for capture in rig.device.captures() {
+        for seed in 0..8 {
+            Rig::open(capture.crash(seed)).unwrap().run(|store| async move {
+                assert_eq!(store.rows(PARTITION, b"", None, 100).await.unwrap().len(), 20);
+                check_space(&store).await;
+            });
+        }
+    }
+}
+
+#[test]
+fn the_ring_wraps_around_many_times() {
+    let mut rig = Rig::new(22);
+    rig.run(|store| async move {
+        let value = "v".repeat(9000);
+        for sequence in 1..=200_u64 {
+            let payload = format!("k{}={value}{sequence}", sequence % 10);
+            store.append(entry(PARTITION, sequence, sequence - 1, &payload)).await.unwrap();
+            store.apply(PARTITION, Sequence(sequence), decode(payload.as_bytes()).unwrap());
+        }
+        store.checkpoint().await.unwrap();
+        assert!(store.stats().load().checkpoints > 5);
+        check_space(&store).await;
+    });
+    rig.reopen_after_crash(5).run(|store| async move {
+        let log = store.recovered_log(PARTITION);
+        assert_eq!(log.applied.0 + log.tail.len() as u64, 200);
+        let newest = store.row(PARTITION, b"k9").await.unwrap().unwrap();
+        assert!(newest.ends_with(b"199"));
+        check_space(&store).await;
+    });
+}
+
+#[test]
+fn uncommitted_entries_cannot_pin_or_fill_the_ring() {
+    let mut rig = Rig::new(23);
+    rig.run(|store| async move {
+        let big = format!("big={}", "v".repeat(10_000));
+        // A stuck partition: its entries are never applied. It stops at its limit, the others go on.
+        let stuck = (1..=20).map(|sequence| store.append(entry(PartitionId(1), sequence, 0, &big)));
+        let stuck = join_all(stuck);
+        let others = async {
+            for sequence in 1..=100_u64 {
+                store.put_local("local", Bytes::from(vec![1; 3000])).await.unwrap();
+                put_shard(&store, sequence, 1).await.unwrap();
+                assert!(free(&store, sequence).await.unwrap());
+            }
+            // At last the partition's entries are committed, and everything that waited gets through.
+            for sequence in 1..=20 {
+                loop {
+                    let log = store.recovered_log(PartitionId(1));
+                    if log.tail.iter().any(|entry| entry.sequence == Sequence(sequence)) {
+                        break;
+                    }
+                    store.put_local("tick", Bytes::new()).await.unwrap();
+                }
+                store.apply(PartitionId(1), Sequence(sequence), decode(big.as_bytes()).unwrap());
+            }
+        };
+        let (results, ()) = futures::join!(stuck, others);
+        results.into_iter().for_each(Result::unwrap);
+        store.checkpoint().await.unwrap();
+        assert!(store.stats().load().checkpoints > 2);
+        check_space(&store).await;
+    });
+}
+
+#[test]
+fn a_full_device_still_frees() {
+    let mut rig = Rig::new(24);
+    rig.run(|store| async move {
+        let mut stored = 0;
+        let full = loop {
+            match put_shard(&store, stored, 8).await {
+                Ok(_) => stored += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(full, StoreError::Full { .. }), "{full}");
+        store.checkpoint().await.unwrap();
+        for sequence in 1..=20 {
+            store.append(entry(PARTITION, sequence, 0, "gone")).await.unwrap();
+            store.apply(PARTITION, Sequence(sequence), decode(b"gone").unwrap());
+        }
+        for n in 0..stored {
+            assert!(free(&store, n).await.unwrap());
+            if n % 16 == 0 {
+                store.checkpoint().await.unwrap();
+            }
+        }
+        check_space(&store).await;
+        let usage = store.space();
+        assert!(usage.free_bytes > usage.capacity_bytes - (64 << 10) - 4096 * 8, "{usage:?}");
+        put_shard(&store, 1, 8).await.unwrap();
+    });
+}
+
+#[test]
+fn releasing_and_replacing_leak_nothing() {
+    let mut rig = Rig::new(25);
+    rig.run(|store| async move {
+        let extents = store.reserve(100_000).unwrap();
+        store.release(extents);
+        put_shard(&store, 1, 30).await.unwrap();
+        let (a, b) = futures::join!(put_shard(&store, 1, 7), put_shard(&store, 1, 9));
+        (a.unwrap(), b.unwrap());
+        let (a, b) = futures::join!(free(&store, 1), free(&store, 1));
+        assert!(a.unwrap() != b.unwrap(), "freed once");
+        let mut commit = Box::pin(put_shard(&store, 2, 3));
+        assert!(futures::poll!(&mut commit).is_pending());
+        let extents = store.reserve(4096).unwrap();
+        let invalid = ShardRow { len_bytes: 1, ..row(3, 1, &extents) };
+        assert!(matches!(store.commit_shard(invalid).await, Err(StoreError::InvalidShard { .. })));
+        commit.await.unwrap();
+        check_space(&store).await;
+    });
+}
