@@ -6,6 +6,8 @@ pub mod cluster;
 mod latency;
 pub mod reader;
 pub mod stripe;
+#[cfg(test)]
+mod test_cluster;
 pub mod writer;
 
 pub use latency::ReadLatency;

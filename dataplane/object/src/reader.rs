@@ -8,7 +8,7 @@
 //! - memory: only the stripe that the consumer waits for may queue at the pool, and while it does the reader holds
 //!   nothing: stripes ahead are given up first, and are only ever started with memory that is free at once. So readers
 //!   and writers cannot block each other however small the pool, and a consumer that stops polling blocks nobody;
-//! - dropping the stream stops everything; buffers come back when the device is done with them.
+//! - dropping the stream stops everything but the reads in flight, whose buffers come back when they end.
 //!
 //! A consumer holds pool memory as long as it holds pieces: one that collects them all, or waits for other pool memory
 //! before letting go, must ask for [`ReadMemory::Heap`].
@@ -155,3 +155,6 @@ impl<C: Cluster> Reader<C> {
         self.jobs.push_back(job.run().boxed_local());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -359,3 +359,6 @@ impl<S: futures::Stream<Item = Result<Bytes, ReadError>> + Unpin> Body for BlobB
         BodyDigests::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,9 @@ const OPEN_ATTEMPTS_MAX: usize = 3;
 /// A pin may have ended while the consumer paused: read, open again, read.
 const READ_ATTEMPTS_MAX: usize = 2;
 
+/// Reading ahead leaves one slot in this many free, so that slow consumers do not take what others wait for.
+const AHEAD_LEAVES: usize = 4;
+
 /// Why a shard's bytes are not to be had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Loss {
@@ -44,7 +47,7 @@ pub(super) struct Source<C: Cluster> {
     layout: Layout,
     memory: ReadMemory,
     opened: RefCell<Vec<Option<Opening<C::Opened>>>>,
-    /// Bit per shard that is better not asked: missing by the manifest, or it failed as a whole before.
+    /// Bit per shard that is better not asked: missing by the manifest, failed as a whole before, or too slow.
     avoided: Cell<u32>,
     reported: RefCell<BTreeSet<(ShardIndex, DamageKind)>>,
     codec: OnceCell<Codec>,
@@ -92,7 +95,7 @@ impl<C: Cluster> Source<C> {
         self.avoided.get() & (1 << shard.0) != 0
     }
 
-    fn avoid(&self, shard: ShardIndex) {
+    pub(super) fn avoid(&self, shard: ShardIndex) {
         self.avoided.set(self.avoided.get() | 1 << shard.0);
     }
 
@@ -115,7 +118,11 @@ impl<C: Cluster> Source<C> {
     /// Memory to read ahead, if there is any to spare.
     pub(super) fn take_ahead(&self, count: usize) -> Option<Vec<IoBuf>> {
         match self.memory {
-            ReadMemory::Pool => self.cluster.buffers().try_take_many(count),
+            ReadMemory::Pool => {
+                let pool = self.cluster.buffers();
+                let left = pool.free_slots().checked_sub(count)?;
+                if left < pool.slots() / AHEAD_LEAVES { None } else { pool.try_take_many(count) }
+            }
             ReadMemory::Heap => None,
         }
     }
