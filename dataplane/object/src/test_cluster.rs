@@ -1,6 +1,7 @@
 //! A cluster in memory for tests: devices are maps, time is virtual, faults are switches, order is seeded.
 //!
-//! Nothing moves unless a task is ready or a timer is next, so a run in which nobody can go on is seen as a deadlock.
+//! Nothing moves unless a task is ready or a timer is next, so a run in which nobody can go on is seen as a
+//! deadlock.
 
 use std::{
     cell::{Cell, RefCell},

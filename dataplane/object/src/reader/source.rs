@@ -1,4 +1,5 @@
-//! The shards of one blob for one reader: opened when needed, read, verified; and what is known of their failures.
+//! The shards of one blob for one reader: opened when needed, read, verified; and what is known of their
+//! failures.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -47,7 +48,8 @@ pub(super) struct Source<C: Cluster> {
     layout: Layout,
     memory: ReadMemory,
     opened: RefCell<Vec<Option<Opening<C::Opened>>>>,
-    /// Bit per shard that is better not asked: missing by the manifest, failed as a whole before, or too slow.
+    /// Bit per shard that is better not asked: missing by the manifest, failed as a whole before, or too
+    /// slow.
     avoided: Cell<u32>,
     reported: RefCell<BTreeSet<(ShardIndex, DamageKind)>>,
     codec: OnceCell<Codec>,
@@ -99,7 +101,8 @@ impl<C: Cluster> Source<C> {
         self.avoided.set(self.avoided.get() | 1 << shard.0);
     }
 
-    /// Buffers that a stripe takes if nothing new fails: one per piece, or k sources and one per piece to decode.
+    /// Buffers that a stripe takes if nothing new fails: one per piece, or k sources and one per piece to
+    /// decode.
     pub(super) fn buffers_for(&self, plan: &StripeRead) -> usize {
         match plan.pieces.iter().filter(|piece| self.is_avoided(piece.shard)).count() {
             0 => plan.pieces.len(),

@@ -6,13 +6,15 @@
 //!               \--> Late --> Good, Lost (hedge: others are asked too, whichever comes first counts)
 //! ```
 //!
-//! A healthy stripe costs one read per shard touched, of the units touched. As soon as a wanted shard is lost or late, k
-//! shards are read over the hull of all wanted units (those that were read so far count if they cover it), and what is
-//! wanted and not good is decoded from them. Hedges use memory that is free at once, or do not happen: a budget by itself.
-//! If decoded bytes contradict the checksums of the shard they replace, the read fails: which is right is never guessed.
+//! A healthy stripe costs one read per shard touched, of the units touched. As soon as a wanted shard is lost
+//! or late, k shards are read over the hull of all wanted units (those that were read so far count if they
+//! cover it), and what is wanted and not good is decoded from them. Hedges use memory that is free at once,
+//! or do not happen: a budget by itself. If decoded bytes contradict the checksums of the shard they replace,
+//! the read fails: which is right is never guessed.
 //!
-//! Memory: with no read in flight a shard holds at most one buffer, for its own bytes read or decoded. So k+m buffers always
-//! suffice; a job that was given fewer may answer [`Outcome::NeedsBuffers`] and is started again with all.
+//! Memory: with no read in flight a shard holds at most one buffer, for its own bytes read or decoded. So k+m
+//! buffers always suffice; a job that was given fewer may answer [`Outcome::NeedsBuffers`] and is started
+//! again with all.
 
 use std::{collections::BTreeMap, ops::Range, pin::pin, rc::Rc};
 
@@ -192,7 +194,8 @@ impl<C: Cluster> StripeJob<C> {
             // Nobody may be waiting any more.
             let _ = sender.send(Done { shard, units, result, buf });
         };
-        // A task of its own: a read goes on, and its time is told right, while the consumer does other things.
+        // A task of its own: a read goes on, and its time is told right, while the consumer does other
+        // things.
         self.source.cluster().spawn(read.boxed_local());
         self.reads.push(receiver);
     }

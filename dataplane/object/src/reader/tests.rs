@@ -100,6 +100,20 @@ fn any_two_devices_may_be_lost() {
     }
 }
 
+/// Repair may be ahead of the manifest: what it calls missing is asked when nothing else is left.
+#[test]
+fn shards_called_missing_are_the_last_resort() {
+    let mut sim = Sim::new("4+2", 6, 1, 32, 1);
+    let bytes = random_bytes(1, 2 * STRIPE + 9);
+    let blob = BlobRef { missing_shards: 0b1, ..put(&mut sim, &bytes) };
+    assert_eq!(get_all(&mut sim, blob).unwrap(), bytes);
+    assert_eq!(sim.disk(0).reads.get(), 0);
+    [1, 2].into_iter().for_each(|device| sim.disk(device).out.set(true));
+    assert_eq!(get_all(&mut sim, blob).unwrap(), bytes);
+    assert!(sim.disk(0).reads.get() > 0);
+    assert!(sim.cluster.damage.borrow().is_empty());
+}
+
 #[test]
 fn three_lost_devices_are_an_error() {
     let bytes = random_bytes(1, STRIPE + 9);
@@ -324,7 +338,8 @@ fn readers_and_writers_share_a_small_pool() {
         let mut sim = Sim::new("4+2", 6, 6, slots, seed);
         let bytes = random_bytes(1, 3 * STRIPE + 70_000);
         let blobs: Vec<BlobRef> = (0..3).map(|_| put(&mut sim, &bytes)).collect();
-        // One device is gone, one errs now and then, one is slow: most stripes need more memory than a piece each.
+        // One device is gone, one errs now and then, one is slow: most stripes need more memory than a piece
+        // each.
         sim.disk(1).out.set(true);
         sim.disk(3).read_delay.set(Duration::from_millis(70));
         sim.stored(blobs[0].blob, 0).borrow_mut().bytes[BLOCK + 5] ^= 1;
