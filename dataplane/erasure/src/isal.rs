@@ -1,8 +1,8 @@
 //! The two functions of ISA-L that coding needs, behind a safe face. `isal-sys` builds and links the library
 //! but declares only its compression half, so the declarations (from `erasure_code.h`) stand here.
 //!
-//! Both functions choose an implementation for this CPU on their first call. The layout of the tables follows
-//! that choice, which is why tables never leave the process.
+//! Both functions choose an implementation for this CPU on their first call (threads that race store the same
+//! pointer). The layout of the tables follows that choice, which is why tables never leave the process.
 #![allow(
     unsafe_code,
     reason = "the only foreign functions of the data plane's coding; each call is justified"

@@ -6,7 +6,7 @@
 //!   never drops a write, commit or abort half way: they run in spawned tasks. Only an executor that is torn
 //!   down drops them;
 //! - data becomes durable with the commit, never before; a commit that failed may still have happened
-//!   ([`PeerError::Timeout`]), and is followed by a free;
+//!   ([`PeerError::Timeout`]), and is followed by a free unless the blob is kept without that shard;
 //! - an opened shard ([`Cluster::Opened`]) is pinned until dropped: its extents are not reused while it
 //!   lives. A peer may end a pin that was not used for long; reads then answer [`PeerError::NotFound`], and
 //!   the shard is opened again;

@@ -4,12 +4,14 @@
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::BTreeSet,
+    pin::pin,
     rc::Rc,
 };
 
 use futures::{
     FutureExt,
-    future::{LocalBoxFuture, Shared},
+    channel::oneshot,
+    future::{Either, LocalBoxFuture, Shared, select},
 };
 use quarry_clustermap::{DeviceId, SHARD_BLOCK_BYTES, ShardIndex};
 use quarry_erasure::Codec;
@@ -113,9 +115,29 @@ impl<C: Cluster> Source<C> {
     /// Waits its turn for memory; the caller holds none.
     pub(super) async fn take(&self, count: usize) -> Vec<IoBuf> {
         match self.memory {
-            ReadMemory::Pool => self.cluster.buffers().take_many(count).await,
+            ReadMemory::Pool => match self.cluster.buffers().try_take_many(count) {
+                Some(buffers) => buffers,
+                None => self.queue_for(count).await,
+            },
             ReadMemory::Heap => heap_buffers(count),
         }
+    }
+
+    /// Stands in the pool's queue in a task of its own: a consumer that stops polling must not hold up those
+    /// behind it.
+    async fn queue_for(&self, count: usize) -> Vec<IoBuf> {
+        let pool = self.cluster.buffers().clone();
+        let (mut sender, receiver) = oneshot::channel();
+        let wait = async move {
+            let taken = match select(pin!(pool.take_many(count)), sender.cancellation()).await {
+                Either::Left((taken, _)) => taken,
+                Either::Right(_) => return,
+            };
+            // Nobody may be waiting any more.
+            let _ = sender.send(taken);
+        };
+        self.cluster.spawn(wait.boxed_local());
+        receiver.await.expect("spawned tasks run to their end")
     }
 
     /// Memory to read ahead, if there is any to spare.

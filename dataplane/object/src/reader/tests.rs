@@ -400,6 +400,31 @@ fn a_stalled_consumer_blocks_nobody() {
     sim.settle();
 }
 
+/// Nor does one that stops polling while it stands in the pool's queue.
+#[test]
+fn a_stalled_waiter_blocks_nobody() {
+    let mut sim = Sim::new("4+2", 6, 1, 12, 1);
+    let bytes = random_bytes(1, 2 * STRIPE);
+    let blob = put(&mut sim, &bytes);
+    let held = sim.cluster.buffers().try_take_many(12).unwrap();
+    let waiting = read_range(Rc::clone(&sim.cluster), blob, 0..blob.size_bytes, ReadMemory::Pool);
+    let waiting = sim.run(async move {
+        let mut waiting = Box::pin(waiting);
+        assert!(waiting.next().now_or_never().is_none());
+        waiting
+    });
+    let cluster = Rc::clone(&sim.cluster);
+    let read = collect(cluster, blob, 0..blob.size_bytes, ReadMemory::Pool);
+    let (got, end) = sim.run(async move {
+        let release = async move { drop(held) };
+        futures::future::join(read, release).await.0
+    });
+    assert_eq!(end, Ok(()));
+    assert!(got == bytes);
+    drop(waiting);
+    sim.settle();
+}
+
 /// Dropping the stream at any moment gives everything back.
 #[test]
 fn a_dropped_stream_leaves_nothing() {
