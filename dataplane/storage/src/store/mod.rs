@@ -44,6 +44,8 @@ use crate::format::superblock::Superblock;
 use crate::index::Tree;
 use crate::journal::{Class, Pending, Queue, Ring, Subject};
 
+pub(crate) use self::recovery::{newest_superblock, read_free_map, read_slot, root_of};
+
 pub use self::error::StoreError;
 use self::shards::BusyShards;
 pub use self::space::ShardPin;

@@ -19,6 +19,7 @@ use crate::extent::{Extent, FreeMap};
 use crate::index::{Visit, WalkDepth};
 
 mod crash;
+mod inspection;
 mod space;
 
 const DEVICE_BYTES: u64 = 4 << 20;
