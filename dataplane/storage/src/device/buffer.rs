@@ -415,3 +415,6 @@ impl Drop for Region {
         unsafe { libc::munmap(self.mapping.as_ptr().cast(), self.mapping_bytes) };
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,6 +142,13 @@ impl DeviceFile {
         &self.file
     }
 
+    /// One fdatasync; the error number if it failed. The standard library's call would repeat it after EINTR, and a
+    /// failed flush is never retried.
+    pub(super) fn flush_once(&self) -> Result<(), i32> {
+        // SAFETY: the descriptor is open and the call touches no memory of ours.
+        if unsafe { libc::fdatasync(self.raw_fd()) } == 0 { Ok(()) } else { Err(last_errno()) }
+    }
+
     /// The descriptor, valid as long as self.
     pub(super) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
@@ -242,3 +249,6 @@ fn block_device_sector_bytes(file: &File, path: &Path) -> Result<u32, DeviceErro
     }
     Ok(u32::try_from(bytes).expect("a sector size is positive"))
 }
+
+#[cfg(test)]
+mod tests;

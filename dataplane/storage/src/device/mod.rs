@@ -17,6 +17,7 @@ mod file;
 mod probe;
 mod sim;
 mod sync;
+mod uring;
 
 use std::rc::Rc;
 
@@ -27,6 +28,7 @@ pub use file::{DeviceFile, OpenMode};
 pub use probe::Found;
 pub use sim::{Access, Capture, Event, Fault, SimDevice, When};
 pub use sync::SyncDevice;
+pub use uring::{Ring, UringDevice};
 
 /// Unit of alignment of every offset and length: a multiple of all logical block sizes in the field.
 pub const BLOCK_BYTES: usize = 4096;
@@ -99,3 +101,6 @@ fn check_range(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -99,3 +99,6 @@ pub(super) fn identify(head: &[u8], tail: &[u8]) -> Found {
     }
     if head.iter().chain(tail).all(|&byte| byte == 0) { Found::Blank } else { Found::Unknown }
 }
+
+#[cfg(test)]
+mod tests;

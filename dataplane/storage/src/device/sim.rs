@@ -484,3 +484,6 @@ impl fmt::Debug for Capture {
         write!(f, "Capture({} events, {} writes unflushed)", self.events, self.unflushed.len())
     }
 }
+
+#[cfg(test)]
+mod tests;

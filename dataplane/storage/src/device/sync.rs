@@ -47,10 +47,7 @@ impl SyncDevice {
     /// As [`Device::flush`].
     pub fn flush_blocking(&self) -> Result<(), DeviceError> {
         self.check_writable(Operation::Flush)?;
-        self.file
-            .file()
-            .sync_data()
-            .map_err(|error| DeviceError::io(Operation::Flush, 0, 0, errno_of(&error)))
+        self.file.flush_once().map_err(|errno| DeviceError::io(Operation::Flush, 0, 0, errno))
     }
 
     fn check_writable(&self, operation: Operation) -> Result<(), DeviceError> {

@@ -30,7 +30,7 @@ const READS_AHEAD: usize = 16;
 pub struct Applied {
     /// The new root, written but not flushed.
     pub root: Option<TreeRoot>,
-    /// Pages and values that the new root does not refer to any more, and the old one does.
+    /// Pages and values that are allocated and that the new root does not refer to.
     pub freed: Vec<Extent>,
     /// Bytes written for new pages and values.
     pub written_bytes: u64,
@@ -105,17 +105,33 @@ impl<D: Device> Applier<'_, D> {
             }
         };
         let Some(mut items) = items else { return Ok((root, self.writer.finish().await?)) };
-        let new_root = loop {
+        while items.len() > 1 || level == 0 {
             if items.is_empty() {
-                break None;
-            }
-            if let (1, Some(Item { payload: Payload::Child(child), .. })) = (items.len(), items.first()) {
-                break Some(TreeRoot { page: child.page, checksum: child.checksum, height: level - 1 });
+                break;
             }
             items = self.pack(level, Bytes::new(), &items).await?;
             level += 1;
+        }
+        let written_bytes = self.writer.finish().await?;
+        let new_root = match items.first() {
+            Some(Item { payload: Payload::Child(child), .. }) => Some(self.shorten(*child, level - 1).await?),
+            _ => None,
         };
-        Ok((new_root, self.writer.finish().await?))
+        Ok((new_root, written_bytes))
+    }
+
+    /// Takes pages with a lone child off the top of the new tree.
+    async fn shorten(&mut self, mut child: ChildRef, mut height: u8) -> Result<TreeRoot, IndexError> {
+        while height > 0 {
+            let page = self.tree.load(child, height, &Bounds::default(), Purpose::Replace).await?;
+            if page.count() > 1 {
+                break;
+            }
+            self.freed.push(child.extent());
+            child = page.child(0);
+            height -= 1;
+        }
+        Ok(TreeRoot { page: child.page, checksum: child.checksum, height })
     }
 
     /// The new items of a page, or `None` when the batch changes nothing below it.
@@ -214,13 +230,17 @@ impl<D: Device> Applier<'_, D> {
                 items = self.rewrite(page.child(index), child_page, child_bounds, &changes[part]).await?;
             }
             changed |= items.is_some();
+            if items.is_none()
+                && let Some(pending) = pending.as_mut().filter(|pending| is_underfull(&pending.items))
+                && let Some(neighbour) = self.take_child(page, bounds, index).await
+            {
+                pending.items.extend(neighbour);
+                continue;
+            }
             match (items, &mut pending) {
                 (Some(items), _) if items.is_empty() => {}
                 (Some(items), Some(pending)) if is_underfull(&items) || is_underfull(&pending.items) => {
                     pending.items.extend(items);
-                }
-                (None, Some(pending)) if is_underfull(&pending.items) => {
-                    pending.items.extend(self.take_child(page, bounds, index).await?);
                 }
                 (items, _) => {
                     if let Some(Pending { from, items }) = pending.take() {
@@ -239,8 +259,9 @@ impl<D: Device> Applier<'_, D> {
             }
         }
         if let Some(mut last) = pending {
-            if let Some(index) = untouched.filter(|_| is_underfull(&last.items)) {
-                let mut items = self.take_child(page, bounds, index).await?;
+            if let Some(index) = untouched.filter(|_| is_underfull(&last.items))
+                && let Some(mut items) = self.take_child(page, bounds, index).await
+            {
                 items.append(&mut last.items);
                 last = Pending { from: output.pop().expect("ends with that child").key, items };
             }
@@ -265,16 +286,12 @@ impl<D: Device> Applier<'_, D> {
         join_all(loads).await.into_iter().collect()
     }
 
-    /// The items of an untouched child that is about to be merged into its neighbour.
-    async fn take_child(
-        &mut self,
-        page: &Page,
-        bounds: &Bounds,
-        index: usize,
-    ) -> Result<Vec<Item>, IndexError> {
+    /// The items of an untouched child that is about to be merged into its neighbour; `None` when it cannot be
+    /// read, for a batch must not fail because of a page that it can do without.
+    async fn take_child(&mut self, page: &Page, bounds: &Bounds, index: usize) -> Option<Vec<Item>> {
         let child = page.child(index);
         let bounds = bounds.narrow(page, index);
-        let page = self.tree.load(child, page.level() - 1, &bounds, Purpose::Replace).await?;
+        let page = self.tree.load(child, page.level() - 1, &bounds, Purpose::Replace).await.ok()?;
         self.freed.push(child.extent());
         self.pace.spend(page.count()).await;
         let mut items: Vec<Item> = (0..page.count()).map(|index| page.item(index)).collect();
@@ -282,7 +299,7 @@ impl<D: Device> Applier<'_, D> {
             // Keys below the first child may be smaller than its entry, down to the page's own bound.
             items[0].key = bounds.from();
         }
-        Ok(items)
+        Some(items)
     }
 
     /// Packs items of `level` into pages; returns the entries for their parent, the first with the key `from`.

@@ -155,12 +155,21 @@ impl<D: Device> Tree<D> {
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, IndexError> {
         let root = self.hold_root();
         let Some(root) = *root else { return Ok(None) };
-        let mut bounds = Bounds::default();
-        let mut page = self.load(root.child(), root.height, &bounds, Purpose::Read).await?;
+        let mut page = self.load(root.child(), root.height, &Bounds::default(), Purpose::Read).await?;
+        // Bounds serve only to judge a page from the device: on cached pages they are not worth their cost.
+        let mut way: Vec<(Page, usize)> = Vec::with_capacity(usize::from(root.height));
         for level in (0..root.height).rev() {
             let index = page.child_for(key);
-            bounds = bounds.narrow(&page, index);
-            page = self.load(page.child(index), level, &bounds, Purpose::Read).await?;
+            let child = page.child(index);
+            way.push((page, index));
+            page = match self.cached(child, level) {
+                Some(page) => page,
+                None => {
+                    let narrow = |bounds: Bounds, (page, index): &(Page, usize)| bounds.narrow(page, *index);
+                    let bounds = way.iter().fold(Bounds::default(), narrow);
+                    self.load(child, level, &bounds, Purpose::Read).await?
+                }
+            };
         }
         let Ok(index) = page.search(key) else { return Ok(None) };
         match page.value(index) {
@@ -205,6 +214,11 @@ impl<D: Device> Tree<D> {
         value::load(self.device(), key, pointer).await
     }
 
+    /// The cached page, unless it is of another level: then the device's copy is judged again.
+    fn cached(&self, child: ChildRef, level: u8) -> Option<Page> {
+        self.0.cache.borrow_mut().get(child).filter(|page| page.level() == level)
+    }
+
     /// A verified page, from the cache or the device.
     pub(super) async fn load(
         &self,
@@ -213,13 +227,8 @@ impl<D: Device> Tree<D> {
         bounds: &Bounds,
         purpose: Purpose,
     ) -> Result<Page, IndexError> {
-        let cached = self.0.cache.borrow_mut().get(child);
-        if let Some(page) = cached {
-            return if page.level() == level {
-                Ok(page)
-            } else {
-                Err(damaged(child, level, Damage::Structure, bounds))
-            };
+        if let Some(page) = self.cached(child, level) {
+            return Ok(page);
         }
         let page = self.read_page(child, level, bounds).await?;
         self.0.cache.borrow_mut().insert(child, page.clone(), purpose == Purpose::Read);

@@ -32,12 +32,14 @@ pub enum Fault {
     StaleRead,
 }
 
+type Predicate = Rc<dyn Fn(&Access) -> bool>;
+
 /// Which operations a [`Fault`] strikes.
 #[derive(Clone)]
 pub struct When {
     operation: Option<Operation>,
     within: Option<Range<u64>>,
-    predicate: Option<Rc<dyn Fn(&Access) -> bool>>,
+    predicate: Option<Predicate>,
     skip: u64,
     times: u64,
 }
@@ -59,7 +61,7 @@ impl When {
         Self { within: Some(range), ..self }
     }
 
-    /// Only operations for which `predicate` holds.
+    /// Only operations for which `predicate` holds; it must not use the device.
     #[must_use]
     pub fn matching(self, predicate: impl Fn(&Access) -> bool + 'static) -> Self {
         Self { predicate: Some(Rc::new(predicate)), ..self }

@@ -1,0 +1,56 @@
+use std::{panic, rc::Rc};
+
+use futures::executor::block_on;
+
+use super::{
+    BLOCK_BYTES, Device, DeviceError, FaultDevice, FaultMode, FaultSwitch, IoBuf, Operation, SimDevice,
+    check_range,
+};
+
+#[test]
+fn ranges_must_lie_on_the_device() {
+    let size_bytes = 4 * BLOCK_BYTES as u64;
+    assert_eq!(check_range(Operation::Read, 0, 4 * BLOCK_BYTES, size_bytes), Ok(()));
+    assert_eq!(check_range(Operation::Read, 3 * 4096, BLOCK_BYTES, size_bytes), Ok(()));
+    for (offset, length) in [(0, 5 * BLOCK_BYTES), (4 * 4096, BLOCK_BYTES), (u64::MAX - 4095, BLOCK_BYTES)] {
+        let refused = check_range(Operation::Write, offset, length, size_bytes);
+        assert!(matches!(refused, Err(DeviceError::OutOfBounds { .. })), "{offset} {length}");
+    }
+}
+
+#[test]
+fn unaligned_ranges_are_our_bug() {
+    for (offset, length) in [(512, BLOCK_BYTES), (0, 512), (0, 0)] {
+        let outcome = panic::catch_unwind(|| check_range(Operation::Read, offset, length, 1 << 20));
+        assert!(outcome.is_err(), "{offset} {length}");
+    }
+}
+
+#[test]
+fn fault_device_fails_what_its_switch_says() {
+    let switch = FaultSwitch::default();
+    let device = Rc::new(FaultDevice::new(SimDevice::new(1 << 20, 1), switch.clone()));
+    let fails = |mode| {
+        switch.set(mode);
+        assert_eq!(switch.mode(), mode);
+        block_on(async {
+            let (read, buf) = device.read(0, IoBuf::zeroed(BLOCK_BYTES)).await;
+            let (write, _) = device.write(4096, buf).await;
+            [read.is_err(), write.is_err(), device.flush().await.is_err()]
+        })
+    };
+    assert_eq!(fails(FaultMode::None), [false, false, false]);
+    assert_eq!(fails(FaultMode::Read), [true, false, false]);
+    assert_eq!(fails(FaultMode::Write), [false, true, false]);
+    assert_eq!(fails(FaultMode::Flush), [false, false, true]);
+    assert_eq!(fails(FaultMode::All), [true, true, true]);
+    assert_eq!(fails(FaultMode::None), [false, false, false]);
+}
+
+#[test]
+fn errors_name_the_facts() {
+    let error = DeviceError::io(Operation::Write, 8192, 4096, libc::EIO);
+    assert_eq!(error.to_string(), "write of 4096 bytes at 8192: Input/output error (os error 5)");
+    let error = DeviceError::Setup { action: "register", errno: libc::ENOMEM };
+    assert!(error.to_string().contains("LimitMEMLOCK"), "{error}");
+}
