@@ -179,16 +179,19 @@ async fn inspect_journal<D: Device>(device: &D, superblock: &Superblock) -> Jour
 }
 
 fn summarise(map: &FreeMap) -> FreeMapReport {
-    let runs = map.runs().map(|(_, blocks)| blocks);
+    let lengths = || map.runs().map(|(_, blocks)| blocks);
     FreeMapReport {
         free_blocks: map.free_blocks(),
-        runs: runs.clone().count() as u64,
-        longest_run_blocks: runs.max().unwrap_or(0),
+        runs: lengths().count() as u64,
+        longest_run_blocks: lengths().max().unwrap_or(0),
     }
 }
 
 async fn inspect_index<D: Device>(tree: &Tree<D>, depth: WalkDepth) -> IndexReport {
-    let mut report = IndexReport { levels: tree.root().map_or(0, |root| u64::from(root.height) + 1), ..Default::default() };
+    let mut report = IndexReport {
+        levels: tree.root().map_or(0, |root| u64::from(root.height) + 1),
+        ..Default::default()
+    };
     let visit = |visit: Visit<'_>| match visit {
         Visit::Page { used_bytes, .. } => {
             report.pages += 1;
@@ -258,7 +261,11 @@ impl fmt::Display for Damages {
 impl fmt::Display for JournalReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (first, last) = self.sequences.unwrap_or_default();
-        writeln!(f, "journal: {} batches ({first} to {last}), {} payload bytes", self.batches, self.payload_bytes)?;
+        writeln!(
+            f,
+            "journal: {} batches ({first} to {last}), {} payload bytes",
+            self.batches, self.payload_bytes
+        )?;
         for (name, count) in Record::KIND_NAMES.iter().zip(self.records).filter(|(_, count)| *count > 0) {
             writeln!(f, "  {name}: {count}")?;
         }
@@ -290,7 +297,11 @@ impl fmt::Display for Report {
         }
         match &self.superblock {
             Ok(newest) => {
-                writeln!(f, "cluster {}, {}, formatted with {} bytes", newest.cluster, newest.device, newest.device_bytes)?;
+                writeln!(
+                    f,
+                    "cluster {}, {}, formatted with {} bytes",
+                    newest.cluster, newest.device, newest.device_bytes
+                )?;
                 let (journal, data) = (newest.journal, newest.data);
                 writeln!(f, "  journal: {} blocks from {}", journal.blocks, journal.start.0)?;
                 writeln!(f, "  data: {} blocks from {}", data.blocks, data.start.0)?;

@@ -126,7 +126,13 @@ impl<D: Device + 'static> Inner<D> {
         let superblock = {
             let old = self.superblock.borrow();
             let checkpoint = old.checkpoint + 1;
-            Superblock { checkpoint, replay: frozen.replay, root: root.map(encode_root), free_map, ..old.clone() }
+            Superblock {
+                checkpoint,
+                replay: frozen.replay,
+                root: root.map(encode_root),
+                free_map,
+                ..old.clone()
+            }
         };
         self.device.flush().await?;
         write_superblock(&*self.device, &superblock).await?;
@@ -225,7 +231,10 @@ pub(super) async fn write_spread<D: Device>(
 }
 
 /// Writes both copies of one checkpoint, without a flush.
-pub(super) async fn write_superblock<D: Device>(device: &D, superblock: &Superblock) -> Result<(), StoreError> {
+pub(super) async fn write_superblock<D: Device>(
+    device: &D,
+    superblock: &Superblock,
+) -> Result<(), StoreError> {
     for slot in slots_of(superblock.checkpoint) {
         let offset = slot_offset(slot, superblock.device_bytes);
         device.write(offset, IoBuf::copy_of(&superblock.encode(slot))).await.0?;

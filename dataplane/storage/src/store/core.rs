@@ -76,7 +76,12 @@ fn entry_bytes(entry: &LogEntry) -> usize {
 }
 
 impl Core {
-    pub(super) fn apply_record(&mut self, record: Record, space: &Space, mode: &Mode<'_>) -> Result<(), StoreError> {
+    pub(super) fn apply_record(
+        &mut self,
+        record: Record,
+        space: &Space,
+        mode: &Mode<'_>,
+    ) -> Result<(), StoreError> {
         match record {
             Record::ShardCommit { row, replaced } => self.commit_shard(&row, replaced, space, mode)?,
             Record::ShardFree { key, epoch, extents } => {
@@ -263,4 +268,3 @@ impl Core {
 fn count<T>(items: &[T]) -> u32 {
     u32::try_from(items.len()).expect("shards have few extents")
 }
-

@@ -33,8 +33,12 @@ impl<D: Device + 'static> Store<D> {
             if !fits {
                 return Err(StoreError::OutOfSequence { partition, expected, given: sequence });
             }
-            let ticket =
-                inner.journal(Record::LogAppend(entry), Subject::Partition(partition), Class::Ordinary, None)?;
+            let ticket = inner.journal(
+                Record::LogAppend(entry),
+                Subject::Partition(partition),
+                Class::Ordinary,
+                None,
+            )?;
             log.last = sequence;
             ticket
         };
@@ -99,7 +103,11 @@ impl<D: Device + 'static> Store<D> {
     ///
     /// # Errors
     /// [`StoreError::StaleEpoch`], or the store is not serving.
-    pub async fn raise_partition_epoch(&self, partition: PartitionId, epoch: Epoch) -> Result<(), StoreError> {
+    pub async fn raise_partition_epoch(
+        &self,
+        partition: PartitionId,
+        epoch: Epoch,
+    ) -> Result<(), StoreError> {
         let inner = &self.0;
         inner.check_serving()?;
         inner.core.borrow_mut().fence_partition(partition, epoch)?;

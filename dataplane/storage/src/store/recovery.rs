@@ -61,7 +61,10 @@ pub(crate) async fn newest_superblock<D: Device>(device: &D) -> Result<Superbloc
 }
 
 /// Reads and verifies the free map of a checkpoint.
-pub(crate) async fn read_free_map<D: Device>(device: &D, superblock: &Superblock) -> Result<FreeMap, StoreError> {
+pub(crate) async fn read_free_map<D: Device>(
+    device: &D,
+    superblock: &Superblock,
+) -> Result<FreeMap, StoreError> {
     let FreeMapPlace { extents, len_bytes, crc } = &superblock.free_map;
     let damaged = |reason: String| StoreError::FreeMapDamaged { reason };
     let mut image = Vec::new();

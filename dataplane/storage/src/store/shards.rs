@@ -155,7 +155,8 @@ impl<D: Device + 'static> Store<D> {
 
     async fn extents_of(&self, key: ShardKey) -> Result<Vec<Extent>, StoreError> {
         let row = self.shard(key.pg, key.blob, key.shard).await?;
-        let extents = |row: ShardRow| row.extents.into_iter().map(|ShardExtent { extent, .. }| extent).collect();
+        let extents =
+            |row: ShardRow| row.extents.into_iter().map(|ShardExtent { extent, .. }| extent).collect();
         Ok(row.map(extents).unwrap_or_default())
     }
 

@@ -7,7 +7,8 @@ use futures::executor::LocalPool;
 use futures::future::{FutureExt, join_all};
 use futures::task::LocalSpawnExt;
 use quarry_clustermap::{
-    BlobId, ClusterId, DeviceId, Epoch, Incarnation, NodeId, PartitionId, PgId, Sequence, ShardIndex, WriterCounter,
+    BlobId, ClusterId, DeviceId, Epoch, Incarnation, NodeId, PartitionId, PgId, Sequence, ShardIndex,
+    WriterCounter,
 };
 
 use super::{
@@ -106,7 +107,11 @@ fn row(n: u64, epoch: u64, extents: &[Extent]) -> ShardRow {
 }
 
 /// Reserves, writes the data and commits.
-async fn put_shard<D: Device + 'static>(store: &Store<D>, n: u64, blocks: u64) -> Result<ShardRow, StoreError> {
+async fn put_shard<D: Device + 'static>(
+    store: &Store<D>,
+    n: u64,
+    blocks: u64,
+) -> Result<ShardRow, StoreError> {
     let extents = store.reserve(blocks * BLOCK_BYTES as u64)?;
     for extent in &extents {
         let mut buf = IoBuf::zeroed(usize::try_from(extent.len_bytes()).unwrap());
@@ -229,11 +234,11 @@ fn nobody_resolves_before_the_flush_that_covers_data_and_record() {
             events.iter().position(|e| matches!(e, Event::WriteDone { offset, .. } if *offset == at)).unwrap()
         });
         let data_done = data_done.max().unwrap();
-        let from = |at: usize, wanted: &dyn Fn(&Event) -> bool| {
-            at + events[at..].iter().position(wanted).unwrap()
-        };
+        let from =
+            |at: usize, wanted: &dyn Fn(&Event) -> bool| at + events[at..].iter().position(wanted).unwrap();
         // A batch begun after the data, a flush begun after that batch was written, and its end.
-        let start = from(data_done, &|e| matches!(e, Event::WriteStart { offset, .. } if in_journal(*offset)));
+        let start =
+            from(data_done, &|e| matches!(e, Event::WriteStart { offset, .. } if in_journal(*offset)));
         let done = from(start, &|e| matches!(e, Event::WriteDone { offset, .. } if in_journal(*offset)));
         let flush = from(done, &|e| *e == Event::FlushStart);
         let flushed = from(flush, &|e| *e == Event::FlushDone);
@@ -275,7 +280,8 @@ fn log_rules() {
     rig.run(|store| async move {
         let append = |sequence, payload| store.append(entry(PARTITION, sequence, 0, payload));
         append(1, "a=1").await.unwrap();
-        let gap = StoreError::OutOfSequence { partition: PARTITION, expected: Sequence(2), given: Sequence(3) };
+        let gap =
+            StoreError::OutOfSequence { partition: PARTITION, expected: Sequence(2), given: Sequence(3) };
         assert_eq!(append(3, "c=1").await, Err(gap));
         append(2, "b=1").await.unwrap();
         append(3, "c=1").await.unwrap();
@@ -289,7 +295,11 @@ fn log_rules() {
         let late = LogEntry { epoch: Epoch(2), ..entry(PARTITION, 3, 2, "d=1") };
         store.append(late).await.unwrap();
         store.append(entry(PartitionId(9), 100, 0, "x=1")).await.unwrap();
-        assert_eq!(store.recovered_log(PartitionId(9)).applied, Sequence(99), "a joiner starts in the middle");
+        assert_eq!(
+            store.recovered_log(PartitionId(9)).applied,
+            Sequence(99),
+            "a joiner starts in the middle"
+        );
         let huge = "x".repeat(1 << 20);
         let huge = store.append(entry(PartitionId(8), 1, 0, &huge)).await;
         assert!(matches!(huge, Err(StoreError::RecordTooLarge { .. })));
@@ -458,7 +468,10 @@ fn reads_see_every_layer_while_a_checkpoint_runs() {
                     let expected = model.iter().take(limit);
                     let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
                     let found: Vec<_> = found.iter().map(|(key, value)| (text(key), text(value))).collect();
-                    assert!(found.iter().map(|(key, value)| (key, value)).eq(expected), "round {round}: {found:?}");
+                    assert!(
+                        found.iter().map(|(key, value)| (key, value)).eq(expected),
+                        "round {round}: {found:?}"
+                    );
                 }
                 for n in 0..23 {
                     let key = format!("k{n:02}");

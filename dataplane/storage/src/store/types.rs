@@ -4,7 +4,9 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{BlobId, ClusterId, DeviceId, Epoch, NodeId, PartitionId, PgId, Sequence, ShardIndex};
+use quarry_clustermap::{
+    BlobId, ClusterId, DeviceId, Epoch, NodeId, PartitionId, PgId, Sequence, ShardIndex,
+};
 
 use crate::extent::Extent;
 use crate::store::StoreError;
