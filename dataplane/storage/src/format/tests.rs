@@ -66,9 +66,9 @@ fn records() -> Vec<Record> {
     vec![
         Record::ShardCommit { row: row(), replaced: vec![extent(50, 1)] },
         Record::ShardFree { key: key(), epoch: Epoch(11), extents: vec![extent(100, 16), extent(300, 1)] },
-        Record::LogAppend(entry),
+        Record::LogAppend { in_force: Epoch(3), entry },
         Record::LogTruncate { partition: PartitionId(9), epoch: Epoch(3), after: Sequence(7) },
-        Record::LogReset { partition: PartitionId(9), epoch: Epoch(3) },
+        Record::LogReset { partition: PartitionId(9), epoch: Epoch(3), base: Sequence(40) },
         Record::PgEpoch { pg: PgId(7), epoch: Epoch(12) },
         Record::PartitionEpoch { partition: PartitionId(9), epoch: Epoch(4) },
         Record::LocalPut { name: "map".into(), value: Bytes::from_static(b"v") },

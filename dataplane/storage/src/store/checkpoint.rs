@@ -22,7 +22,6 @@ use super::overlay::Layer;
 use super::{Inner, StoreError, StoreState, failed};
 use crate::device::{BLOCK_BYTES, Device, IoBuf};
 use crate::extent::{Extent, FreeMap};
-use crate::format::record::Record;
 use crate::format::rows;
 use crate::format::superblock::{
     FREE_MAP_EXTENTS_MAX, FreeMapPlace, ROOT_BYTES, ReplayStart, Superblock, slot_offset, slots_of,
@@ -96,12 +95,12 @@ impl<D: Device + 'static> Inner<D> {
         self.space.freeze();
         let mut tails = Vec::new();
         let mut first = Vec::new();
-        for entry in core.tails() {
+        for (partition, record) in core.tails() {
             let (done, receiver) = oneshot::channel();
             tails.push(receiver);
             first.push(Pending {
-                subject: Subject::Partition(entry.partition),
-                bytes: Record::LogAppend(entry).encode(),
+                subject: Subject::Partition(partition),
+                bytes: record.encode(),
                 record: None,
                 class: Class::Tail,
                 grows_tail: false,

@@ -222,7 +222,7 @@ impl<D: Device + 'static> Inner<D> {
             let record_bytes = bytes.len() as u64;
             return Err(StoreError::RecordTooLarge { record_bytes, limit_bytes: limit as u64 });
         }
-        let grows_tail = matches!(record, Record::LogAppend(_));
+        let grows_tail = matches!(record, Record::LogAppend { .. });
         let (done, receiver) = oneshot::channel();
         let pending = Pending { bytes, record: Some(record), subject, class, grows_tail, done, hold };
         self.queue.borrow_mut().push(pending)?;

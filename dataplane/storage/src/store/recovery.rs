@@ -115,7 +115,7 @@ impl<D: Device + 'static> Store<D> {
         let block = BLOCK_BYTES as u64;
         let device_bytes = device.size_bytes() / block * block;
         let bad = |reason| Err(StoreError::BadFormatParams { reason });
-        if params.journal_bytes % block != 0 || params.journal_bytes / block < JOURNAL_BLOCKS_MIN {
+        if !params.journal_bytes.is_multiple_of(block) || params.journal_bytes / block < JOURNAL_BLOCKS_MIN {
             return bad("the journal needs whole blocks, at least 16");
         }
         if params.journal_bytes > device_bytes / 4 {

@@ -167,7 +167,7 @@ pub struct Mutation {
 pub struct LogEntry {
     /// The partition.
     pub partition: PartitionId,
-    /// Epoch of the primary that proposed it.
+    /// Epoch it was proposed in.
     pub epoch: Epoch,
     /// Position in the log, dense.
     pub sequence: Sequence,

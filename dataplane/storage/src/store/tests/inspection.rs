@@ -16,10 +16,10 @@ fn filled() -> Rig {
             put_shard(&store, n, 2).await.unwrap();
         }
         let payload = format!("big={}", "v".repeat(5000));
-        store.append(entry(PARTITION, 1, 0, &payload)).await.unwrap();
+        store.append(Epoch(1), entry(PARTITION, 1, 0, &payload)).await.unwrap();
         store.apply(PARTITION, Sequence(1), decode(payload.as_bytes()).unwrap());
         store.checkpoint().await.unwrap();
-        store.append(entry(PARTITION, 2, 1, "a=1")).await.unwrap();
+        store.append(Epoch(1), entry(PARTITION, 2, 1, "a=1")).await.unwrap();
         assert!(free(&store, 3).await.unwrap());
     });
     rig
