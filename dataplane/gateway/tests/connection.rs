@@ -1,4 +1,5 @@
 //! The gateway over a pipe with requests signed by hand: faults in the middle of a body, panics, shutdown.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod support;
 
