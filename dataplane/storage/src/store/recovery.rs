@@ -62,6 +62,24 @@ pub(crate) async fn newest_superblock<D: Device>(device: &D) -> Result<Superbloc
     Ok(newest)
 }
 
+/// Who a device says it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// The cluster it was formatted for.
+    pub cluster: ClusterId,
+    /// The device.
+    pub device: DeviceId,
+}
+
+/// Reads the newest superblock and nothing else.
+///
+/// # Errors
+/// [`StoreError::NoSuperblock`]: no copy is valid.
+pub async fn read_identity<D: Device>(device: &D) -> Result<Identity, StoreError> {
+    let superblock = newest_superblock(device).await?;
+    Ok(Identity { cluster: superblock.cluster, device: superblock.device })
+}
+
 /// Reads and verifies the free map of a checkpoint.
 pub(crate) async fn read_free_map<D: Device>(
     device: &D,

@@ -130,11 +130,6 @@ async fn free<D: Device + 'static>(store: &Store<D>, n: u64) -> Result<bool, Sto
     store.free_shard(PG, Epoch(1), blob(n), ShardIndex(0)).await
 }
 
-/// Appends under the entry's own epoch.
-async fn append(store: &Store<SimDevice>, entry: LogEntry) -> Result<(), StoreError> {
-    store.append(entry.epoch, entry).await
-}
-
 fn entry(partition: PartitionId, sequence: u64, committed: u64, payload: &str) -> LogEntry {
     LogEntry {
         partition,
