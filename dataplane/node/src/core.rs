@@ -31,10 +31,12 @@ use crate::{
     control::{AdminState, ControlHandle, FaultSwitches},
     credentials::Credentials,
     devices::FoundDevice,
-    host::{CoreHost, Links, NodeDevice, into_mutations},
+    host::{CoreHost, Links, into_mutations},
     jobs,
     metrics::{CoreGauges, Metrics},
+    platform::Platform,
     runtime::{
+        clock::CoreTimer,
         fd::{CompletionEvents, HyperStream},
         mesh::{Inbox, Mesh},
         pulse::CorePulse,
@@ -51,6 +53,18 @@ const CONNECTIONS_MAX: u64 = 4096;
 const DRAIN_FOR: Duration = Duration::from_secs(20);
 /// Bytes of one pool buffer.
 const BUFFER_BYTES: usize = quarry_clustermap::SHARD_BLOCK_BYTES;
+
+/// A device as the node uses it: our ring, behind a switch that can inject errors.
+type NodeDevice = FaultDevice<UringDevice>;
+
+/// What production runs on.
+pub(crate) enum Production {}
+
+impl Platform for Production {
+    type Device = NodeDevice;
+    type Transport = Mesh;
+    type Timer = CoreTimer;
+}
 
 /// What every core gets from the main thread.
 #[derive(Clone)]
@@ -119,14 +133,17 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     shared.recovered.fetch_add(1, Ordering::AcqRel);
 
     let mesh = start_mesh(&shared, index, queues);
-    let links = Rc::new(Links::new(Rc::clone(&mesh), spawner(queues.device), shared.control.clone()));
+    let timer = CoreTimer::start();
+    let links =
+        Rc::new(Links::new(Rc::clone(&mesh), timer, spawner(queues.device), shared.control.clone()));
     let host = CoreHost::new(stores, Arc::clone(&shared.published.map), links);
     let parts = CoreParts {
         core: index,
         cores: shared.config.cores,
         node: shared.node,
         incarnation: shared.incarnation,
-        mesh: Rc::clone(&mesh),
+        transport: Rc::clone(&mesh),
+        timer,
         devices,
         buffers: buffers.clone(),
         control: shared.control.clone(),
@@ -278,8 +295,8 @@ async fn wait_for_all(count: &AtomicU64, cores: usize) {
 
 async fn start_map_updates(
     shared: &Shared,
-    host: &Rc<CoreHost>,
-    cluster: &Rc<NodeCluster>,
+    host: &Rc<CoreHost<Production>>,
+    cluster: &Rc<NodeCluster<Production>>,
     queues: Queues,
 ) -> anyhow::Result<()> {
     let newest = shared.control.controller().subscribe().await?;
@@ -296,7 +313,7 @@ async fn start_map_updates(
     Ok(())
 }
 
-fn start_ticks(host: &Rc<CoreHost>, queues: Queues) {
+fn start_ticks(host: &Rc<CoreHost<Production>>, queues: Queues) {
     let host = Rc::clone(host);
     spawner(queues.device)(Box::pin(async move {
         loop {
@@ -309,7 +326,7 @@ fn start_ticks(host: &Rc<CoreHost>, queues: Queues) {
 fn start_gauges(
     shared: &Shared,
     index: usize,
-    host: &Rc<CoreHost>,
+    host: &Rc<CoreHost<Production>>,
     buffers: &BufferPool,
     ring: &Ring,
     mesh: &Rc<Mesh>,
@@ -334,7 +351,7 @@ fn start_gauges(
 }
 
 /// Connections are taken only when every partition whose primary is here serves, or cannot for now.
-async fn wait_until_serving(shared: &Shared, host: &Rc<CoreHost>) {
+async fn wait_until_serving(shared: &Shared, host: &Rc<CoreHost<Production>>) {
     const PATIENCE: Duration = Duration::from_secs(10);
     let started = Instant::now();
     loop {
@@ -375,7 +392,7 @@ impl Observer for Log {
     }
 }
 
-fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster>) -> Gateway {
+fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>) -> Gateway {
     let options = ObjectOptions { inline_below_bytes: shared.config.inline_below_bytes };
     let objects = Objects::new(Rc::clone(cluster), options);
     let started = Instant::now();
@@ -401,7 +418,7 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster>) -> Gateway 
 async fn serve(
     shared: &Shared,
     index: usize,
-    cluster: &Rc<NodeCluster>,
+    cluster: &Rc<NodeCluster<Production>>,
     gauges: &Arc<CoreGauges>,
     queues: Queues,
 ) -> anyhow::Result<()> {

@@ -14,6 +14,7 @@ mod host;
 mod inspect;
 mod jobs;
 mod metrics;
+mod platform;
 mod runtime;
 
 use std::{

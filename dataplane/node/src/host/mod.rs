@@ -25,39 +25,34 @@ use quarry_object::{
     transport::Address,
 };
 use quarry_partition::command::{Command, Framed, Outcome};
-use quarry_storage::{
-    device::{FaultDevice, UringDevice},
-    store::Store,
-};
+use quarry_storage::store::Store;
 
 pub(crate) use self::{
     links::Links,
     partition::{PartitionHost, into_mutations},
 };
 use self::shards::Shards;
-
-/// A device as the node uses it: our ring, behind a switch that can inject errors.
-pub(crate) type NodeDevice = FaultDevice<UringDevice>;
+use crate::platform::Platform;
 
 /// One device that this core owns.
-pub(crate) struct DeviceHost {
-    pub(crate) store: Store<NodeDevice>,
-    pub(crate) shards: Shards,
-    partitions: RefCell<BTreeMap<PartitionId, Rc<PartitionHost>>>,
+pub(crate) struct DeviceHost<P: Platform> {
+    pub(crate) store: Store<P::Device>,
+    pub(crate) shards: Shards<P::Device>,
+    partitions: RefCell<BTreeMap<PartitionId, Rc<PartitionHost<P>>>>,
 }
 
 /// All devices that this core owns.
-pub(crate) struct CoreHost {
-    devices: BTreeMap<DeviceId, Rc<DeviceHost>>,
+pub(crate) struct CoreHost<P: Platform> {
+    devices: BTreeMap<DeviceId, Rc<DeviceHost<P>>>,
     map: RefCell<Arc<ClusterMap>>,
-    links: Rc<Links>,
+    links: Rc<Links<P>>,
     requests: Cell<u64>,
 }
 
-impl CoreHost {
+impl<P: Platform> CoreHost<P> {
     /// Takes the recovered stores; nothing is served before the first [`CoreHost::set_map`].
-    pub(crate) fn new(stores: Vec<Store<NodeDevice>>, map: Arc<ClusterMap>, links: Rc<Links>) -> Rc<Self> {
-        let host = |store: Store<NodeDevice>| {
+    pub(crate) fn new(stores: Vec<Store<P::Device>>, map: Arc<ClusterMap>, links: Rc<Links<P>>) -> Rc<Self> {
+        let host = |store: Store<P::Device>| {
             let shards = Shards::new(store.clone());
             (store.device_id(), Rc::new(DeviceHost { store, shards, partitions: RefCell::default() }))
         };
@@ -66,7 +61,7 @@ impl CoreHost {
     }
 
     /// The devices of this core.
-    pub(crate) fn devices(&self) -> impl Iterator<Item = (DeviceId, &Rc<DeviceHost>)> {
+    pub(crate) fn devices(&self) -> impl Iterator<Item = (DeviceId, &Rc<DeviceHost<P>>)> {
         self.devices.iter().map(|(id, host)| (*id, host))
     }
 
@@ -119,7 +114,7 @@ impl CoreHost {
     }
 
     /// Replicas of this core that serve as primaries now, by partition.
-    pub(crate) fn primaries(&self) -> Vec<Rc<PartitionHost>> {
+    pub(crate) fn primaries(&self) -> Vec<Rc<PartitionHost<P>>> {
         let mut primaries: Vec<_> = self
             .devices
             .iter()
@@ -188,7 +183,7 @@ impl CoreHost {
     }
 }
 
-async fn execute(replica: &Rc<PartitionHost>, command: &[u8]) -> Result<PeerResponse, PeerFault> {
+async fn execute<P: Platform>(replica: &Rc<PartitionHost<P>>, command: &[u8]) -> Result<PeerResponse, PeerFault> {
     let command = Command::decode(command).map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
     let outcome = match replica.execute(&command).await {
         Ok(reply) => Outcome::Done(reply),
