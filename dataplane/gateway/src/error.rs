@@ -109,5 +109,6 @@ pub(crate) fn from_body(error: &BodyError) -> S3Error {
         }
         BodyError::Mismatch { .. } => refuse(S3ErrorCode::BadDigest, message),
         BodyError::Malformed { .. } => refuse(S3ErrorCode::InvalidRequest, message),
+        BodyError::Source { .. } => refuse(S3ErrorCode::InternalError, message),
     }
 }

@@ -4,7 +4,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
-    os::fd::BorrowedFd,
     rc::Rc,
     sync::{
         Arc,
@@ -36,7 +35,6 @@ use crate::{
     jobs,
     metrics::{CoreGauges, Metrics},
     runtime::{
-        clock,
         fd::{CompletionEvents, HyperStream},
         mesh::{Inbox, Mesh},
         pulse::CorePulse,
@@ -202,8 +200,7 @@ fn start_ring(buffers: &BufferPool, queues: Queues) -> anyhow::Result<Ring> {
 }
 
 fn ring_event_fd(ring: &Ring) -> anyhow::Result<CompletionEvents> {
-    let fd: BorrowedFd<'_> = ring.event_fd();
-    Ok(CompletionEvents::new(fd.try_clone_to_owned()?))
+    Ok(CompletionEvents::new(ring.event_fd())?)
 }
 
 fn open_devices(shared: &Shared, ring: &Ring) -> BTreeMap<DeviceId, Rc<NodeDevice>> {
@@ -456,9 +453,4 @@ async fn serve(
     shared.drained.fetch_add(1, Ordering::AcqRel);
     wait_for_all(&shared.drained, shared.config.cores).await;
     Ok(())
-}
-
-/// Wall clock for [`Links`].
-pub(crate) fn wall_ms() -> u64 {
-    clock::unix_ms()
 }

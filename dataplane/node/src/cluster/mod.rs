@@ -25,7 +25,6 @@ use quarry_object::{
 };
 use quarry_storage::device::BufferPool;
 
-pub(crate) use self::shards::{OpenedShard, ReservedShard};
 use crate::{control::ControlHandle, host::NodeDevice, runtime::mesh::Mesh};
 
 /// Read errors of a device within [`READ_ERROR_WINDOW`] after which it is out.
@@ -85,7 +84,7 @@ impl NodeCluster {
         let cluster = Self {
             parts,
             map: RefCell::new(Rc::new(published.map.as_ref().clone())),
-            buckets: RefCell::default(),
+            buckets: RefCell::new(Arc::clone(&published.buckets)),
             latency: ReadLatency::new(),
             blob_counter: Cell::new(0),
             random,
@@ -103,6 +102,11 @@ impl NodeCluster {
         }
         *self.buckets.borrow_mut() = Arc::clone(&published.buckets);
         self.parts.bucket_revisions.set(self.parts.core, published.buckets.revision);
+    }
+
+    /// The node's metrics.
+    pub(crate) fn metrics(&self) -> &crate::metrics::Metrics {
+        self.parts.control.metrics()
     }
 
     fn next_blob(&self) -> BlobId {

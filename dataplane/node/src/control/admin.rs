@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -29,16 +29,26 @@ pub(crate) type FaultSwitches = BTreeMap<DeviceId, FaultSwitch>;
 /// What the listener shows.
 pub(crate) struct AdminState {
     pub(crate) metrics: Arc<Metrics>,
-    /// Set when every core serves.
-    pub(crate) ready: AtomicBool,
+    /// Cores that do not take connections yet.
+    starting: AtomicUsize,
     map: Mutex<Option<Arc<ClusterMap>>>,
     /// `None`: fault injection is not enabled.
     faults: Option<FaultSwitches>,
 }
 
 impl AdminState {
-    pub(crate) fn new(metrics: Arc<Metrics>, faults: Option<FaultSwitches>) -> Arc<Self> {
-        Arc::new(Self { metrics, ready: AtomicBool::new(false), map: Mutex::default(), faults })
+    pub(crate) fn new(metrics: Arc<Metrics>, cores: usize, faults: Option<FaultSwitches>) -> Arc<Self> {
+        Arc::new(Self { metrics, starting: AtomicUsize::new(cores), map: Mutex::default(), faults })
+    }
+
+    /// One more core takes connections.
+    pub(crate) fn core_ready(&self) {
+        self.starting.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether every core does.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.starting.load(Ordering::Acquire) == 0
     }
 
     pub(super) fn set_map(&self, map: Arc<ClusterMap>) {
@@ -85,7 +95,7 @@ fn answer(state: &AdminState, request: &Request<Incoming>) -> Response<Full<Byte
             Err(error) => respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
         },
         (&Method::GET, "/health/live") => respond(StatusCode::OK, "text/plain", "live\n"),
-        (&Method::GET, "/health/ready") if state.ready.load(Ordering::Acquire) => {
+        (&Method::GET, "/health/ready") if state.is_ready() => {
             respond(StatusCode::OK, "text/plain", "ready\n")
         }
         (&Method::GET, "/health/ready") => respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "starting\n"),

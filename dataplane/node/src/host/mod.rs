@@ -1,6 +1,7 @@
 //! What a core does for the devices it owns: shards, partition replicas, listings. Everything arrives as a
 //! [`PeerRequest`] over the transport, also from the core itself.
 
+mod links;
 mod listing;
 mod partition;
 mod proposed;
@@ -29,7 +30,10 @@ use quarry_storage::{
     store::Store,
 };
 
-pub(crate) use self::partition::{Links, PartitionHost, into_mutations};
+pub(crate) use self::{
+    links::Links,
+    partition::{PartitionHost, into_mutations},
+};
 use self::shards::Shards;
 
 /// A device as the node uses it: our ring, behind a switch that can inject errors.
@@ -66,6 +70,16 @@ impl CoreHost {
         self.devices.iter().map(|(id, host)| (*id, host))
     }
 
+    /// The newest map known here.
+    pub(crate) fn map(&self) -> Arc<ClusterMap> {
+        Arc::clone(&self.map.borrow())
+    }
+
+    /// Whether this core serves a device.
+    pub(crate) fn owns(&self, device: DeviceId) -> bool {
+        self.devices.contains_key(&device)
+    }
+
     /// Requests that are being answered.
     pub(crate) fn requests_in_flight(&self) -> u64 {
         self.requests.get()
@@ -73,7 +87,7 @@ impl CoreHost {
 
     /// A newer map: replicas are made for new members, and all are told their configuration.
     pub(crate) fn set_map(self: &Rc<Self>, map: Arc<ClusterMap>, buckets: Arc<BucketTable>) {
-        self.links.set_buckets(buckets);
+        self.links.set_buckets(&buckets);
         let min_copies = map.hot_profile.metadata_replicas().min(2);
         for (device, host) in &self.devices {
             for (index, config) in map.partitions.iter().enumerate() {

@@ -12,20 +12,21 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     rc::Rc,
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
-use futures::{channel::oneshot, future::LocalBoxFuture, lock::Mutex};
-use quarry_clustermap::{DeviceId, PartitionConfig, PartitionId, Sequence};
+use futures::{channel::oneshot, lock::Mutex};
+use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionConfig, PartitionId, Sequence};
 use quarry_object::{metadata::ExecuteError, peer::PeerFault};
 use quarry_partition::{
     Envelope, Input, Message, Output, Payload, Refusal, Replica, Report, Row,
-    command::{Command, EvaluateError, Reply, evaluate},
+    command::{Command, EvaluateError, Reply, evaluate, is_free_list_row},
 };
 use quarry_storage::store::{LogEntry, Mutation, Store, StoreError};
 
-use super::{NodeDevice, proposed::Proposed, view::RowView};
-use crate::control::ControlHandle;
+use crate::runtime::clock::unix_ms as wall_ms;
+use super::{Links, NodeDevice, proposed::Proposed, view::RowView};
 
 /// Rows of one backfill page.
 const BACKFILL_ROWS: usize = 256;
@@ -33,20 +34,6 @@ const BACKFILL_ROWS: usize = 256;
 const BACKFILL_BYTES: usize = 1 << 20;
 /// How often a read is evaluated again because rows changed under it.
 const READ_ATTEMPTS: usize = 8;
-
-/// What a replica needs of its surroundings.
-pub(crate) struct Links {
-    /// Sends a replication message; may be lost.
-    pub(crate) send: Box<dyn Fn(DeviceId, PartitionId, Bytes)>,
-    /// Starts a task on this core.
-    pub(crate) spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
-    /// Monotonic milliseconds.
-    pub(crate) monotonic_ms: Box<dyn Fn() -> u64>,
-    /// Unix milliseconds.
-    pub(crate) wall_ms: Box<dyn Fn() -> u64>,
-    /// The control plane.
-    pub(crate) control: ControlHandle,
-}
 
 /// One replica on one device.
 pub(crate) struct PartitionHost {
@@ -158,7 +145,7 @@ impl PartitionHost {
             }
             let before = self.replica.borrow().committed();
             let view = RowView::committed(&self.store, self.partition);
-            let result = evaluate(&view, (self.links.wall_ms)(), command).await;
+            let result = evaluate(&view, wall_ms(), command).await;
             let unchanged = self.replica.borrow().committed() == before;
             match result {
                 Ok(evaluated) if self.is_serving_primary() => return Ok(evaluated.reply),
@@ -176,8 +163,13 @@ impl PartitionHost {
         if !self.is_serving_primary() {
             return Err(PeerFault::NotPrimary.into());
         }
+        if let Some(bucket) = written_bucket(command)
+            && !self.links.bucket_is_open(bucket)
+        {
+            return Err(PeerFault::BucketGone.into());
+        }
         let view = RowView::proposed(&self.store, self.partition, &self.proposed);
-        let evaluated = evaluate(&view, (self.links.wall_ms)(), command).await;
+        let evaluated = evaluate(&view, wall_ms(), command).await;
         let (token, outcome) = self.new_waiter();
         match &evaluated {
             Ok(evaluated) if !evaluated.rows.is_empty() => self.propose(token, evaluated.rows.clone())?,
@@ -193,7 +185,7 @@ impl PartitionHost {
     }
 
     fn propose(self: &Rc<Self>, token: u64, rows: Vec<Row>) -> Result<(), PeerFault> {
-        let frees = rows.iter().any(|row| row.value.is_some() && quarry_partition::command::is_free_list_row(&row.key));
+        let frees = rows.iter().any(|row| row.value.is_some() && is_free_list_row(&row.key));
         let payload = Payload::Mutations(rows.clone()).encode().map_err(|error| {
             self.waiting.borrow_mut().remove(&token);
             PeerFault::Damaged { detail: format!("the change does not fit one log entry: {error}") }
@@ -228,7 +220,7 @@ impl PartitionHost {
         let mut outputs = Vec::new();
         loop {
             let Some(input) = self.inputs.borrow_mut().pop_front() else { break };
-            self.replica.borrow_mut().step((self.links.monotonic_ms)(), input, &mut outputs);
+            self.replica.borrow_mut().step(self.links.monotonic_ms(), input, &mut outputs);
             for output in outputs.drain(..) {
                 self.carry_out(output);
             }
@@ -239,7 +231,8 @@ impl PartitionHost {
     fn carry_out(self: &Rc<Self>, output: Output) {
         match output {
             Output::RaiseEpoch { epoch, through } => {
-                self.journal(epoch, through, self.store.raise_partition_epoch(self.partition, epoch));
+                let partition = self.partition;
+                self.journal(epoch, through, async move |store| store.raise_partition_epoch(partition, epoch).await);
             }
             Output::Append { epoch, entry, committed } => {
                 let entry = LogEntry {
@@ -250,13 +243,15 @@ impl PartitionHost {
                     payload: entry.payload,
                 };
                 let sequence = entry.sequence;
-                self.journal(epoch, sequence, self.store.append(epoch, entry));
+                self.journal(epoch, sequence, async move |store| store.append(epoch, entry).await);
             }
             Output::Truncate { epoch, after } => {
                 self.proposed.borrow_mut().forget_after(after);
-                self.journal(epoch, after, self.store.truncate(self.partition, epoch, after));
+                let partition = self.partition;
+                self.journal(epoch, after, async move |store| store.truncate(partition, epoch, after).await);
             }
-            Output::Reset { epoch, base } => self.reset(epoch, base),
+            // The log takes any sequence next, so that it needs not be told the base.
+            Output::Reset { epoch, base: _ } => self.reset(epoch),
             Output::Apply { sequence, payload } => self.apply(sequence, &payload),
             Output::Send { to, message } => self.send(to, message),
             Output::Resolve { token, result } => {
@@ -296,13 +291,20 @@ impl PartitionHost {
     /// Starts a journal operation now, so that operations reach the journal in order, and waits for it in a task.
     fn journal(
         self: &Rc<Self>,
-        epoch: quarry_clustermap::Epoch,
+        epoch: Epoch,
         through: Sequence,
-        operation: impl Future<Output = Result<(), StoreError>> + 'static,
+        operation: impl AsyncFnOnce(&Store<NodeDevice>) -> Result<(), StoreError> + 'static,
     ) {
-        let host = Rc::clone(self);
+        let (host, store) = (Rc::clone(self), self.store.clone());
+        let mut operation = Box::pin(async move { operation(&store).await });
+        // The store gives an operation its place in the journal when it is polled first.
+        let first = operation.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         (self.links.spawn)(Box::pin(async move {
-            match operation.await {
+            let result = match first {
+                Poll::Ready(result) => result,
+                Poll::Pending => operation.await,
+            };
+            match result {
                 Ok(()) => host.input(Input::Persisted { epoch, through }),
                 Err(error) => host.journal_failed(&error),
             }
@@ -314,10 +316,10 @@ impl PartitionHost {
         self.input(Input::PersistFailed);
     }
 
-    fn reset(self: &Rc<Self>, epoch: quarry_clustermap::Epoch, base: Sequence) {
+    fn reset(self: &Rc<Self>, epoch: Epoch) {
         let host = Rc::clone(self);
         (self.links.spawn)(Box::pin(async move {
-            match host.store.reset_partition(host.partition, epoch, base).await {
+            match host.store.reset(host.partition, epoch).await {
                 Ok(()) => host.input(Input::ResetDone { epoch }),
                 Err(error) => host.journal_failed(&error),
             }
@@ -327,16 +329,14 @@ impl PartitionHost {
     fn apply(self: &Rc<Self>, sequence: Sequence, payload: &Bytes) {
         let payload = Payload::decode(payload).expect("the state machine hands out checked payloads only");
         let mutations = into_mutations(payload);
-        if let Err(error) = self.store.apply(self.partition, sequence, mutations) {
-            self.journal_failed(&error);
-        }
+        self.store.apply(self.partition, sequence, mutations);
         self.proposed.borrow_mut().forget_through(sequence);
     }
 
     fn send(&self, to: DeviceId, message: Message) {
-        let envelope = Envelope { partition: self.partition, message };
+        let envelope = Envelope { partition: self.partition, from: self.device, to, message };
         match envelope.encode() {
-            Ok(frame) => (self.links.send)(to, self.partition, frame),
+            Ok(frame) => self.links.send(self.device, to, self.partition, frame),
             Err(error) => tracing::error!(event = "replication_frame_too_large", partition = %self.partition, %error),
         }
     }
@@ -391,6 +391,17 @@ fn is_read(command: &Command) -> bool {
             | Command::FreeListNext { .. }
             | Command::DegradedNext { .. }
     )
+}
+
+/// The bucket that a command adds something to: it must exist and not be about to go.
+fn written_bucket(command: &Command) -> Option<BucketId> {
+    match command {
+        Command::Put(put) => Some(put.bucket),
+        Command::PutPart(part) => Some(part.bucket),
+        Command::Complete(complete) => Some(complete.bucket),
+        Command::CreateUpload { bucket, .. } => Some(*bucket),
+        _ => None,
+    }
 }
 
 fn to_execute_error(error: EvaluateError) -> ExecuteError {

@@ -31,7 +31,7 @@ struct Reservation {
 pub(crate) struct Shards {
     store: Store<NodeDevice>,
     reserved: RefCell<BTreeMap<ShardName, Reservation>>,
-    pins: RefCell<HashMap<u64, ShardPin<NodeDevice>>>,
+    pins: RefCell<HashMap<u64, ShardPin>>,
     next_pin: Cell<u64>,
 }
 
@@ -52,7 +52,10 @@ impl Shards {
         if len_bytes == 0 || !len_bytes.is_multiple_of(BLOCK_BYTES as u64) || self.reserved.borrow().contains_key(&name) {
             return Err(PeerFault::Damaged { detail: format!("{name:?} of {len_bytes} bytes cannot be reserved") });
         }
-        self.store.check_pg_epoch(name.pg, epoch).map_err(fault)?;
+        let seen = self.store.pg_epoch(name.pg);
+        if epoch < seen {
+            return Err(PeerFault::StaleEpoch { seen });
+        }
         let extents = self.store.reserve(len_bytes).map_err(fault)?;
         let runs = extents.iter().map(|extent| run(*extent)).collect();
         self.reserved.borrow_mut().insert(name, Reservation { epoch, len_bytes, extents });
@@ -153,7 +156,8 @@ fn split(reservation: &Reservation, checksums: &[u32]) -> Vec<ShardExtent> {
 pub(crate) fn fault(error: StoreError) -> PeerFault {
     match error {
         StoreError::Full { .. } => PeerFault::Full,
-        StoreError::StaleEpoch { seen, .. } => PeerFault::StaleEpoch { seen },
+        StoreError::StalePgEpoch { seen, .. } | StoreError::StaleEpoch { seen, .. } => PeerFault::StaleEpoch { seen },
+        StoreError::Overloaded { .. } => PeerFault::Busy,
         other => PeerFault::Device { detail: other.to_string() },
     }
 }

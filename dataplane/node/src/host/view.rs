@@ -8,12 +8,9 @@ use quarry_partition::{
     Row,
     command::{View, ViewError},
 };
-use quarry_storage::store::{Store, StoreError, partition_row_key};
+use quarry_storage::store::{Store, StoreError};
 
 use super::{NodeDevice, proposed::Proposed};
-
-/// Bytes of the prefix that the store puts in front of a partition's row keys.
-const PREFIX_BYTES: usize = 3;
 
 /// Rows of one partition on one device.
 pub(crate) struct RowView<'a> {
@@ -63,9 +60,7 @@ impl<'a> RowView<'a> {
     }
 
     async fn scan_committed(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ViewError> {
-        let (from, to) = (partition_row_key(self.partition, from), partition_row_key(self.partition, to));
-        let rows = self.store.scan(&from, &to, limit).await.map_err(failed)?;
-        Ok(rows.into_iter().map(|(key, value)| (key.slice(PREFIX_BYTES..), value)).collect())
+        self.store.rows(self.partition, from, Some(to), limit).await.map_err(failed)
     }
 }
 
@@ -78,7 +73,7 @@ impl View for RowView<'_> {
         if let Some(pending) = self.proposed.and_then(|proposed| proposed.borrow().get(key)) {
             return Ok(pending);
         }
-        self.store.get(&partition_row_key(self.partition, key)).await.map_err(failed)
+        self.store.row(self.partition, key).await.map_err(failed)
     }
 
     async fn scan(&self, from: &[u8], to: &[u8], limit_rows: usize) -> Result<Vec<(Bytes, Bytes)>, ViewError> {

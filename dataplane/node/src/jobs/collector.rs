@@ -7,7 +7,7 @@
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
 use quarry_clustermap::{Incarnation, NodeId, PartitionId};
-use quarry_object::{cluster::Cluster, metadata::Metadata};
+use quarry_object::metadata::Metadata;
 use quarry_partition::command::{BlobStatus, Command, Reply};
 use quarry_storage::store::ShardRow;
 

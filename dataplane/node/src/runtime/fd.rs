@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, IoSlice},
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -91,12 +91,15 @@ impl hyper::rt::Write for HyperStream {
 pub(crate) struct CompletionEvents(BufferedFile);
 
 impl CompletionEvents {
-    /// Takes a descriptor of the ring's eventfd.
-    pub(crate) fn new(event_fd: OwnedFd) -> Self {
-        use std::os::fd::IntoRawFd;
-        // SAFETY: needed because glommio has no safe constructor from a descriptor. `into_raw_fd` gives up our
-        // ownership, so the file is the only owner and closes it once.
-        Self(unsafe { BufferedFile::from_raw_fd(event_fd.into_raw_fd()) })
+    /// Duplicates the descriptor of a ring's eventfd, which must be open.
+    pub(crate) fn new(event_fd: RawFd) -> io::Result<Self> {
+        // SAFETY: needed because the ring and glommio both deal in raw descriptors. The caller's ring is alive, so
+        // the descriptor is open while it is duplicated; `into_raw_fd` gives up our ownership of the duplicate, so the
+        // file is its only owner and closes it once.
+        unsafe {
+            let duplicate = BorrowedFd::borrow_raw(event_fd).try_clone_to_owned()?;
+            Ok(Self(BufferedFile::from_raw_fd(duplicate.into_raw_fd())))
+        }
     }
 
     /// Returns when at least one completion was posted since the last call.

@@ -37,6 +37,8 @@ pub use message::{
     Refusal, Reply, pairs,
 };
 
+pub use rows::is_free_list_row;
+
 use crate::Row;
 
 /// Longest key, as in S3.

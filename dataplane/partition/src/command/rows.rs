@@ -202,6 +202,11 @@ pub(super) fn owner(blob: BlobId) -> Vec<u8> {
     of_id(OWNER, &blob.to_bytes())
 }
 
+/// Whether a row is an entry of the free list: proposing one gives the freer work.
+pub fn is_free_list_row(key: &[u8]) -> bool {
+    key.first() == Some(&FREE)
+}
+
 pub(super) fn free(blob: BlobId) -> Vec<u8> {
     of_id(FREE, &blob.to_bytes())
 }

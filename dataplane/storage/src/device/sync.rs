@@ -17,6 +17,12 @@ impl SyncDevice {
         Self { file: file.into() }
     }
 
+    /// The file under it.
+    #[must_use]
+    pub fn file(&self) -> &Arc<DeviceFile> {
+        &self.file
+    }
+
     /// Fills `buf` from `offset`, blocking.
     ///
     /// # Errors

@@ -11,16 +11,17 @@ use crate::journal::{Class, Subject};
 const SMALL_ENTRY_BYTES: usize = 16 * 1024;
 
 impl<D: Device + 'static> Store<D> {
-    /// Appends an entry; durable when Ok. The entry takes its place in the order of calls, before the first await:
+    /// Appends an entry under the epoch in force (which may be above the entry's own: a later primary sends it
+    /// again); durable when Ok. The entry takes its place in the order of calls, before the first await:
     /// many may be under way at once. An empty log takes any first sequence, then they are dense.
     ///
     /// # Errors
     /// [`StoreError::StaleEpoch`], [`StoreError::OutOfSequence`], [`StoreError::Full`] for big entries,
     /// [`StoreError::RecordTooLarge`], [`StoreError::Overloaded`], or the store is not serving.
-    pub async fn append(&self, entry: LogEntry) -> Result<(), StoreError> {
+    pub async fn append(&self, epoch: Epoch, entry: LogEntry) -> Result<(), StoreError> {
         let inner = &self.0;
         inner.check_serving()?;
-        let LogEntry { partition, epoch, sequence, .. } = entry;
+        let LogEntry { partition, sequence, .. } = entry;
         if entry.payload.len() > SMALL_ENTRY_BYTES {
             inner.space.check_room(entry.payload.len() as u64, inner.space.reserve_blocks() / 2)?;
         }

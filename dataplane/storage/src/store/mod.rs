@@ -45,6 +45,7 @@ use crate::index::Tree;
 use crate::journal::{Class, Pending, Queue, Ring, Subject};
 
 pub use self::error::StoreError;
+pub use self::recovery::{Identity, read_identity};
 use self::shards::BusyShards;
 pub use self::space::ShardPin;
 pub use self::stats::{SharedStats, Stats};

@@ -16,6 +16,8 @@ use super::core::{Core, Fence, Log, Mode};
 use super::space::Space;
 use super::{BusyShards, FormatParams, Inner, SharedStats, Store, StoreError, StoreOptions, StoreState};
 use super::{checkpoint, types::DecodeEntry};
+use quarry_clustermap::{ClusterId, DeviceId};
+
 use crate::device::{BLOCK_BYTES, Device, IoBuf};
 use crate::extent::{BlockIndex, FreeMap};
 use crate::format::record::Record;
@@ -61,6 +63,24 @@ pub(crate) async fn newest_superblock<D: Device>(device: &D) -> Result<Superbloc
 }
 
 /// Reads and verifies the free map of a checkpoint.
+/// Who a device says it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// The cluster it was formatted for.
+    pub cluster: ClusterId,
+    /// The device.
+    pub device: DeviceId,
+}
+
+/// Reads the newest superblock and nothing else.
+///
+/// # Errors
+/// [`StoreError::NoSuperblock`]: no copy is valid.
+pub async fn read_identity<D: Device>(device: &D) -> Result<Identity, StoreError> {
+    let superblock = newest_superblock(device).await?;
+    Ok(Identity { cluster: superblock.cluster, device: superblock.device })
+}
+
 pub(crate) async fn read_free_map<D: Device>(device: &D, superblock: &Superblock) -> Result<FreeMap, StoreError> {
     let FreeMapPlace { extents, len_bytes, crc } = &superblock.free_map;
     let damaged = |reason: String| StoreError::FreeMapDamaged { reason };

@@ -33,6 +33,20 @@ impl SharedStats {
         Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes }
     }
 
+    /// The same, with names for metrics.
+    #[must_use]
+    pub fn counters(&self) -> [(&'static str, u64); 6] {
+        let Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes } = self.load();
+        [
+            ("flushes", flushes),
+            ("batches", batches),
+            ("records", records),
+            ("journal_bytes", journal_bytes),
+            ("checkpoints", checkpoints),
+            ("checkpoint_bytes", checkpoint_bytes),
+        ]
+    }
+
     pub(super) fn count_flush(&self) {
         self.add(0, 1);
     }

@@ -124,6 +124,11 @@ async fn free<D: Device + 'static>(store: &Store<D>, n: u64) -> Result<bool, Sto
     store.free_shard(PG, Epoch(1), blob(n), ShardIndex(0)).await
 }
 
+/// Appends under the entry's own epoch.
+async fn append(store: &Store<SimDevice>, entry: LogEntry) -> Result<(), StoreError> {
+    store.append(entry.epoch, entry).await
+}
+
 fn entry(partition: PartitionId, sequence: u64, committed: u64, payload: &str) -> LogEntry {
     LogEntry {
         partition,
@@ -164,7 +169,7 @@ fn what_was_acknowledged_survives_a_crash() {
         assert!(!free(&store, 1).await.unwrap());
         for sequence in 1..=4 {
             let payload = format!("k{sequence}=v{sequence}");
-            store.append(entry(PARTITION, sequence, sequence.saturating_sub(2), &payload)).await.unwrap();
+            append(&store, entry(PARTITION, sequence, sequence.saturating_sub(2), &payload)).await.unwrap();
         }
         store.put_local("map", Bytes::from_static(b"newest")).await.unwrap();
         store.raise_pg_epoch(PG, Epoch(5)).await.unwrap();
@@ -191,7 +196,7 @@ fn one_flush_serves_all_waiting_callers() {
     rig.run(|store| async move {
         let entry = |n| entry(PartitionId(n), 1, 0, "k=v");
         let store = &store;
-        let appends = (0..50).map(|n| store.append(entry(n)));
+        let appends = (0..50).map(|n| append(&store, entry(n)));
         join_all(appends).await.into_iter().for_each(Result::unwrap);
     });
     let after = rig.store.stats().load();
@@ -251,7 +256,7 @@ fn stale_epochs_are_refused_also_after_a_crash() {
         assert_eq!(free(&store, 1).await, Err(stale.clone()));
         assert_eq!(store.raise_pg_epoch(PG, Epoch(4)).await, Err(stale));
         let stale = StoreError::StaleEpoch { partition: PARTITION, seen: Epoch(6) };
-        assert_eq!(store.append(entry(PARTITION, 1, 0, "")).await, Err(stale.clone()));
+        assert_eq!(append(&store, entry(PARTITION, 1, 0, "")).await, Err(stale.clone()));
         assert_eq!(store.truncate(PARTITION, Epoch(5), Sequence(0)).await, Err(stale.clone()));
         assert_eq!(store.reset(PARTITION, Epoch(5)).await, Err(stale.clone()));
         assert!(stale.is_stale());
@@ -272,7 +277,7 @@ fn stale_epochs_are_refused_also_after_a_crash() {
 fn log_rules() {
     let mut rig = Rig::new(5);
     rig.run(|store| async move {
-        let append = |sequence, payload| store.append(entry(PARTITION, sequence, 0, payload));
+        let append = |sequence, payload| append(&store, entry(PARTITION, sequence, 0, payload));
         append(1, "a=1").await.unwrap();
         let gap = StoreError::OutOfSequence { partition: PARTITION, expected: Sequence(2), given: Sequence(3) };
         assert_eq!(append(3, "c=1").await, Err(gap));
@@ -286,11 +291,11 @@ fn log_rules() {
         store.truncate(PARTITION, Epoch(2), Sequence(2)).await.unwrap();
         assert!(store.recovered_log(PARTITION).tail.is_empty());
         let late = LogEntry { epoch: Epoch(2), ..entry(PARTITION, 3, 2, "d=1") };
-        store.append(late).await.unwrap();
-        store.append(entry(PartitionId(9), 100, 0, "x=1")).await.unwrap();
+        append(&store, late).await.unwrap();
+        append(&store, entry(PartitionId(9), 100, 0, "x=1")).await.unwrap();
         assert_eq!(store.recovered_log(PartitionId(9)).applied, Sequence(99), "a joiner starts in the middle");
         let huge = "x".repeat(1 << 20);
-        let huge = store.append(entry(PartitionId(8), 1, 0, &huge)).await;
+        let huge = append(&store, entry(PartitionId(8), 1, 0, &huge)).await;
         assert!(matches!(huge, Err(StoreError::RecordTooLarge { .. })));
     });
     let mut again = rig.reopen_after_crash(2);
@@ -308,19 +313,19 @@ fn a_reset_wipes_rows_wherever_they_are() {
     let mut rig = Rig::new(6);
     rig.run(|store| async move {
         for (sequence, payload) in [(1, "a=1,b=1"), (2, "c=1")] {
-            store.append(entry(PARTITION, sequence, 0, payload)).await.unwrap();
+            append(&store, entry(PARTITION, sequence, 0, payload)).await.unwrap();
             store.apply(PARTITION, Sequence(sequence), decode(payload.as_bytes()).unwrap());
             if sequence == 1 {
                 store.checkpoint().await.unwrap();
             }
         }
-        store.append(entry(PartitionId(4), 1, 0, "other=1")).await.unwrap();
+        append(&store, entry(PartitionId(4), 1, 0, "other=1")).await.unwrap();
         store.apply(PartitionId(4), Sequence(1), decode(b"other=1").unwrap());
         assert_eq!(store.rows(PARTITION, b"", None, 10).await.unwrap().len(), 3);
         store.reset(PARTITION, Epoch(3)).await.unwrap();
         assert!(store.rows(PARTITION, b"", None, 10).await.unwrap().is_empty());
         let fresh = LogEntry { epoch: Epoch(3), ..entry(PARTITION, 50, 0, "new=1") };
-        store.append(fresh).await.unwrap();
+        append(&store, fresh).await.unwrap();
         store.apply(PARTITION, Sequence(50), decode(b"new=1").unwrap());
     });
     let check = |store: Store<SimDevice>| async move {
@@ -351,12 +356,12 @@ fn a_failed_write_or_flush_fails_the_store_for_ever() {
         device.inject(Fault::Error, When::on(operation));
         rig.run(|store| async move {
             let (first, second) = futures::join!(
-                store.append(entry(PARTITION, 1, 0, "a=1")),
-                store.append(entry(PARTITION, 2, 0, "b=1")),
+                append(&store, entry(PARTITION, 1, 0, "a=1")),
+                append(&store, entry(PARTITION, 2, 0, "b=1")),
             );
             assert!(matches!(first, Err(StoreError::Device(_))), "{first:?}");
             assert!(second.is_err());
-            let later = store.append(entry(PARTITION, 3, 0, "c=1")).await;
+            let later = append(&store, entry(PARTITION, 3, 0, "c=1")).await;
             assert!(matches!(later, Err(StoreError::Failed { .. })), "{later:?}");
             assert!(matches!(store.state(), StoreState::Failed(_)));
             assert!(store.checkpoint().await.is_err());
@@ -371,9 +376,9 @@ fn shutdown_leaves_nothing_to_replay_and_read_only_writes_nothing() {
     let mut rig = Rig::new(8);
     rig.run(|store| async move {
         put_shard(&store, 1, 5).await.unwrap();
-        store.append(entry(PARTITION, 1, 0, "a=1")).await.unwrap();
+        append(&store, entry(PARTITION, 1, 0, "a=1")).await.unwrap();
         store.shutdown().await.unwrap();
-        assert_eq!(store.append(entry(PARTITION, 2, 0, "b=1")).await, Err(StoreError::Closed));
+        assert_eq!(append(&store, entry(PARTITION, 2, 0, "b=1")).await, Err(StoreError::Closed));
     });
     let device = rig.device.crash_keeping_nothing();
     let pool = LocalPool::new();
@@ -393,7 +398,7 @@ fn shutdown_leaves_nothing_to_replay_and_read_only_writes_nothing() {
 fn damage_in_the_middle_of_the_journal_is_not_a_torn_tail() {
     let mut rig = Rig::new(9);
     for sequence in 1..=5 {
-        rig.run(|store| async move { store.append(entry(PARTITION, sequence, 0, "a=1")).await.unwrap() });
+        rig.run(|store| async move { append(&store, entry(PARTITION, sequence, 0, "a=1")).await.unwrap() });
     }
     let torn = rig.device.crash_keeping_nothing();
     torn.flip_bit((2 + 4) * 4096 + 70, 3);
@@ -409,7 +414,7 @@ fn damage_in_the_middle_of_the_journal_is_not_a_torn_tail() {
     pool.run_until(async {
         let store = Store::open(Rc::new(damaged.clone()), options).await.unwrap();
         assert_eq!(store.recovered_log(PARTITION).tail.len(), 2);
-        store.append(entry(PARTITION, 3, 0, "b=1")).await.unwrap();
+        append(&store, entry(PARTITION, 3, 0, "b=1")).await.unwrap();
     });
     Rig::open(damaged.crash_keeping_nothing()).unwrap().run(|store| async move {
         assert_eq!(store.recovered_log(PARTITION).tail.len(), 3, "salvaged once, whole again");
@@ -444,7 +449,7 @@ fn reads_see_every_layer_while_a_checkpoint_runs() {
         for round in 0..40_u64 {
             let key = format!("k{:02}", round * 7 % 23);
             let payload = if round % 5 == 4 { key.clone() } else { format!("{key}={round}") };
-            store.append(entry(PARTITION, round + 1, round, &payload)).await.unwrap();
+            append(&store, entry(PARTITION, round + 1, round, &payload)).await.unwrap();
             store.apply(PARTITION, Sequence(round + 1), decode(payload.as_bytes()).unwrap());
             match payload.split_once('=') {
                 Some((key, value)) => model.insert(key.to_owned(), value.to_owned()),

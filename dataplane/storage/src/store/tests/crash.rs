@@ -99,7 +99,7 @@ impl Workload {
             let payload = format!("k{}={round}{padding}", self.random(8));
             log.push(payload.clone());
             let entry = entry(partition, log.len() as u64, applied as u64, &payload);
-            self.note(subject, Effect::Log(log.clone()), self.store.append(entry)).await;
+            self.note(subject, Effect::Log(log.clone()), append(&self.store, entry)).await;
             if self.random(3) != 0 {
                 let through = applied + 1 + usize::try_from(self.random((log.len() - applied) as u64)).unwrap();
                 let mutations = log[applied..through].iter().flat_map(|payload| decode(payload.as_bytes()).unwrap());

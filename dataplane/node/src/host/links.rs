@@ -1,0 +1,57 @@
+//! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
+
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use futures::future::LocalBoxFuture;
+use quarry_clustermap::{BucketId, DeviceId, PartitionId};
+use quarry_controller::{BucketState, BucketTable};
+use quarry_object::{
+    peer::PeerRequest,
+    transport::{Address, Transport},
+};
+
+use crate::{control::ControlHandle, runtime::mesh::Mesh};
+
+/// See the module.
+pub(crate) struct Links {
+    mesh: Rc<Mesh>,
+    /// Starts a task on this core.
+    pub(crate) spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
+    /// The control plane.
+    pub(crate) control: ControlHandle,
+    started: Instant,
+    open_buckets: RefCell<BTreeSet<BucketId>>,
+}
+
+impl Links {
+    pub(crate) fn new(
+        mesh: Rc<Mesh>,
+        spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
+        control: ControlHandle,
+    ) -> Self {
+        Self { mesh, spawn, control, started: Instant::now(), open_buckets: RefCell::default() }
+    }
+
+    /// From now on only these buckets take writes.
+    pub(super) fn set_buckets(&self, table: &Arc<BucketTable>) {
+        let active = table.by_name.values().filter(|bucket| bucket.state == BucketState::Active);
+        *self.open_buckets.borrow_mut() = active.map(|bucket| bucket.id).collect();
+    }
+
+    pub(super) fn bucket_is_open(&self, bucket: BucketId) -> bool {
+        self.open_buckets.borrow().contains(&bucket)
+    }
+
+    pub(super) fn monotonic_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Sends a replication message; it may be lost, the state machine sends it again.
+    pub(super) fn send(&self, from: DeviceId, to: DeviceId, partition: PartitionId, message: Bytes) {
+        let request = PeerRequest::Replicate { partition, from, message: message.to_vec() };
+        if let Err(error) = self.mesh.send(Address::Device(to), request.encode().into()) {
+            tracing::debug!(event = "replication_message_lost", %partition, %to, %error);
+        }
+    }
+}
