@@ -1,5 +1,5 @@
-//! Arithmetic in GF(2^8) with the polynomial 0x11d, and the two matrices of the code. Used to prepare a coder, never
-//! per byte of a block.
+//! Arithmetic in GF(2^8) with the polynomial 0x11d, and the two matrices of the code. Used to prepare a
+//! coder, never per byte of a block.
 
 /// Powers of the generator 2, twice over, so that the sum of two logarithms needs no reduction.
 const EXP: [u8; 510] = exp_table();
@@ -53,8 +53,8 @@ pub(crate) fn cauchy_parity_rows(k: usize, m: usize) -> Vec<u8> {
     (k..k + m).flat_map(|row| (0..k).map(move |column| element(row, column))).collect()
 }
 
-/// Rows that give the `targets` from the `sources` (k of them): row t of the generator matrix, times the inverse of
-/// the generator's source rows.
+/// Rows that give the `targets` from the `sources` (k of them): row t of the generator matrix, times the
+/// inverse of the generator's source rows.
 pub(crate) fn decode_rows(parity_rows: &[u8], k: usize, sources: &[usize], targets: &[usize]) -> Vec<u8> {
     assert_eq!(sources.len(), k, "exactly k sources determine the data");
     let generator_row = |shard: usize| -> Vec<u8> {

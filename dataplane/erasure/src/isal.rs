@@ -1,8 +1,8 @@
-//! The two functions of ISA-L that coding needs, behind a safe face. `isal-sys` builds and links the library but
-//! declares only its compression half, so the declarations (from `erasure_code.h`) stand here.
+//! The two functions of ISA-L that coding needs, behind a safe face. `isal-sys` builds and links the library
+//! but declares only its compression half, so the declarations (from `erasure_code.h`) stand here.
 //!
-//! Both functions choose an implementation for this CPU on their first call. The layout of the tables follows that
-//! choice, which is why tables never leave the process.
+//! Both functions choose an implementation for this CPU on their first call (threads that race store the same
+//! pointer). The layout of the tables follows that choice, which is why tables never leave the process.
 #![allow(
     unsafe_code,
     reason = "the only foreign functions of the data plane's coding; each call is justified"
@@ -43,9 +43,9 @@ impl Tables {
         let rows = matrix.len() / columns;
         let mut bytes = vec![0; matrix.len() * TABLE_BYTES_PER_COEFFICIENT];
         if rows > 0 {
-            // SAFETY: needed because ISA-L is C. It reads columns*rows bytes of `matrix`, which has exactly that
-            // many (rows is the quotient), and writes 32 bytes per coefficient, which `bytes` was sized for. It
-            // keeps no pointer.
+            // SAFETY: needed because ISA-L is C. It reads columns*rows bytes of `matrix`, which has exactly
+            // that many (rows is the quotient), and writes 32 bytes per coefficient, which `bytes` was sized
+            // for. It keeps no pointer.
             unsafe {
                 ec_init_tables(to_c_int(columns), to_c_int(rows), matrix.as_ptr(), bytes.as_mut_ptr());
             }
@@ -69,10 +69,10 @@ impl Tables {
         }
         let data: Vec<*const u8> = sources.iter().map(|block| block.as_ptr()).collect();
         let coding: Vec<*mut u8> = targets.iter_mut().map(|block| block.as_mut_ptr()).collect();
-        // SAFETY: needed because ISA-L is C. `data` holds `columns` and `coding` holds `rows` pointers (asserted),
-        // each to `len` bytes (asserted) that are borrowed for this call, the written ones exclusively, so none
-        // overlap. `bytes` was filled by `ec_init_tables` for the same columns and rows on this CPU. No alignment
-        // is asked for, any length is allowed, and no pointer is kept.
+        // SAFETY: needed because ISA-L is C. `data` holds `columns` and `coding` holds `rows` pointers
+        // (asserted), each to `len` bytes (asserted) that are borrowed for this call, the written ones
+        // exclusively, so none overlap. `bytes` was filled by `ec_init_tables` for the same columns and rows
+        // on this CPU. No alignment is asked for, any length is allowed, and no pointer is kept.
         unsafe {
             ec_encode_data(
                 to_c_int(len),

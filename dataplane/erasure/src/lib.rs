@@ -1,16 +1,16 @@
-//! Reed-Solomon coding over the shards of a stripe: k data blocks give m parity blocks, and any k of the k+m give
-//! back all the others.
+//! Reed-Solomon coding over the shards of a stripe: k data blocks give m parity blocks, and any k of the k+m
+//! give back all the others.
 //!
-//! The code is systematic over GF(2^8) with the polynomial 0x11d. Parity row `i` is row `k+i` of the Cauchy matrix
-//! `1 / (i xor j)`, of which every k rows are independent. **The parity bytes are an on-disk contract**: the matrix
-//! and the polynomial never change (golden bytes in the tests). What a CPU derives from them for speed, the tables,
-//! is computed when a [`Codec`] is made and never stored.
+//! The code is systematic over GF(2^8) with the polynomial 0x11d. Parity row `i` is row `k+i` of the Cauchy
+//! matrix `1 / (i xor j)`, of which every k rows are independent. **The parity bytes are an on-disk
+//! contract**: the matrix and the polynomial never change (golden bytes in the tests). What a CPU derives
+//! from them for speed, the tables, is computed when a [`Codec`] is made and never stored.
 //!
-//! Two kernels give the same bytes: ISA-L (`isal`, the only unsafe code) and a plain one (`portable`), the oracle of
-//! the tests and the choice where ISA-L's assembly is not wanted.
+//! Two kernels give the same bytes: ISA-L (`isal`, the only unsafe code) and a plain one (`portable`), the
+//! oracle of the tests and the choice where ISA-L's assembly is not wanted.
 //!
-//! Failure model: none inside. The codec trusts the bytes it is given; checksums are the caller's. A wrong block
-//! among the present ones gives wrong bytes, not an error.
+//! Failure model: none inside. The codec trusts the bytes it is given; checksums are the caller's. A wrong
+//! block among the present ones gives wrong bytes, not an error.
 
 mod gf;
 mod isal;
@@ -129,7 +129,8 @@ impl Codec {
         Ok(())
     }
 
-    /// Computes `wanted` shards, data or parity, from any k `present` ones (more may be given; the first k count).
+    /// Computes `wanted` shards, data or parity, from any k `present` ones (more may be given; the first k
+    /// count).
     ///
     /// # Errors
     /// [`ErasureError::TooFewShards`], [`ErasureError::UnknownShard`], [`ErasureError::RepeatedShard`],

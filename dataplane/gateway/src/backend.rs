@@ -8,6 +8,7 @@ use std::rc::Rc;
 use async_trait::async_trait;
 use quarry_object::api::ObjectStore;
 use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
     CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CreateBucketInput, CreateBucketOutput,
@@ -60,6 +61,22 @@ impl<S: ObjectStore> Backend<S> {
             limits: options.limits,
         };
         Self { core: SendWrapper::new(core) }
+    }
+}
+
+/// The one credential.
+pub(crate) struct RootCredential {
+    pub(crate) access_key: String,
+    pub(crate) secret_key: SecretKey,
+}
+
+#[async_trait]
+impl S3Auth for RootCredential {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        if access_key == self.access_key {
+            return Ok(self.secret_key.clone());
+        }
+        Err(refuse(S3ErrorCode::InvalidAccessKeyId, "the access key id does not exist"))
     }
 }
 

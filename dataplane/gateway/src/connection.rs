@@ -17,13 +17,12 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use quarry_object::api::ObjectStore;
-use s3s::auth::SimpleAuth;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{HttpRequest, HttpResponse, S3Result};
 use send_wrapper::SendWrapper;
 
-use crate::backend::{Access, Backend, owner_id};
+use crate::backend::{Access, Backend, RootCredential, owner_id};
 use crate::checksum::Checks;
 use crate::exchange::{Exchange, ExchangeHandle};
 use crate::front;
@@ -65,7 +64,10 @@ impl Gateway {
         let owner_id = owner_id(&options.access_key);
         let backend = Backend::new(store, owner_id.clone(), &options);
         let mut builder = S3ServiceBuilder::new(backend);
-        builder.set_auth(SimpleAuth::from_single(options.access_key.clone(), options.secret_key.clone()));
+        builder.set_auth(RootCredential {
+            access_key: options.access_key.clone(),
+            secret_key: options.secret_key.clone().into(),
+        });
         builder.set_access(Access);
         let mut config = S3Config::default();
         config.xml_max_body_size = options.limits.xml_bytes_max;

@@ -1,10 +1,13 @@
 //! Checksums of shard bytes: one per unit, seeded with what the unit is.
 //!
-//! `crc32c( blob id, 16 bytes big-endian | shard, 1 byte | unit number in the shard, 8 bytes big-endian | the unit's bytes )`
+//! ```text
+//! crc32c( blob id: 16, big-endian | shard: 1 | unit number in the shard: 8, big-endian | the unit's bytes )
+//! ```
 //!
-//! The seed makes a unit that was written to, or read from, the wrong place fail, as well as a block that still holds an
-//! older blob: its bytes are whole, but they are not these. The layout is an on-disk contract (golden value in the tests).
-//! Units are counted from the start of the shard; the last one of a shard may be short.
+//! The seed makes a unit that was written to, or read from, the wrong place fail, as well as a block that
+//! still holds an older blob: its bytes are whole, but they are not these. The layout is an on-disk contract
+//! (golden value in the tests). Units are counted from the start of the shard; the last one of a shard may be
+//! short.
 
 use crc_fast::{CrcAlgorithm, Digest};
 use quarry_clustermap::{BlobId, SHARD_BLOCK_BYTES, ShardIndex};

@@ -1,13 +1,15 @@
-//! What the object layer asks of the node it runs in: the map, clocks, memory, tasks, and shards on any device,
-//! local or of a peer. The simulator implements it too.
+//! What the object layer asks of the node it runs in: the map, clocks, memory, tasks, and shards on any
+//! device, local or of a peer. The simulator implements it too.
 //!
 //! Contract of the shard calls:
-//! - a reservation ([`Cluster::Reserved`]) is given up in exactly one way: commit or abort. The object layer never
-//!   drops a write, commit or abort half way: they run in spawned tasks. Only an executor that is torn down drops them;
-//! - data becomes durable with the commit, never before; a commit that failed may still have happened ([`PeerError::Timeout`]),
-//!   and is followed by a free;
-//! - an opened shard ([`Cluster::Opened`]) is pinned until dropped: its extents are not reused while it lives. A peer
-//!   may end a pin that was not used for long; reads then answer [`PeerError::NotFound`], and the shard is opened again;
+//! - a reservation ([`Cluster::Reserved`]) is given up in exactly one way: commit or abort. The object layer
+//!   never drops a write, commit or abort half way: they run in spawned tasks. Only an executor that is torn
+//!   down drops them;
+//! - data becomes durable with the commit, never before; a commit that failed may still have happened
+//!   ([`PeerError::Timeout`]), and is followed by a free unless the blob is kept without that shard;
+//! - an opened shard ([`Cluster::Opened`]) is pinned until dropped: its extents are not reused while it
+//!   lives. A peer may end a pin that was not used for long; reads then answer [`PeerError::NotFound`], and
+//!   the shard is opened again;
 //! - bytes read are raw: whoever reads verifies them against the checksums;
 //! - every call ends: the implementation turns a silent peer or device into [`PeerError::Timeout`].
 
@@ -49,7 +51,8 @@ pub enum PeerError {
 }
 
 impl PeerError {
-    /// Whether the data may well be there and be readable later: the failure says nothing about the shard itself.
+    /// Whether the data may well be there and be readable later: the failure says nothing about the shard
+    /// itself.
     pub fn is_transient(self) -> bool {
         matches!(self, Self::DeviceOut | Self::StaleEpoch { .. } | Self::Timeout | Self::Busy)
     }
@@ -118,7 +121,8 @@ pub trait Cluster: 'static {
     fn buffers(&self) -> &BufferPool;
     /// What reads took lately on this core; the reader keeps it up to date.
     fn read_latency(&self) -> &ReadLatency;
-    /// How unattractive the device is for new blobs (fullness, queue); compared only, 0 where nothing is known.
+    /// How unattractive the device is for new blobs (fullness, queue); compared only, 0 where nothing is
+    /// known.
     fn write_cost(&self, _device: DeviceId) -> u64 {
         0
     }
@@ -128,18 +132,20 @@ pub trait Cluster: 'static {
     /// Reserves space on a device.
     ///
     /// # Errors
-    /// [`PeerError::Full`], [`PeerError::StaleEpoch`], [`PeerError::DeviceOut`], [`PeerError::Timeout`], [`PeerError::Busy`].
+    /// [`PeerError::Full`], [`PeerError::StaleEpoch`], [`PeerError::DeviceOut`], [`PeerError::Timeout`],
+    /// [`PeerError::Busy`].
     async fn reserve_shard(
         &self,
         device: DeviceId,
         request: ReserveShard,
     ) -> Result<Self::Reserved, PeerError>;
 
-    /// Writes the whole of `buf` at `offset` of a reserved shard; both are multiples of `BLOCK_BYTES`. Calls may
-    /// overlap in time, never in range. The buffer comes back.
+    /// Writes the whole of `buf` at `offset` of a reserved shard; both are multiples of `BLOCK_BYTES`. Calls
+    /// may overlap in time, never in range. The buffer comes back.
     ///
     /// # Errors
-    /// [`PeerError::Io`], [`PeerError::DeviceOut`], [`PeerError::Timeout`]: the shard is lost and will be aborted.
+    /// [`PeerError::Io`], [`PeerError::DeviceOut`], [`PeerError::Timeout`]: the shard is lost and will be
+    /// aborted.
     async fn write_shard(
         &self,
         shard: &Self::Reserved,
@@ -177,7 +183,8 @@ pub trait Cluster: 'static {
     /// Opens and pins a committed shard.
     ///
     /// # Errors
-    /// [`PeerError::NotFound`], [`PeerError::DeviceOut`], [`PeerError::Io`], [`PeerError::Timeout`], [`PeerError::Busy`].
+    /// [`PeerError::NotFound`], [`PeerError::DeviceOut`], [`PeerError::Io`], [`PeerError::Timeout`],
+    /// [`PeerError::Busy`].
     async fn open_shard(
         &self,
         device: DeviceId,
@@ -186,11 +193,12 @@ pub trait Cluster: 'static {
         shard: ShardIndex,
     ) -> Result<OpenShard<Self::Opened>, PeerError>;
 
-    /// Fills the whole of `buf` from `offset` of an opened shard; both are multiples of `BLOCK_BYTES`. The buffer
-    /// comes back, with unverified bytes. Dropping the future is allowed.
+    /// Fills the whole of `buf` from `offset` of an opened shard; both are multiples of `BLOCK_BYTES`. The
+    /// buffer comes back, with unverified bytes. Dropping the future is allowed.
     ///
     /// # Errors
-    /// [`PeerError::NotFound`] (the pin has ended), [`PeerError::Io`], [`PeerError::DeviceOut`], [`PeerError::Timeout`].
+    /// [`PeerError::NotFound`] (the pin has ended), [`PeerError::Io`], [`PeerError::DeviceOut`],
+    /// [`PeerError::Timeout`].
     async fn read_shard(
         &self,
         shard: &Self::Opened,

@@ -1,7 +1,8 @@
 //! How long shard reads take on this core, and from that, when a read counts as late.
 //!
-//! An exponentially weighted mean of whole reads (128 KiB and less), clipped so that one stuck device cannot teach
-//! everybody patience. Device classes are not told apart: a hedge costs little, and the floor keeps it rare.
+//! An exponentially weighted mean of whole reads (128 KiB and less), clipped so that one stuck device cannot
+//! teach everybody patience. Device classes are not told apart: a hedge costs little, and the floor keeps it
+//! rare.
 
 use std::{cell::Cell, time::Duration};
 

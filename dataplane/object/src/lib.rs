@@ -10,6 +10,8 @@ pub mod peer;
 pub mod reader;
 pub mod stripe;
 pub mod transport;
+#[cfg(test)]
+mod test_cluster;
 pub mod writer;
 
 pub use latency::ReadLatency;

@@ -1,20 +1,21 @@
 //! Reads a range of a blob as a stream of verified pieces, in order, straight from the I/O buffers.
 //!
-//! A stripe is read by one [`stripe_job`]; up to [`STRIPES_AHEAD`] of them run while the consumer takes the pieces of an
-//! earlier one.
+//! A stripe is read by one `stripe_job`; up to `STRIPES_AHEAD` of them run while the consumer takes the
+//! pieces of an earlier one.
 //!
 //! Invariants:
 //! - every byte handed out was covered by a verified checksum, or decoded from blocks that were;
-//! - memory: only the stripe that the consumer waits for may queue at the pool, and while it does the reader holds
-//!   nothing: stripes ahead are given up first, and are only ever started with memory that is free at once. So readers
-//!   and writers cannot block each other however small the pool, and a consumer that stops polling blocks nobody;
-//! - dropping the stream stops everything; buffers come back when the device is done with them.
+//! - memory: only the stripe that the consumer waits for may queue at the pool, and while it does the reader
+//!   holds nothing: stripes ahead are given up first, and are only ever started with memory that is free at
+//!   once. So readers and writers cannot block each other however small the pool, and a consumer that stops
+//!   polling blocks nobody;
+//! - dropping the stream stops everything but the reads in flight, whose buffers come back when they end.
 //!
-//! A consumer holds pool memory as long as it holds pieces: one that collects them all, or waits for other pool memory
-//! before letting go, must ask for [`ReadMemory::Heap`].
+//! A consumer holds pool memory as long as it holds pieces: one that collects them all, or waits for other
+//! pool memory before letting go, must ask for [`ReadMemory::Heap`].
 //!
-//! Failure model: see [`stripe_job`]. After an error the stream ends. A blob that was deleted before its shards were
-//! opened looks like one that is lost: look up the manifest again before believing it.
+//! Failure model: see `stripe_job`. After an error the stream ends. A blob that was deleted before its shards
+//! were opened looks like one that is lost: look up the manifest again before believing it.
 
 mod source;
 mod stripe_job;
@@ -33,8 +34,8 @@ use self::{
 };
 use crate::cluster::Cluster;
 
-/// Stripes read ahead of the one that the consumer is given: with one in flight and one at hand a device always has
-/// the next read queued.
+/// Stripes read ahead of the one that the consumer is given: with one in flight and one at hand a device
+/// always has the next read queued.
 const STRIPES_AHEAD: usize = 2;
 
 /// Why a read ended early.
@@ -63,7 +64,8 @@ pub enum ReadError {
 pub enum ReadMemory {
     /// The core's pool: for clients.
     Pool,
-    /// The heap, one stripe at a time: for a reader that feeds a writer, which holds pool memory while it waits.
+    /// The heap, one stripe at a time: for a reader that feeds a writer, which holds pool memory while it
+    /// waits.
     Heap,
 }
 
@@ -132,7 +134,8 @@ impl<C: Cluster> Reader<C> {
         }
     }
 
-    /// The first stripe needs more memory than it was given: lets go of everything, then waits for all it can need.
+    /// The first stripe needs more memory than it was given: lets go of everything, then waits for all it can
+    /// need.
     async fn start_over(&mut self) {
         self.jobs = FuturesOrdered::new();
         self.next = self.stripes.start;
@@ -155,3 +158,6 @@ impl<C: Cluster> Reader<C> {
         self.jobs.push_back(job.run().boxed_local());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,10 +6,11 @@
 //! shard s  | its block of stripe 0 | its block of stripe 1 | ... | its block of the last stripe, short |
 //! ```
 //!
-//! A block of a full stripe has `SHARD_BLOCK_BYTES`. In the last stripe, of `len` bytes, it has `ceil(len / k)` rounded up
-//! to the device block; the data fills shard 0's block first, then shard 1's, and zeros pad the rest. So all shards of a
-//! blob have one length, every block begins on a checksum unit, and a byte's place follows from the blob's size alone.
-//! **This layout is an on-disk contract.** An empty blob has no stripes and no shards.
+//! A block of a full stripe has `SHARD_BLOCK_BYTES`. In the last stripe, of `len` bytes, it has `ceil(len /
+//! k)` rounded up to the device block; the data fills shard 0's block first, then shard 1's, and zeros pad
+//! the rest. So all shards of a blob have one length, every block begins on a checksum unit, and a byte's
+//! place follows from the blob's size alone. **This layout is an on-disk contract.** An empty blob has no
+//! stripes and no shards.
 
 use std::ops::Range;
 

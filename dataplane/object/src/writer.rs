@@ -1,20 +1,22 @@
 //! Writes a body as one blob: reserve, stream, commit; all or nothing.
 //!
-//! The caller's future reads the body and fills one stripe while at most [`STRIPES_IN_FLIGHT`] earlier ones are on their way
-//! to the devices. Whatever touches a device runs in a spawned task that holds the blob ([`Placed`]), so a caller that
-//! goes away interrupts no write: the last task to end gives everything back.
+//! The caller's future reads the body and fills one stripe while at most `STRIPES_IN_FLIGHT` earlier ones are
+//! on their way to the devices. Whatever touches a device runs in a spawned task that holds the blob
+//! (`Placed`), so a caller that goes away interrupts no write: the last task to end gives everything back.
 //!
 //! Invariants:
 //! - a blob id is used once, also when the same body is written a second time;
-//! - `Ok` is said only with a receipt of each shard, or, where the map has no whole group, of at least k+1 (m = 0: k), and
-//!   then `missing_shards` names the others;
-//! - what is not handed to the caller is aborted or freed by [`Placed`]'s drop, after the last I/O on it has ended;
-//! - the pool is asked for a whole stripe (k+m) at once, and only when there are bytes to fill it with; nothing that holds
-//!   buffers waits for buffers, but the body: one that reads other blobs must not use the pool (`ReadMemory::Heap`).
+//! - `Ok` is said only with a receipt of each shard, or, where the map has no whole group, of at least k+1 (m
+//!   = 0: k), and then `missing_shards` names the others;
+//! - what is not handed to the caller is aborted or freed by `Placed`'s drop, after the last I/O on it has
+//!   ended;
+//! - the pool is asked for a whole stripe (k+m) at once, and only when there are bytes to fill it with;
+//!   nothing that holds buffers waits for buffers, but the body: one that reads other blobs must not use the
+//!   pool (`ReadMemory::Heap`).
 //!
-//! Failure model: any shard call may fail. A failed shard is not written any more. If shards are missing in the end, the
-//! survivors are committed and the blob is rewritten from them to a group without the failed devices; only if no such
-//! group takes it does the short blob stand.
+//! Failure model: any shard call may fail. A failed shard is not written any more. If shards are missing in
+//! the end, the survivors are committed and the blob is rewritten from them to a group without the failed
+//! devices; only if no such group takes it does the short blob stand.
 
 mod placed;
 
@@ -39,8 +41,8 @@ use crate::{
     stripe::{Layout, Stripe, shard_index},
 };
 
-/// Stripes of one blob on their way to devices, beside the one being filled: enough that a device always has the next
-/// block queued, and 3 x (k+m) x 128 KiB of memory per upload.
+/// Stripes of one blob on their way to devices, beside the one being filled: enough that a device always has
+/// the next block queued, and 3 x (k+m) x 128 KiB of memory per upload.
 const STRIPES_IN_FLIGHT: usize = 2;
 /// Groups asked for space before the write is given up: each failure rules out a device, so few are needed.
 const RESERVE_ATTEMPTS_MAX: usize = 8;
@@ -309,8 +311,8 @@ async fn commit<C: Cluster>(
     if placed.live() < placed.needed() { Err(placed.too_few()) } else { Ok(()) }
 }
 
-/// Writes a committed short blob again, from its own shards, to a whole group without the devices that failed.
-/// `None`: no group took all of it.
+/// Writes a committed short blob again, from its own shards, to a whole group without the devices that
+/// failed. `None`: no group took all of it.
 async fn rewrite<C: Cluster>(short: &Rc<Placed<C>>, tier: Tier, owner: PartitionId) -> Option<BlobRef> {
     let cluster = short.cluster();
     let mut avoid = Avoid::default();
@@ -359,3 +361,6 @@ impl<S: futures::Stream<Item = Result<Bytes, ReadError>> + Unpin> Body for BlobB
         BodyDigests::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

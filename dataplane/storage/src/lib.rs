@@ -9,5 +9,6 @@ pub mod device;
 pub mod extent;
 pub mod format;
 pub mod index;
+pub mod inspect;
 mod journal;
 pub mod store;

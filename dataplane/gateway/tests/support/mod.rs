@@ -1,5 +1,11 @@
 //! An object layer in memory and an adapter from tokio's streams to hyper's, for tests and the example server.
-#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test binary uses its own part"
+)]
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

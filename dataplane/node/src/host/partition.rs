@@ -250,8 +250,7 @@ impl PartitionHost {
                 let partition = self.partition;
                 self.journal(epoch, after, async move |store| store.truncate(partition, epoch, after).await);
             }
-            // The log takes any sequence next, so that it needs not be told the base.
-            Output::Reset { epoch, base: _ } => self.reset(epoch),
+            Output::Reset { epoch, base } => self.reset(epoch, base),
             Output::Apply { sequence, payload } => self.apply(sequence, &payload),
             Output::Send { to, message } => self.send(to, message),
             Output::Resolve { token, result } => {
@@ -316,10 +315,10 @@ impl PartitionHost {
         self.input(Input::PersistFailed);
     }
 
-    fn reset(self: &Rc<Self>, epoch: Epoch) {
+    fn reset(self: &Rc<Self>, epoch: Epoch, base: Sequence) {
         let host = Rc::clone(self);
         (self.links.spawn)(Box::pin(async move {
-            match host.store.reset(host.partition, epoch).await {
+            match host.store.reset(host.partition, epoch, base).await {
                 Ok(()) => host.input(Input::ResetDone { epoch }),
                 Err(error) => host.journal_failed(&error),
             }

@@ -1,14 +1,17 @@
-//! The shards of one blob for one reader: opened when needed, read, verified; and what is known of their failures.
+//! The shards of one blob for one reader: opened when needed, read, verified; and what is known of their
+//! failures.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::BTreeSet,
+    pin::pin,
     rc::Rc,
 };
 
 use futures::{
     FutureExt,
-    future::{LocalBoxFuture, Shared},
+    channel::oneshot,
+    future::{Either, LocalBoxFuture, Shared, select},
 };
 use quarry_clustermap::{DeviceId, SHARD_BLOCK_BYTES, ShardIndex};
 use quarry_erasure::Codec;
@@ -27,6 +30,9 @@ const OPEN_ATTEMPTS_MAX: usize = 3;
 /// A pin may have ended while the consumer paused: read, open again, read.
 const READ_ATTEMPTS_MAX: usize = 2;
 
+/// Reading ahead leaves one slot in this many free, so that slow consumers do not take what others wait for.
+const AHEAD_LEAVES: usize = 4;
+
 /// Why a shard's bytes are not to be had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Loss {
@@ -44,7 +50,8 @@ pub(super) struct Source<C: Cluster> {
     layout: Layout,
     memory: ReadMemory,
     opened: RefCell<Vec<Option<Opening<C::Opened>>>>,
-    /// Bit per shard that is better not asked: missing by the manifest, or it failed as a whole before.
+    /// Bit per shard that is better not asked: missing by the manifest, failed as a whole before, or too
+    /// slow.
     avoided: Cell<u32>,
     reported: RefCell<BTreeSet<(ShardIndex, DamageKind)>>,
     codec: OnceCell<Codec>,
@@ -92,11 +99,12 @@ impl<C: Cluster> Source<C> {
         self.avoided.get() & (1 << shard.0) != 0
     }
 
-    fn avoid(&self, shard: ShardIndex) {
+    pub(super) fn avoid(&self, shard: ShardIndex) {
         self.avoided.set(self.avoided.get() | 1 << shard.0);
     }
 
-    /// Buffers that a stripe takes if nothing new fails: one per piece, or k sources and one per piece to decode.
+    /// Buffers that a stripe takes if nothing new fails: one per piece, or k sources and one per piece to
+    /// decode.
     pub(super) fn buffers_for(&self, plan: &StripeRead) -> usize {
         match plan.pieces.iter().filter(|piece| self.is_avoided(piece.shard)).count() {
             0 => plan.pieces.len(),
@@ -107,15 +115,39 @@ impl<C: Cluster> Source<C> {
     /// Waits its turn for memory; the caller holds none.
     pub(super) async fn take(&self, count: usize) -> Vec<IoBuf> {
         match self.memory {
-            ReadMemory::Pool => self.cluster.buffers().take_many(count).await,
+            ReadMemory::Pool => match self.cluster.buffers().try_take_many(count) {
+                Some(buffers) => buffers,
+                None => self.queue_for(count).await,
+            },
             ReadMemory::Heap => heap_buffers(count),
         }
+    }
+
+    /// Stands in the pool's queue in a task of its own: a consumer that stops polling must not hold up those
+    /// behind it.
+    async fn queue_for(&self, count: usize) -> Vec<IoBuf> {
+        let pool = self.cluster.buffers().clone();
+        let (mut sender, receiver) = oneshot::channel();
+        let wait = async move {
+            let taken = match select(pin!(pool.take_many(count)), sender.cancellation()).await {
+                Either::Left((taken, _)) => taken,
+                Either::Right(_) => return,
+            };
+            // Nobody may be waiting any more.
+            let _ = sender.send(taken);
+        };
+        self.cluster.spawn(wait.boxed_local());
+        receiver.await.expect("spawned tasks run to their end")
     }
 
     /// Memory to read ahead, if there is any to spare.
     pub(super) fn take_ahead(&self, count: usize) -> Option<Vec<IoBuf>> {
         match self.memory {
-            ReadMemory::Pool => self.cluster.buffers().try_take_many(count),
+            ReadMemory::Pool => {
+                let pool = self.cluster.buffers();
+                let left = pool.free_slots().checked_sub(count)?;
+                if left < pool.slots() / AHEAD_LEAVES { None } else { pool.try_take_many(count) }
+            }
             ReadMemory::Heap => None,
         }
     }

@@ -6,19 +6,23 @@
 //!               \--> Late --> Good, Lost (hedge: others are asked too, whichever comes first counts)
 //! ```
 //!
-//! A healthy stripe costs one read per shard touched, of the units touched. As soon as a wanted shard is lost or late, k
-//! shards are read over the hull of all wanted units (those that were read so far count if they cover it), and what is
-//! wanted and not good is decoded from them. Hedges use memory that is free at once, or do not happen: a budget by itself.
+//! A healthy stripe costs one read per shard touched, of the units touched. As soon as a wanted shard is lost
+//! or late, k shards are read over the hull of all wanted units (those that were read so far count if they
+//! cover it), and what is wanted and not good is decoded from them. Hedges use memory that is free at once,
+//! or do not happen: a budget by itself. If decoded bytes contradict the checksums of the shard they replace,
+//! the read fails: which is right is never guessed.
 //!
-//! Memory: with no read in flight a shard holds at most one buffer, for its own bytes read or decoded. So k+m buffers always
-//! suffice; a job that was given fewer may answer [`Outcome::NeedsBuffers`] and is started again with all.
+//! Memory: with no read in flight a shard holds at most one buffer, for its own bytes read or decoded. So k+m
+//! buffers always suffice; a job that was given fewer may answer [`Outcome::NeedsBuffers`] and is started
+//! again with all.
 
 use std::{collections::BTreeMap, ops::Range, pin::pin, rc::Rc};
 
 use bytes::Bytes;
 use futures::{
     FutureExt, StreamExt,
-    future::{Either, LocalBoxFuture, select},
+    channel::oneshot,
+    future::{Either, select},
     stream::FuturesUnordered,
 };
 use quarry_clustermap::ShardIndex;
@@ -55,7 +59,7 @@ pub(super) enum Outcome {
 enum State {
     Idle,
     Reading(Range<usize>),
-    Late(Range<usize>),
+    Late,
     Good(Range<usize>, IoBuf),
     Lost(Loss),
 }
@@ -74,7 +78,7 @@ pub(super) struct StripeJob<C: Cluster> {
     start: Start,
     spare: Vec<IoBuf>,
     states: Vec<State>,
-    reads: FuturesUnordered<LocalBoxFuture<'static, Done>>,
+    reads: FuturesUnordered<oneshot::Receiver<Done>>,
 }
 
 impl<C: Cluster> StripeJob<C> {
@@ -95,12 +99,10 @@ impl<C: Cluster> StripeJob<C> {
                 Some(outcome) => return outcome,
                 None if hedged => {
                     let done = self.reads.next().await;
-                    self.finish(done.expect("an undecided job has reads in flight"));
+                    self.finish(done);
                 }
                 None => match select(self.reads.next(), &mut hedge_timer).await {
-                    Either::Left((done, _)) => {
-                        self.finish(done.expect("an undecided job has reads in flight"));
-                    }
+                    Either::Left((done, _)) => self.finish(done),
                     Either::Right(_) => {
                         hedged = true;
                         self.mark_late(delay);
@@ -186,14 +188,21 @@ impl<C: Cluster> StripeJob<C> {
         *self.state_mut(shard) = State::Reading(units.clone());
         let source = Rc::clone(&self.source);
         let offset = self.plan.stripe.shard_offset + units.start as u64;
+        let (sender, receiver) = oneshot::channel();
         let read = async move {
             let (result, buf) = source.read(shard, offset, buf).await;
-            Done { shard, units, result, buf }
+            // Nobody may be waiting any more.
+            let _ = sender.send(Done { shard, units, result, buf });
         };
-        self.reads.push(read.boxed_local());
+        // A task of its own: a read goes on, and its time is told right, while the consumer does other
+        // things.
+        self.source.cluster().spawn(read.boxed_local());
+        self.reads.push(receiver);
     }
 
-    fn finish(&mut self, done: Done) {
+    fn finish(&mut self, done: Option<Result<Done, oneshot::Canceled>>) {
+        let done =
+            done.expect("an undecided job has reads in flight").expect("spawned tasks run to their end");
         *self.state_mut(done.shard) = match done.result {
             Ok(()) => State::Good(done.units, done.buf),
             Err(loss) => {
@@ -205,8 +214,8 @@ impl<C: Cluster> StripeJob<C> {
 
     fn mark_late(&mut self, delay: std::time::Duration) {
         for state in &mut self.states {
-            if let State::Reading(units) = state {
-                *state = State::Late(units.clone());
+            if matches!(state, State::Reading(_)) {
+                *state = State::Late;
                 // If it is never seen to end, it must teach patience all the same.
                 self.source.cluster().read_latency().observe(delay);
             }
@@ -242,6 +251,10 @@ impl<C: Cluster> StripeJob<C> {
             return Ok(Outcome::Failed(self.data_loss()));
         }
         for (shard, buf) in decoded {
+            if matches!(self.state(shard), State::Late) {
+                // It has lost the race once: the next stripes do not wait for it.
+                self.source.avoid(shard);
+            }
             *self.state_mut(shard) = State::Good(self.hull.clone(), buf);
         }
         Ok(Outcome::Pieces(self.take_pieces()))

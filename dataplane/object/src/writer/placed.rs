@@ -80,7 +80,8 @@ pub(super) struct Placed<C: Cluster> {
 }
 
 impl<C: Cluster> Placed<C> {
-    /// Asks every member for space. Those that refuse have failed; it is up to the caller whether that will do.
+    /// Asks every member for space. Those that refuse have failed; it is up to the caller whether that will
+    /// do.
     pub(super) async fn reserve(cluster: &Rc<C>, group: Group, size_bytes: u64) -> Rc<Self> {
         let shards = group.members.iter().map(|_| Shard::failed(PeerError::DeviceOut)).collect();
         let placed = Rc::new(Self {
@@ -234,8 +235,8 @@ impl<C: Cluster> Placed<C> {
             Shard::Reserved(reserved) | Shard::Failed { reserved: Some(reserved), .. } => {
                 Some(Leftover::Abort(Rc::into_inner(reserved).expect("every task on it has ended")))
             }
-            // A blob that is kept short keeps a shard that got there without a receipt: it is right, and to free it
-            // might hit its repaired successor.
+            // A blob that is kept short keeps a shard that got there without a receipt: it is right, and to
+            // free it might hit its repaired successor.
             Shard::Committing | Shard::Committed | Shard::Failed { uncertain: true, .. }
                 if !self.kept.get() && self.size_bytes > 0 =>
             {

@@ -80,7 +80,9 @@ pub struct ShardFreeV1 {
 pub struct LogAppendV1 {
     /// Partition.
     pub partition: PartitionId,
-    /// Epoch of the entry.
+    /// Epoch in force when it was appended.
+    pub in_force: Epoch,
+    /// Epoch of the entry, never above the one in force.
     pub epoch: Epoch,
     /// Position in the log.
     pub sequence: Sequence,
@@ -106,6 +108,8 @@ pub struct LogResetV1 {
     pub partition: PartitionId,
     /// Epoch of the primary that asked for it.
     pub epoch: Epoch,
+    /// Where the log continues.
+    pub base: Sequence,
 }
 
 /// Kind 6.
@@ -153,7 +157,12 @@ pub enum Record {
         extents: Vec<Extent>,
     },
     /// An entry of a log.
-    LogAppend(LogEntry),
+    LogAppend {
+        /// Epoch in force when it was appended.
+        in_force: Epoch,
+        /// The entry.
+        entry: LogEntry,
+    },
     /// Entries after `after` are gone.
     LogTruncate {
         /// Partition.
@@ -169,6 +178,8 @@ pub enum Record {
         partition: PartitionId,
         /// Epoch of the primary that asked.
         epoch: Epoch,
+        /// Where the log continues.
+        base: Sequence,
     },
     /// Highest epoch seen.
     PgEpoch {
@@ -212,7 +223,7 @@ impl Record {
         match self {
             Self::ShardCommit { .. } => 1,
             Self::ShardFree { .. } => 2,
-            Self::LogAppend(_) => 3,
+            Self::LogAppend { .. } => 3,
             Self::LogTruncate { .. } => 4,
             Self::LogReset { .. } => 5,
             Self::PgEpoch { .. } => 6,
@@ -243,16 +254,16 @@ impl Record {
                     ShardFreeV1 { pg: key.pg, epoch: *epoch, blob: key.blob, shard: key.shard, extents };
                 frame::encode(kind, VERSION, &archived, &[], to);
             }
-            Self::LogAppend(entry) => {
+            Self::LogAppend { in_force, entry } => {
                 let LogEntry { partition, epoch, sequence, committed, ref payload } = *entry;
-                let archived = LogAppendV1 { partition, epoch, sequence, committed };
+                let archived = LogAppendV1 { partition, in_force: *in_force, epoch, sequence, committed };
                 frame::encode(kind, VERSION, &archived, payload, to);
             }
             &Self::LogTruncate { partition, epoch, after } => {
                 frame::encode(kind, VERSION, &LogTruncateV1 { partition, epoch, after }, &[], to);
             }
-            &Self::LogReset { partition, epoch } => {
-                frame::encode(kind, VERSION, &LogResetV1 { partition, epoch }, &[], to);
+            &Self::LogReset { partition, epoch, base } => {
+                frame::encode(kind, VERSION, &LogResetV1 { partition, epoch, base }, &[], to);
             }
             &Self::PgEpoch { pg, epoch } => {
                 frame::encode(kind, VERSION, &PgEpochV1 { pg, epoch }, &[], to);
@@ -288,17 +299,21 @@ impl Record {
                 Self::ShardFree { key: ShardKey { pg, blob, shard }, epoch, extents }
             }
             3 => {
-                let LogAppendV1 { partition, epoch, sequence, committed } = frame::read(&frame, WHAT)?;
+                let LogAppendV1 { partition, in_force, epoch, sequence, committed } =
+                    frame::read(&frame, WHAT)?;
                 let payload = Bytes::copy_from_slice(frame.tail);
-                Self::LogAppend(LogEntry { partition, epoch, sequence, committed, payload })
+                Self::LogAppend {
+                    in_force,
+                    entry: LogEntry { partition, epoch, sequence, committed, payload },
+                }
             }
             4 => {
                 let LogTruncateV1 { partition, epoch, after } = frame::read(&frame, WHAT)?;
                 Self::LogTruncate { partition, epoch, after }
             }
             5 => {
-                let LogResetV1 { partition, epoch } = frame::read(&frame, WHAT)?;
-                Self::LogReset { partition, epoch }
+                let LogResetV1 { partition, epoch, base } = frame::read(&frame, WHAT)?;
+                Self::LogReset { partition, epoch, base }
             }
             6 => {
                 let PgEpochV1 { pg, epoch } = frame::read(&frame, WHAT)?;

@@ -142,12 +142,12 @@ pub struct LogRowV1 {
 fn encode_row<T>(table: u8, value: &T) -> Bytes
 where
     T: for<'a> Serialize<
-            rkyv::api::high::HighSerializer<
-                rkyv::util::AlignedVec,
-                rkyv::ser::allocator::ArenaHandle<'a>,
-                rkyv::rancor::Error,
-            >,
+        rkyv::api::high::HighSerializer<
+            rkyv::util::AlignedVec,
+            rkyv::ser::allocator::ArenaHandle<'a>,
+            rkyv::rancor::Error,
         >,
+    >,
 {
     let mut out = Vec::new();
     frame::encode(0x100 | u16::from(table), VERSION, value, &[], &mut out);

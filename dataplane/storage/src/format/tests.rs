@@ -1,6 +1,7 @@
 use bytes::Bytes;
 use quarry_clustermap::{
-    BlobId, ClusterId, DeviceId, Epoch, Incarnation, NodeId, PartitionId, PgId, Sequence, ShardIndex, WriterCounter,
+    BlobId, ClusterId, DeviceId, Epoch, Incarnation, NodeId, PartitionId, PgId, Sequence, ShardIndex,
+    WriterCounter,
 };
 
 use super::batch::{self, BatchHeader};
@@ -65,9 +66,9 @@ fn records() -> Vec<Record> {
     vec![
         Record::ShardCommit { row: row(), replaced: vec![extent(50, 1)] },
         Record::ShardFree { key: key(), epoch: Epoch(11), extents: vec![extent(100, 16), extent(300, 1)] },
-        Record::LogAppend(entry),
+        Record::LogAppend { in_force: Epoch(3), entry },
         Record::LogTruncate { partition: PartitionId(9), epoch: Epoch(3), after: Sequence(7) },
-        Record::LogReset { partition: PartitionId(9), epoch: Epoch(3) },
+        Record::LogReset { partition: PartitionId(9), epoch: Epoch(3), base: Sequence(40) },
         Record::PgEpoch { pg: PgId(7), epoch: Epoch(12) },
         Record::PartitionEpoch { partition: PartitionId(9), epoch: Epoch(4) },
         Record::LocalPut { name: "map".into(), value: Bytes::from_static(b"v") },
@@ -102,7 +103,8 @@ fn golden_images() {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut found = String::new();
     for record in records() {
-        found += &format!("{}: {}\n", Record::KIND_NAMES[usize::from(record.kind()) - 1], hex(&record.encode()));
+        found +=
+            &format!("{}: {}\n", Record::KIND_NAMES[usize::from(record.kind()) - 1], hex(&record.encode()));
     }
     let pieces = rows::ShardRowV1::from_row(&row());
     found += &format!("shard row: {}\n", hex(&rows::encode_shard(&pieces[0])));
@@ -161,7 +163,9 @@ fn shard_keys_sort_and_parse() {
     assert!(rows::shard_key(key(), 2) < bytes);
     assert_eq!(rows::parse_shard_key(&bytes[1..]), None);
     assert_eq!(rows::partition_of_key(&rows::partition_key(PartitionId(300), b"x")), Some(PartitionId(300)));
-    assert!(rows::partition_key(PartitionId(u16::MAX), &[0xff; 9]) < rows::partition_end(PartitionId(u16::MAX)));
+    assert!(
+        rows::partition_key(PartitionId(u16::MAX), &[0xff; 9]) < rows::partition_end(PartitionId(u16::MAX))
+    );
 }
 
 #[test]
@@ -185,7 +189,8 @@ fn damaged_input_is_an_error_and_never_a_panic() {
         let _ = rows::decode_shard(&bytes);
         // An archive whose frame checksum is right but whose content is noise must be refused by validation alone.
         for kind in 1..=8 {
-            let frame = super::frame::Frame { kind, version: 1, archive: &bytes[..bytes.len().min(90)], tail: &[] };
+            let frame =
+                super::frame::Frame { kind, version: 1, archive: &bytes[..bytes.len().min(90)], tail: &[] };
             let _ = super::frame::read::<super::record::ShardCommitV1>(&frame, "fuzz");
             let _ = super::frame::read::<super::record::ShardFreeV1>(&frame, "fuzz");
         }

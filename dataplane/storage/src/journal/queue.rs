@@ -91,7 +91,8 @@ impl Queue {
                 kept.push_back(pending);
                 break;
             }
-            let tail_full = pending.grows_tail && tail_total > 0 && tail_total + length > ring.tail_bytes_max();
+            let tail_full =
+                pending.grows_tail && tail_total > 0 && tail_total + length > ring.tail_bytes_max();
             let no_room = total + length > ring.room_bytes(pending.class);
             if tail_full || no_room || skipped.contains(&pending.subject) {
                 skipped.insert(pending.subject);

@@ -25,7 +25,10 @@ pub(crate) struct Ring {
 
 impl Ring {
     pub(crate) fn new(area: Area, device: DeviceId, head: ReplayStart, tail: u64) -> Self {
-        assert!(tail <= head.position && head.position - tail <= area.blocks, "the ring holds what replay needs");
+        assert!(
+            tail <= head.position && head.position - tail <= area.blocks,
+            "the ring holds what replay needs"
+        );
         Self { area, device, head, tail }
     }
 
@@ -110,7 +113,10 @@ impl Ring {
 
     /// The batch that ends at `head` is durable.
     pub(crate) fn advance_head(&mut self, head: ReplayStart) {
-        assert!(head.position > self.head.position && head.sequence == self.head.sequence + 1, "batches are dense");
+        assert!(
+            head.position > self.head.position && head.sequence == self.head.sequence + 1,
+            "batches are dense"
+        );
         self.head = head;
     }
 }

@@ -22,7 +22,6 @@ use super::overlay::Layer;
 use super::{Inner, StoreError, StoreState, failed};
 use crate::device::{BLOCK_BYTES, Device, IoBuf};
 use crate::extent::{Extent, FreeMap};
-use crate::format::record::Record;
 use crate::format::rows;
 use crate::format::superblock::{
     FREE_MAP_EXTENTS_MAX, FreeMapPlace, ROOT_BYTES, ReplayStart, Superblock, slot_offset, slots_of,
@@ -96,12 +95,12 @@ impl<D: Device + 'static> Inner<D> {
         self.space.freeze();
         let mut tails = Vec::new();
         let mut first = Vec::new();
-        for entry in core.tails() {
+        for (partition, record) in core.tails() {
             let (done, receiver) = oneshot::channel();
             tails.push(receiver);
             first.push(Pending {
-                subject: Subject::Partition(entry.partition),
-                bytes: Record::LogAppend(entry).encode(),
+                subject: Subject::Partition(partition),
+                bytes: record.encode(),
                 record: None,
                 class: Class::Tail,
                 grows_tail: false,
@@ -126,7 +125,13 @@ impl<D: Device + 'static> Inner<D> {
         let superblock = {
             let old = self.superblock.borrow();
             let checkpoint = old.checkpoint + 1;
-            Superblock { checkpoint, replay: frozen.replay, root: root.map(encode_root), free_map, ..old.clone() }
+            Superblock {
+                checkpoint,
+                replay: frozen.replay,
+                root: root.map(encode_root),
+                free_map,
+                ..old.clone()
+            }
         };
         self.device.flush().await?;
         write_superblock(&*self.device, &superblock).await?;
@@ -225,7 +230,10 @@ pub(super) async fn write_spread<D: Device>(
 }
 
 /// Writes both copies of one checkpoint, without a flush.
-pub(super) async fn write_superblock<D: Device>(device: &D, superblock: &Superblock) -> Result<(), StoreError> {
+pub(super) async fn write_superblock<D: Device>(
+    device: &D,
+    superblock: &Superblock,
+) -> Result<(), StoreError> {
     for slot in slots_of(superblock.checkpoint) {
         let offset = slot_offset(slot, superblock.device_bytes);
         device.write(offset, IoBuf::copy_of(&superblock.encode(slot))).await.0?;

@@ -42,11 +42,6 @@ impl Log {
         let tail = self.tail.values().cloned().collect();
         RecoveredLog { epoch: self.fence.seen, applied: self.applied, tail }
     }
-
-    /// An empty log takes any first sequence: a joiner starts in the middle.
-    pub(super) fn is_empty(&self) -> bool {
-        self.last == Sequence(0)
-    }
 }
 
 /// Who applies a record.
@@ -76,7 +71,12 @@ fn entry_bytes(entry: &LogEntry) -> usize {
 }
 
 impl Core {
-    pub(super) fn apply_record(&mut self, record: Record, space: &Space, mode: &Mode<'_>) -> Result<(), StoreError> {
+    pub(super) fn apply_record(
+        &mut self,
+        record: Record,
+        space: &Space,
+        mode: &Mode<'_>,
+    ) -> Result<(), StoreError> {
         match record {
             Record::ShardCommit { row, replaced } => self.commit_shard(&row, replaced, space, mode)?,
             Record::ShardFree { key, epoch, extents } => {
@@ -86,7 +86,7 @@ impl Core {
                 }
                 space.free_shard(key, extents);
             }
-            Record::LogAppend(entry) => self.append(entry, mode)?,
+            Record::LogAppend { in_force, entry } => self.append(in_force, entry, mode)?,
             Record::LogTruncate { partition, epoch, after } => {
                 self.saw_partition_epoch(partition, epoch);
                 let log = self.logs.entry(partition).or_default();
@@ -96,7 +96,7 @@ impl Core {
                     log.last = log.last.min(after);
                 }
             }
-            Record::LogReset { partition, epoch } => self.reset(partition, epoch, mode),
+            Record::LogReset { partition, epoch, base } => self.reset(partition, epoch, base, mode),
             Record::PgEpoch { pg, epoch } => self.saw_pg_epoch(pg, epoch),
             Record::PartitionEpoch { partition, epoch } => self.saw_partition_epoch(partition, epoch),
             Record::LocalPut { name, value } => self.active.put(rows::local_key(&name), Some(value)),
@@ -128,14 +128,9 @@ impl Core {
         Ok(())
     }
 
-    fn append(&mut self, entry: LogEntry, mode: &Mode<'_>) -> Result<(), StoreError> {
+    fn append(&mut self, in_force: Epoch, entry: LogEntry, mode: &Mode<'_>) -> Result<(), StoreError> {
         let (partition, committed) = (entry.partition, entry.committed);
-        self.saw_partition_epoch(partition, entry.epoch);
-        let log = self.logs.entry(partition).or_default();
-        if log.applied == Sequence(0) && log.tail.is_empty() && entry.sequence.0 > 1 {
-            log.applied = Sequence(entry.sequence.0 - 1);
-            self.record_log(partition);
-        }
+        self.saw_partition_epoch(partition, in_force);
         let log = self.logs.entry(partition).or_default();
         log.last = log.last.max(entry.sequence);
         if entry.sequence <= log.applied {
@@ -185,13 +180,13 @@ impl Core {
         }
     }
 
-    fn reset(&mut self, partition: PartitionId, epoch: Epoch, mode: &Mode<'_>) {
+    fn reset(&mut self, partition: PartitionId, epoch: Epoch, base: Sequence, mode: &Mode<'_>) {
         let log = self.logs.entry(partition).or_default();
         let gone = std::mem::take(&mut log.tail);
         self.tail_bytes -= gone.values().map(entry_bytes).sum::<usize>();
-        log.applied = Sequence(0);
+        log.applied = base;
         if let Mode::Replay(_) = mode {
-            log.last = Sequence(0);
+            log.last = base;
         }
         log.fence.seen = log.fence.seen.max(epoch);
         log.fence.recorded = log.fence.recorded.max(epoch);
@@ -254,13 +249,18 @@ impl Core {
         Ok(())
     }
 
-    /// Every entry that a checkpoint has to append anew.
-    pub(super) fn tails(&self) -> Vec<LogEntry> {
-        self.logs.values().flat_map(|log| log.tail.values().cloned()).collect()
+    /// Every entry that a checkpoint has to append anew, as a record.
+    pub(super) fn tails(&self) -> Vec<(PartitionId, Record)> {
+        let mut tails = Vec::new();
+        for (&partition, log) in &self.logs {
+            let in_force = log.fence.recorded;
+            let record = |entry: &LogEntry| Record::LogAppend { in_force, entry: entry.clone() };
+            tails.extend(log.tail.values().map(|entry| (partition, record(entry))));
+        }
+        tails
     }
 }
 
 fn count<T>(items: &[T]) -> u32 {
     u32::try_from(items.len()).expect("shards have few extents")
 }
-

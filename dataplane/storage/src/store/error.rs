@@ -30,7 +30,9 @@ pub enum StoreError {
     #[error("the store is open read-only")]
     ReadOnly,
     /// No room: `free_bytes` includes the reserve that only deletes and checkpoints may use.
-    #[error("device full: {wanted_bytes} bytes wanted, {free_bytes} free of which {reserve_bytes} are reserved")]
+    #[error(
+        "device full: {wanted_bytes} bytes wanted, {free_bytes} free of which {reserve_bytes} are reserved"
+    )]
     Full {
         /// Asked for.
         wanted_bytes: u64,

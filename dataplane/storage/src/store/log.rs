@@ -11,31 +11,34 @@ use crate::journal::{Class, Subject};
 const SMALL_ENTRY_BYTES: usize = 16 * 1024;
 
 impl<D: Device + 'static> Store<D> {
-    /// Appends an entry under the epoch in force (which may be above the entry's own: a later primary sends it
-    /// again); durable when Ok. The entry takes its place in the order of calls, before the first await:
-    /// many may be under way at once. An empty log takes any first sequence, then they are dense.
+    /// Appends an entry under the epoch in force (the entry's own may be lower: a new primary sends what an older
+    /// one proposed); durable when Ok. Sequences are dense. The entry takes its place at the first poll: many calls
+    /// may be under way at once.
     ///
     /// # Errors
     /// [`StoreError::StaleEpoch`], [`StoreError::OutOfSequence`], [`StoreError::Full`] for big entries,
     /// [`StoreError::RecordTooLarge`], [`StoreError::Overloaded`], or the store is not serving.
-    pub async fn append(&self, epoch: Epoch, entry: LogEntry) -> Result<(), StoreError> {
+    ///
+    /// # Panics
+    /// If the entry's epoch is above the one in force.
+    pub async fn append(&self, in_force: Epoch, entry: LogEntry) -> Result<(), StoreError> {
         let inner = &self.0;
         inner.check_serving()?;
-        let LogEntry { partition, sequence, .. } = entry;
+        let LogEntry { partition, epoch, sequence, .. } = entry;
+        assert!(epoch <= in_force, "an entry is never newer than the epoch in force");
         if entry.payload.len() > SMALL_ENTRY_BYTES {
             inner.space.check_room(entry.payload.len() as u64, inner.space.reserve_blocks() / 2)?;
         }
         let ticket = {
             let mut core = inner.core.borrow_mut();
-            core.fence_partition(partition, epoch)?;
+            core.fence_partition(partition, in_force)?;
             let log = core.logs.entry(partition).or_default();
             let expected = log.last.next();
-            let fits = sequence == expected || (log.is_empty() && sequence > Sequence(0));
-            if !fits {
+            if sequence != expected {
                 return Err(StoreError::OutOfSequence { partition, expected, given: sequence });
             }
-            let ticket =
-                inner.journal(Record::LogAppend(entry), Subject::Partition(partition), Class::Ordinary, None)?;
+            let record = Record::LogAppend { in_force, entry };
+            let ticket = inner.journal(record, Subject::Partition(partition), Class::Ordinary, None)?;
             log.last = sequence;
             ticket
         };
@@ -77,20 +80,25 @@ impl<D: Device + 'static> Store<D> {
         ticket.wait().await
     }
 
-    /// Wipes a partition's rows and log, for a joiner that gets everything anew; durable when Ok. The next entry
-    /// may have any sequence.
+    /// Wipes a partition's rows and log, for a joiner that gets everything anew; durable when Ok. The log then
+    /// stands at `base`, all of it applied.
     ///
     /// # Errors
     /// [`StoreError::StaleEpoch`], or the store is not serving.
-    pub async fn reset(&self, partition: PartitionId, epoch: Epoch) -> Result<(), StoreError> {
+    pub async fn reset(
+        &self,
+        partition: PartitionId,
+        epoch: Epoch,
+        base: Sequence,
+    ) -> Result<(), StoreError> {
         let inner = &self.0;
         inner.check_serving()?;
         let ticket = {
             let mut core = inner.core.borrow_mut();
             core.fence_partition(partition, epoch)?;
-            let record = Record::LogReset { partition, epoch };
+            let record = Record::LogReset { partition, epoch, base };
             let ticket = inner.journal(record, Subject::Partition(partition), Class::Privileged, None)?;
-            core.logs.entry(partition).or_default().last = Sequence(0);
+            core.logs.entry(partition).or_default().last = base;
             ticket
         };
         ticket.wait().await
@@ -100,7 +108,11 @@ impl<D: Device + 'static> Store<D> {
     ///
     /// # Errors
     /// [`StoreError::StaleEpoch`], or the store is not serving.
-    pub async fn raise_partition_epoch(&self, partition: PartitionId, epoch: Epoch) -> Result<(), StoreError> {
+    pub async fn raise_partition_epoch(
+        &self,
+        partition: PartitionId,
+        epoch: Epoch,
+    ) -> Result<(), StoreError> {
         let inner = &self.0;
         inner.check_serving()?;
         inner.core.borrow_mut().fence_partition(partition, epoch)?;

@@ -44,6 +44,8 @@ use crate::format::superblock::Superblock;
 use crate::index::Tree;
 use crate::journal::{Class, Pending, Queue, Ring, Subject};
 
+pub(crate) use self::recovery::{newest_superblock, read_free_map, read_slot, root_of};
+
 pub use self::error::StoreError;
 pub use self::recovery::{Identity, read_identity};
 use self::shards::BusyShards;
@@ -221,7 +223,7 @@ impl<D: Device + 'static> Inner<D> {
             let record_bytes = bytes.len() as u64;
             return Err(StoreError::RecordTooLarge { record_bytes, limit_bytes: limit as u64 });
         }
-        let grows_tail = matches!(record, Record::LogAppend(_));
+        let grows_tail = matches!(record, Record::LogAppend { .. });
         let (done, receiver) = oneshot::channel();
         let pending = Pending { bytes, record: Some(record), subject, class, grows_tail, done, hold };
         self.queue.borrow_mut().push(pending)?;

@@ -62,7 +62,6 @@ pub(crate) async fn newest_superblock<D: Device>(device: &D) -> Result<Superbloc
     Ok(newest)
 }
 
-/// Reads and verifies the free map of a checkpoint.
 /// Who a device says it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Identity {
@@ -81,7 +80,11 @@ pub async fn read_identity<D: Device>(device: &D) -> Result<Identity, StoreError
     Ok(Identity { cluster: superblock.cluster, device: superblock.device })
 }
 
-pub(crate) async fn read_free_map<D: Device>(device: &D, superblock: &Superblock) -> Result<FreeMap, StoreError> {
+/// Reads and verifies the free map of a checkpoint.
+pub(crate) async fn read_free_map<D: Device>(
+    device: &D,
+    superblock: &Superblock,
+) -> Result<FreeMap, StoreError> {
     let FreeMapPlace { extents, len_bytes, crc } = &superblock.free_map;
     let damaged = |reason: String| StoreError::FreeMapDamaged { reason };
     let mut image = Vec::new();
@@ -132,7 +135,7 @@ impl<D: Device + 'static> Store<D> {
         let block = BLOCK_BYTES as u64;
         let device_bytes = device.size_bytes() / block * block;
         let bad = |reason| Err(StoreError::BadFormatParams { reason });
-        if params.journal_bytes % block != 0 || params.journal_bytes / block < JOURNAL_BLOCKS_MIN {
+        if !params.journal_bytes.is_multiple_of(block) || params.journal_bytes / block < JOURNAL_BLOCKS_MIN {
             return bad("the journal needs whole blocks, at least 16");
         }
         if params.journal_bytes > device_bytes / 4 {

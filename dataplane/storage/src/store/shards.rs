@@ -66,6 +66,19 @@ impl<D: Device + 'static> Drop for Unqueued<'_, D> {
     }
 }
 
+impl<D: Device + 'static> Inner<D> {
+    /// Before a record may take the place of an older one, the data it names must be durable: else a power cut
+    /// could keep the record without the data, and the older copy would be lost.
+    async fn flush_data(&self) -> Result<(), StoreError> {
+        let flushed = self.device.flush().await.map_err(StoreError::from);
+        match flushed {
+            Ok(()) => self.stats.count_flush(),
+            Err(ref error) => self.fail(error),
+        }
+        flushed
+    }
+}
+
 impl<D: Device + 'static> Store<D> {
     /// Takes room for a shard, in memory only: a crash forgets it. The caller must give the extents to
     /// [`Store::commit_shard`] or [`Store::release`], after its writes to them have completed.
@@ -86,8 +99,11 @@ impl<D: Device + 'static> Store<D> {
     }
 
     /// Makes a shard durable: Ok after a flush that covers the record and every data write that completed before
-    /// the call. A former copy of the same shard is replaced and its extents are freed. The extents belong to the
-    /// store from the call on, whatever the result.
+    /// the call. A former copy of the same shard is replaced and its extents are freed, after a flush of its own for
+    /// the new data. The extents belong to the store from the call on, whatever the result.
+    ///
+    /// A commit that was not acknowledged before a power cut may survive it without its data (one flush covers
+    /// both, in any order): the checksums tell, and no manifest names such a shard.
     ///
     /// # Errors
     /// [`StoreError::StalePgEpoch`], [`StoreError::InvalidShard`], [`StoreError::RecordTooLarge`],
@@ -106,6 +122,9 @@ impl<D: Device + 'static> Store<D> {
         let key = row.key();
         let lock = inner.busy.lock(key).await;
         let replaced = self.extents_of(key).await?;
+        if !replaced.is_empty() {
+            inner.flush_data().await?;
+        }
         inner.check_serving()?;
         inner.core.borrow_mut().fence_pg(row.pg, row.epoch)?;
         let record = Record::ShardCommit { row, replaced };
@@ -136,7 +155,8 @@ impl<D: Device + 'static> Store<D> {
 
     async fn extents_of(&self, key: ShardKey) -> Result<Vec<Extent>, StoreError> {
         let row = self.shard(key.pg, key.blob, key.shard).await?;
-        let extents = |row: ShardRow| row.extents.into_iter().map(|ShardExtent { extent, .. }| extent).collect();
+        let extents =
+            |row: ShardRow| row.extents.into_iter().map(|ShardExtent { extent, .. }| extent).collect();
         Ok(row.map(extents).unwrap_or_default())
     }
 

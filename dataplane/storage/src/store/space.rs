@@ -58,7 +58,8 @@ impl Space {
     pub(super) fn new(free: FreeMap) -> Self {
         let area = free.area();
         let capacity_blocks = area.end.0 - area.start.0;
-        let reserve_blocks = (capacity_blocks / RESERVE_DIVISOR).max(RESERVE_BLOCKS_MIN).min(capacity_blocks / 4);
+        let reserve_blocks =
+            (capacity_blocks / RESERVE_DIVISOR).max(RESERVE_BLOCKS_MIN).min(capacity_blocks / 4);
         Self { free: RefCell::new(free), held: RefCell::default(), reserve_blocks, capacity_blocks }
     }
 

@@ -7,7 +7,8 @@ use futures::executor::LocalPool;
 use futures::future::{FutureExt, join_all};
 use futures::task::LocalSpawnExt;
 use quarry_clustermap::{
-    BlobId, ClusterId, DeviceId, Epoch, Incarnation, NodeId, PartitionId, PgId, Sequence, ShardIndex, WriterCounter,
+    BlobId, ClusterId, DeviceId, Epoch, Incarnation, NodeId, PartitionId, PgId, Sequence, ShardIndex,
+    WriterCounter,
 };
 
 use super::{
@@ -19,6 +20,7 @@ use crate::extent::{Extent, FreeMap};
 use crate::index::{Visit, WalkDepth};
 
 mod crash;
+mod inspection;
 mod space;
 
 const DEVICE_BYTES: u64 = 4 << 20;
@@ -105,7 +107,11 @@ fn row(n: u64, epoch: u64, extents: &[Extent]) -> ShardRow {
 }
 
 /// Reserves, writes the data and commits.
-async fn put_shard<D: Device + 'static>(store: &Store<D>, n: u64, blocks: u64) -> Result<ShardRow, StoreError> {
+async fn put_shard<D: Device + 'static>(
+    store: &Store<D>,
+    n: u64,
+    blocks: u64,
+) -> Result<ShardRow, StoreError> {
     let extents = store.reserve(blocks * BLOCK_BYTES as u64)?;
     for extent in &extents {
         let mut buf = IoBuf::zeroed(usize::try_from(extent.len_bytes()).unwrap());
@@ -122,11 +128,6 @@ async fn get_shard<D: Device + 'static>(store: &Store<D>, n: u64) -> Option<Shar
 
 async fn free<D: Device + 'static>(store: &Store<D>, n: u64) -> Result<bool, StoreError> {
     store.free_shard(PG, Epoch(1), blob(n), ShardIndex(0)).await
-}
-
-/// Appends under the entry's own epoch.
-async fn append(store: &Store<SimDevice>, entry: LogEntry) -> Result<(), StoreError> {
-    store.append(entry.epoch, entry).await
 }
 
 fn entry(partition: PartitionId, sequence: u64, committed: u64, payload: &str) -> LogEntry {
@@ -169,7 +170,10 @@ fn what_was_acknowledged_survives_a_crash() {
         assert!(!free(&store, 1).await.unwrap());
         for sequence in 1..=4 {
             let payload = format!("k{sequence}=v{sequence}");
-            append(&store, entry(PARTITION, sequence, sequence.saturating_sub(2), &payload)).await.unwrap();
+            store
+                .append(Epoch(1), entry(PARTITION, sequence, sequence.saturating_sub(2), &payload))
+                .await
+                .unwrap();
         }
         store.put_local("map", Bytes::from_static(b"newest")).await.unwrap();
         store.raise_pg_epoch(PG, Epoch(5)).await.unwrap();
@@ -196,7 +200,7 @@ fn one_flush_serves_all_waiting_callers() {
     rig.run(|store| async move {
         let entry = |n| entry(PartitionId(n), 1, 0, "k=v");
         let store = &store;
-        let appends = (0..50).map(|n| append(&store, entry(n)));
+        let appends = (0..50).map(|n| store.append(Epoch(1), entry(n)));
         join_all(appends).await.into_iter().for_each(Result::unwrap);
     });
     let after = rig.store.stats().load();
@@ -209,7 +213,7 @@ fn one_flush_serves_all_waiting_callers() {
 fn nobody_resolves_before_the_flush_that_covers_data_and_record() {
     let mut rig = Rig::new(3);
     rig.device.set_shuffle(true);
-    let acknowledged: Rc<RefCell<Vec<(Vec<Extent>, usize)>>> = Rc::default();
+    let acknowledged = Rc::new(RefCell::new(Vec::<(Vec<Extent>, usize)>::new()));
     let log = Rc::clone(&acknowledged);
     let device = rig.device.clone();
     device.clear_events();
@@ -233,11 +237,11 @@ fn nobody_resolves_before_the_flush_that_covers_data_and_record() {
             events.iter().position(|e| matches!(e, Event::WriteDone { offset, .. } if *offset == at)).unwrap()
         });
         let data_done = data_done.max().unwrap();
-        let from = |at: usize, wanted: &dyn Fn(&Event) -> bool| {
-            at + events[at..].iter().position(wanted).unwrap()
-        };
+        let from =
+            |at: usize, wanted: &dyn Fn(&Event) -> bool| at + events[at..].iter().position(wanted).unwrap();
         // A batch begun after the data, a flush begun after that batch was written, and its end.
-        let start = from(data_done, &|e| matches!(e, Event::WriteStart { offset, .. } if in_journal(*offset)));
+        let start =
+            from(data_done, &|e| matches!(e, Event::WriteStart { offset, .. } if in_journal(*offset)));
         let done = from(start, &|e| matches!(e, Event::WriteDone { offset, .. } if in_journal(*offset)));
         let flush = from(done, &|e| *e == Event::FlushStart);
         let flushed = from(flush, &|e| *e == Event::FlushDone);
@@ -256,9 +260,9 @@ fn stale_epochs_are_refused_also_after_a_crash() {
         assert_eq!(free(&store, 1).await, Err(stale.clone()));
         assert_eq!(store.raise_pg_epoch(PG, Epoch(4)).await, Err(stale));
         let stale = StoreError::StaleEpoch { partition: PARTITION, seen: Epoch(6) };
-        assert_eq!(append(&store, entry(PARTITION, 1, 0, "")).await, Err(stale.clone()));
+        assert_eq!(store.append(Epoch(1), entry(PARTITION, 1, 0, "")).await, Err(stale.clone()));
         assert_eq!(store.truncate(PARTITION, Epoch(5), Sequence(0)).await, Err(stale.clone()));
-        assert_eq!(store.reset(PARTITION, Epoch(5)).await, Err(stale.clone()));
+        assert_eq!(store.reset(PARTITION, Epoch(5), Sequence(0)).await, Err(stale.clone()));
         assert!(stale.is_stale());
         check_space(&store).await;
     };
@@ -277,9 +281,10 @@ fn stale_epochs_are_refused_also_after_a_crash() {
 fn log_rules() {
     let mut rig = Rig::new(5);
     rig.run(|store| async move {
-        let append = |sequence, payload| append(&store, entry(PARTITION, sequence, 0, payload));
+        let append = |sequence, payload| store.append(Epoch(1), entry(PARTITION, sequence, 0, payload));
         append(1, "a=1").await.unwrap();
-        let gap = StoreError::OutOfSequence { partition: PARTITION, expected: Sequence(2), given: Sequence(3) };
+        let gap =
+            StoreError::OutOfSequence { partition: PARTITION, expected: Sequence(2), given: Sequence(3) };
         assert_eq!(append(3, "c=1").await, Err(gap));
         append(2, "b=1").await.unwrap();
         append(3, "c=1").await.unwrap();
@@ -291,11 +296,13 @@ fn log_rules() {
         store.truncate(PARTITION, Epoch(2), Sequence(2)).await.unwrap();
         assert!(store.recovered_log(PARTITION).tail.is_empty());
         let late = LogEntry { epoch: Epoch(2), ..entry(PARTITION, 3, 2, "d=1") };
-        append(&store, late).await.unwrap();
-        append(&store, entry(PartitionId(9), 100, 0, "x=1")).await.unwrap();
-        assert_eq!(store.recovered_log(PartitionId(9)).applied, Sequence(99), "a joiner starts in the middle");
+        store.append(Epoch(2), late).await.unwrap();
+        store.reset(PartitionId(9), Epoch(1), Sequence(99)).await.unwrap();
+        store.append(Epoch(4), entry(PartitionId(9), 100, 0, "x=1")).await.unwrap();
+        let joiner = store.recovered_log(PartitionId(9));
+        assert_eq!((joiner.epoch, joiner.applied), (Epoch(4), Sequence(99)), "a joiner starts in the middle");
         let huge = "x".repeat(1 << 20);
-        let huge = append(&store, entry(PartitionId(8), 1, 0, &huge)).await;
+        let huge = store.append(Epoch(1), entry(PartitionId(8), 1, 0, &huge)).await;
         assert!(matches!(huge, Err(StoreError::RecordTooLarge { .. })));
     });
     let mut again = rig.reopen_after_crash(2);
@@ -304,7 +311,13 @@ fn log_rules() {
         assert_eq!((log.epoch, log.applied), (Epoch(2), Sequence(2)));
         assert_eq!(log.tail.len(), 1);
         assert_eq!(log.tail[0].payload, "d=1");
-        assert_eq!(store.recovered_log(PartitionId(9)).tail[0].sequence, Sequence(100));
+        let joiner = store.recovered_log(PartitionId(9));
+        assert_eq!(
+            (joiner.epoch, joiner.tail[0].epoch),
+            (Epoch(4), Epoch(1)),
+            "in force, and the entry's own"
+        );
+        assert_eq!(joiner.tail[0].sequence, Sequence(100));
     });
 }
 
@@ -313,19 +326,19 @@ fn a_reset_wipes_rows_wherever_they_are() {
     let mut rig = Rig::new(6);
     rig.run(|store| async move {
         for (sequence, payload) in [(1, "a=1,b=1"), (2, "c=1")] {
-            append(&store, entry(PARTITION, sequence, 0, payload)).await.unwrap();
+            store.append(Epoch(1), entry(PARTITION, sequence, 0, payload)).await.unwrap();
             store.apply(PARTITION, Sequence(sequence), decode(payload.as_bytes()).unwrap());
             if sequence == 1 {
                 store.checkpoint().await.unwrap();
             }
         }
-        append(&store, entry(PartitionId(4), 1, 0, "other=1")).await.unwrap();
+        store.append(Epoch(1), entry(PartitionId(4), 1, 0, "other=1")).await.unwrap();
         store.apply(PartitionId(4), Sequence(1), decode(b"other=1").unwrap());
         assert_eq!(store.rows(PARTITION, b"", None, 10).await.unwrap().len(), 3);
-        store.reset(PARTITION, Epoch(3)).await.unwrap();
+        store.reset(PARTITION, Epoch(3), Sequence(49)).await.unwrap();
         assert!(store.rows(PARTITION, b"", None, 10).await.unwrap().is_empty());
         let fresh = LogEntry { epoch: Epoch(3), ..entry(PARTITION, 50, 0, "new=1") };
-        append(&store, fresh).await.unwrap();
+        store.append(Epoch(3), fresh).await.unwrap();
         store.apply(PARTITION, Sequence(50), decode(b"new=1").unwrap());
     });
     let check = |store: Store<SimDevice>| async move {
@@ -356,12 +369,12 @@ fn a_failed_write_or_flush_fails_the_store_for_ever() {
         device.inject(Fault::Error, When::on(operation));
         rig.run(|store| async move {
             let (first, second) = futures::join!(
-                append(&store, entry(PARTITION, 1, 0, "a=1")),
-                append(&store, entry(PARTITION, 2, 0, "b=1")),
+                store.append(Epoch(1), entry(PARTITION, 1, 0, "a=1")),
+                store.append(Epoch(1), entry(PARTITION, 2, 0, "b=1")),
             );
             assert!(matches!(first, Err(StoreError::Device(_))), "{first:?}");
             assert!(second.is_err());
-            let later = append(&store, entry(PARTITION, 3, 0, "c=1")).await;
+            let later = store.append(Epoch(1), entry(PARTITION, 3, 0, "c=1")).await;
             assert!(matches!(later, Err(StoreError::Failed { .. })), "{later:?}");
             assert!(matches!(store.state(), StoreState::Failed(_)));
             assert!(store.checkpoint().await.is_err());
@@ -376,9 +389,9 @@ fn shutdown_leaves_nothing_to_replay_and_read_only_writes_nothing() {
     let mut rig = Rig::new(8);
     rig.run(|store| async move {
         put_shard(&store, 1, 5).await.unwrap();
-        append(&store, entry(PARTITION, 1, 0, "a=1")).await.unwrap();
+        store.append(Epoch(1), entry(PARTITION, 1, 0, "a=1")).await.unwrap();
         store.shutdown().await.unwrap();
-        assert_eq!(append(&store, entry(PARTITION, 2, 0, "b=1")).await, Err(StoreError::Closed));
+        assert_eq!(store.append(Epoch(1), entry(PARTITION, 2, 0, "b=1")).await, Err(StoreError::Closed));
     });
     let device = rig.device.crash_keeping_nothing();
     let pool = LocalPool::new();
@@ -398,7 +411,9 @@ fn shutdown_leaves_nothing_to_replay_and_read_only_writes_nothing() {
 fn damage_in_the_middle_of_the_journal_is_not_a_torn_tail() {
     let mut rig = Rig::new(9);
     for sequence in 1..=5 {
-        rig.run(|store| async move { append(&store, entry(PARTITION, sequence, 0, "a=1")).await.unwrap() });
+        rig.run(|store| async move {
+            store.append(Epoch(1), entry(PARTITION, sequence, 0, "a=1")).await.unwrap()
+        });
     }
     let torn = rig.device.crash_keeping_nothing();
     torn.flip_bit((2 + 4) * 4096 + 70, 3);
@@ -414,7 +429,7 @@ fn damage_in_the_middle_of_the_journal_is_not_a_torn_tail() {
     pool.run_until(async {
         let store = Store::open(Rc::new(damaged.clone()), options).await.unwrap();
         assert_eq!(store.recovered_log(PARTITION).tail.len(), 2);
-        append(&store, entry(PARTITION, 3, 0, "b=1")).await.unwrap();
+        store.append(Epoch(1), entry(PARTITION, 3, 0, "b=1")).await.unwrap();
     });
     Rig::open(damaged.crash_keeping_nothing()).unwrap().run(|store| async move {
         assert_eq!(store.recovered_log(PARTITION).tail.len(), 3, "salvaged once, whole again");
@@ -449,7 +464,7 @@ fn reads_see_every_layer_while_a_checkpoint_runs() {
         for round in 0..40_u64 {
             let key = format!("k{:02}", round * 7 % 23);
             let payload = if round % 5 == 4 { key.clone() } else { format!("{key}={round}") };
-            append(&store, entry(PARTITION, round + 1, round, &payload)).await.unwrap();
+            store.append(Epoch(1), entry(PARTITION, round + 1, round, &payload)).await.unwrap();
             store.apply(PARTITION, Sequence(round + 1), decode(payload.as_bytes()).unwrap());
             match payload.split_once('=') {
                 Some((key, value)) => model.insert(key.to_owned(), value.to_owned()),
@@ -462,7 +477,10 @@ fn reads_see_every_layer_while_a_checkpoint_runs() {
                     let expected = model.iter().take(limit);
                     let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
                     let found: Vec<_> = found.iter().map(|(key, value)| (text(key), text(value))).collect();
-                    assert!(found.iter().map(|(key, value)| (key, value)).eq(expected), "round {round}: {found:?}");
+                    assert!(
+                        found.iter().map(|(key, value)| (key, value)).eq(expected),
+                        "round {round}: {found:?}"
+                    );
                 }
                 for n in 0..23 {
                     let key = format!("k{n:02}");

@@ -4,7 +4,9 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{BlobId, ClusterId, DeviceId, Epoch, NodeId, PartitionId, PgId, Sequence, ShardIndex};
+use quarry_clustermap::{
+    BlobId, ClusterId, DeviceId, Epoch, NodeId, PartitionId, PgId, Sequence, ShardIndex,
+};
 
 use crate::extent::Extent;
 use crate::store::StoreError;
@@ -165,7 +167,7 @@ pub struct Mutation {
 pub struct LogEntry {
     /// The partition.
     pub partition: PartitionId,
-    /// Epoch of the primary that proposed it.
+    /// Epoch it was proposed in.
     pub epoch: Epoch,
     /// Position in the log, dense.
     pub sequence: Sequence,

@@ -99,10 +99,12 @@ impl Workload {
             let payload = format!("k{}={round}{padding}", self.random(8));
             log.push(payload.clone());
             let entry = entry(partition, log.len() as u64, applied as u64, &payload);
-            self.note(subject, Effect::Log(log.clone()), append(&self.store, entry)).await;
+            self.note(subject, Effect::Log(log.clone()), self.store.append(Epoch(1), entry)).await;
             if self.random(3) != 0 {
-                let through = applied + 1 + usize::try_from(self.random((log.len() - applied) as u64)).unwrap();
-                let mutations = log[applied..through].iter().flat_map(|payload| decode(payload.as_bytes()).unwrap());
+                let through =
+                    applied + 1 + usize::try_from(self.random((log.len() - applied) as u64)).unwrap();
+                let mutations =
+                    log[applied..through].iter().flat_map(|payload| decode(payload.as_bytes()).unwrap());
                 self.store.apply(partition, Sequence(through as u64), mutations.collect());
                 applied = through;
             }
@@ -153,7 +155,11 @@ async fn check_log(store: &Store<SimDevice>, partition: PartitionId, allowed: &[
         _ => &[],
     };
     let rows = store.rows(partition, b"", None, 100).await.unwrap();
-    assert_eq!(rows.into_iter().collect::<BTreeMap<_, _>>(), rows_of(log), "rows are those of applied entries");
+    assert_eq!(
+        rows.into_iter().collect::<BTreeMap<_, _>>(),
+        rows_of(log),
+        "rows are those of applied entries"
+    );
 }
 
 async fn check(store: &Store<SimDevice>, history: &History, events: usize) {
@@ -166,6 +172,10 @@ async fn check(store: &Store<SimDevice>, history: &History, events: usize) {
             _ => blocks == 0,
         };
         assert!(allowed.iter().any(fits), "shard {n} has {blocks} blocks, allowed {allowed:?}");
+        if matches!(allowed[0], None | Some(Effect::Shard(0))) {
+            // Not acknowledged: the record may be there without its data. A replacement has its data in any case.
+            continue;
+        }
         for extent in found.iter().flat_map(|row| &row.extents).map(|piece| piece.extent) {
             let buf = IoBuf::zeroed(usize::try_from(extent.len_bytes()).unwrap());
             let (result, buf) = store.device().read(extent.start.offset_bytes(), buf).await;
@@ -200,7 +210,8 @@ fn crash_everywhere(seed: u64) {
         let mut images = vec![capture.crash_keeping_nothing(), capture.crash_keeping_everything()];
         images.extend((0..SEEDS_PER_CAPTURE).map(|crash| capture.crash(seed * 1000 + crash)));
         for (image, device) in images.into_iter().enumerate() {
-            let mut rig = Rig::open(device).unwrap_or_else(|error| panic!("flush {n}, image {image}: {error}"));
+            let mut rig =
+                Rig::open(device).unwrap_or_else(|error| panic!("flush {n}, image {image}: {error}"));
             rig.run(|store| {
                 let history = &history;
                 async move { check(&store, history, events).await }

@@ -29,7 +29,7 @@ fn freed_extents_wait_for_the_last_pin_and_the_checkpoint() {
         let before = held(&store);
         let (checkpoint, freed_meanwhile) = futures::join!(store.checkpoint(), async {
             // The checkpoint begins at once when the writer runs; this free's batch comes after its freeze.
-            append(&store, entry(PARTITION, 1, 0, "a=1")).await.unwrap();
+            store.append(Epoch(1), entry(PARTITION, 1, 0, "a=1")).await.unwrap();
             let running = store.0.checkpoint_running();
             free(&store, 2).await.unwrap();
             running && store.0.checkpoint_running() && held(&store) <= before
@@ -46,7 +46,7 @@ fn replaced_pages_are_not_reused_before_the_superblock_is_durable() {
     rig.run(|store| async move {
         for round in 1..=12_u64 {
             let payload = (0..20).map(|n| format!("k{n}={}", "v".repeat(100))).collect::<Vec<_>>().join(",");
-            append(&store, entry(PARTITION, round, round - 1, &payload)).await.unwrap();
+            store.append(Epoch(1), entry(PARTITION, round, round - 1, &payload)).await.unwrap();
             store.apply(PARTITION, Sequence(round), decode(payload.as_bytes()).unwrap());
             store.checkpoint().await.unwrap();
             check_space(&store).await;
@@ -55,7 +55,7 @@ fn replaced_pages_are_not_reused_before_the_superblock_is_durable() {
     // Whatever a checkpoint wrote before its superblock was durable, the one before it is whole.
     rig.device.set_capture(true);
     rig.run(|store| async move {
-        append(&store, entry(PARTITION, 13, 12, "k1=new")).await.unwrap();
+        store.append(Epoch(1), entry(PARTITION, 13, 12, "k1=new")).await.unwrap();
         store.apply(PARTITION, Sequence(13), decode(b"k1=new").unwrap());
         store.checkpoint().await.unwrap();
     });
@@ -76,7 +76,7 @@ fn the_ring_wraps_around_many_times() {
         let value = "v".repeat(9000);
         for sequence in 1..=200_u64 {
             let payload = format!("k{}={value}{sequence}", sequence % 10);
-            append(&store, entry(PARTITION, sequence, sequence - 1, &payload)).await.unwrap();
+            store.append(Epoch(1), entry(PARTITION, sequence, sequence - 1, &payload)).await.unwrap();
             store.apply(PARTITION, Sequence(sequence), decode(payload.as_bytes()).unwrap());
         }
         store.checkpoint().await.unwrap();
@@ -98,7 +98,7 @@ fn uncommitted_entries_cannot_pin_or_fill_the_ring() {
     rig.run(|store| async move {
         let big = format!("big={}", "v".repeat(10_000));
         // A stuck partition: its entries are never applied. It stops at its limit, the others go on.
-        let stuck = (1..=20).map(|sequence| append(&store, entry(PartitionId(1), sequence, 0, &big)));
+        let stuck = (1..=20).map(|sequence| store.append(Epoch(1), entry(PartitionId(1), sequence, 0, &big)));
         let stuck = join_all(stuck);
         let others = async {
             for sequence in 1..=100_u64 {
@@ -140,7 +140,7 @@ fn a_full_device_still_frees() {
         assert!(matches!(full, StoreError::Full { .. }), "{full}");
         store.checkpoint().await.unwrap();
         for sequence in 1..=20 {
-            append(&store, entry(PARTITION, sequence, 0, "gone")).await.unwrap();
+            store.append(Epoch(1), entry(PARTITION, sequence, 0, "gone")).await.unwrap();
             store.apply(PARTITION, Sequence(sequence), decode(b"gone").unwrap());
         }
         for n in 0..stored {
@@ -164,7 +164,7 @@ fn releasing_and_replacing_leak_nothing() {
         store.release(extents);
         put_shard(&store, 1, 30).await.unwrap();
         let (a, b) = futures::join!(put_shard(&store, 1, 7), put_shard(&store, 1, 9));
-        (a.unwrap(), b.unwrap());
+        a.and(b).unwrap();
         let (a, b) = futures::join!(free(&store, 1), free(&store, 1));
         assert!(a.unwrap() != b.unwrap(), "freed once");
         let mut commit = Box::pin(put_shard(&store, 2, 3));
