@@ -26,12 +26,12 @@ use quarry_storage::{
 };
 
 use crate::{
-    cluster::{BucketRevisions, CoreParts, NodeCluster},
+    cluster::{CoreParts, NodeCluster, Progress, Reads},
     config::Config,
     control::{AdminState, ControlHandle, FaultSwitches},
     credentials::Credentials,
     devices::FoundDevice,
-    host::{CoreHost, Links, NodeDevice, into_mutations},
+    host::{CoreHost, DeviceSpace, Links, NodeDevice, SpaceTable, into_mutations},
     jobs,
     metrics::{CoreGauges, Metrics},
     runtime::{
@@ -64,7 +64,9 @@ pub(crate) struct Shared {
     pub(crate) published: Published,
     pub(crate) inboxes: Vec<Arc<Inbox>>,
     pub(crate) pulses: Vec<Arc<CorePulse>>,
-    pub(crate) bucket_revisions: BucketRevisions,
+    pub(crate) progress: Progress,
+    pub(crate) space: SpaceTable,
+    pub(crate) reads: Reads,
     pub(crate) control: ControlHandle,
     pub(crate) admin: Arc<AdminState>,
     pub(crate) metrics: Arc<Metrics>,
@@ -119,7 +121,13 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     shared.recovered.fetch_add(1, Ordering::AcqRel);
 
     let mesh = start_mesh(&shared, index, queues);
-    let links = Rc::new(Links::new(Rc::clone(&mesh), spawner(queues.device), shared.control.clone()));
+    let links = Rc::new(Links::new(
+        Rc::clone(&mesh),
+        spawner(queues.device),
+        shared.control.clone(),
+        shared.progress.clone(),
+        shared.space.clone(),
+    ));
     let host = CoreHost::new(stores, Arc::clone(&shared.published.map), links);
     let parts = CoreParts {
         core: index,
@@ -130,7 +138,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
         devices,
         buffers: buffers.clone(),
         control: shared.control.clone(),
-        bucket_revisions: shared.bucket_revisions.clone(),
+        progress: shared.progress.clone(),
+        reads: shared.reads.clone(),
         spawn: spawner(queues.client),
         seed: u64::from_le_bytes(crate::credentials::random()?),
     };
@@ -140,6 +149,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     // Primaries talk to replicas on other cores at once: all must be there first.
     wait_for_all(&shared.recovered, shared.config.cores).await;
     host.set_map(Arc::clone(&shared.published.map), Arc::clone(&shared.published.buckets));
+    cluster.set_published(&shared.published);
 
     let gauges = start_gauges(&shared, index, &host, &buffers, &ring, &mesh);
     start_map_updates(&shared, &host, &cluster, queues).await?;
@@ -232,11 +242,9 @@ async fn recover(
     for (id, opened) in futures::future::join_all(opened).await {
         match opened {
             Ok(store) => {
-                let space = store.space();
-                let free = Arc::new(AtomicU64::new(space.free_bytes));
-                let capacity = Arc::new(AtomicU64::new(space.capacity_bytes));
-                shared.metrics.add_device(id.to_string(), store.stats(), Arc::clone(&free), capacity);
-                watch_space(&store, free, queues);
+                let space = shared.space.of(id).expect("made for every device found");
+                shared.metrics.add_device(id.to_string(), store.stats(), Arc::clone(&space));
+                watch_space(&store, space, queues);
                 stores.push(store);
             }
             Err(error) => shared.control.device_failed(id, format!("it cannot be recovered: {error}")),
@@ -245,12 +253,15 @@ async fn recover(
     stores
 }
 
-fn watch_space(store: &Store<NodeDevice>, free: Arc<AtomicU64>, queues: Queues) {
+/// Keeps what other cores know of a device's space at most a moment old.
+fn watch_space(store: &Store<NodeDevice>, known: Arc<DeviceSpace>, queues: Queues) {
+    const EVERY: Duration = Duration::from_millis(20);
+    known.set(store.space());
     let store = store.clone();
-    spawner(queues.background)(Box::pin(async move {
+    spawner(queues.device)(Box::pin(async move {
         loop {
-            free.store(store.space().free_bytes, Ordering::Relaxed);
-            glommio::timer::sleep(Duration::from_secs(1)).await;
+            glommio::timer::sleep(EVERY).await;
+            known.set(store.space());
         }
     }));
 }
@@ -362,14 +373,27 @@ impl Observer for Log {
         self.metrics.observe_request(operation, status, duration, bytes_in, bytes_out);
         if status >= 500 || !record.complete {
             tracing::warn!(
-                event = "request_failed", request_id = record.request_id, operation, method = record.method,
-                path = record.path, status, error_code = record.error_code, complete = record.complete,
+                event = "request_failed",
+                request_id = record.request_id,
+                operation,
+                method = record.method,
+                path = record.path,
+                status,
+                error_code = record.error_code,
+                complete = record.complete,
                 duration_ms = duration.as_millis()
             );
         } else {
             tracing::debug!(
-                event = "request", request_id = record.request_id, operation, method = record.method,
-                path = record.path, status, bytes_in, bytes_out, duration_ms = duration.as_millis()
+                event = "request",
+                request_id = record.request_id,
+                operation,
+                method = record.method,
+                path = record.path,
+                status,
+                bytes_in,
+                bytes_out,
+                duration_ms = duration.as_millis()
             );
         }
     }

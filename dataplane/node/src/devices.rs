@@ -45,6 +45,13 @@ pub(crate) enum DevicesError {
     OtherCluster { path: PathBuf, theirs: ClusterId, ours: ClusterId },
     #[error("{} and {} are the same device", first.display(), second.display())]
     SameDevice { first: PathBuf, second: PathBuf },
+    #[error(
+        "{} belongs to cluster {theirs}, but the metastore in the data directory is lost or of another node; starting \
+         with a new one would give ids out again. Put the metastore file back, or format the devices anew with \
+         --format-devices-losing-their-data",
+        path.display()
+    )]
+    MetastoreLost { path: PathBuf, theirs: ClusterId },
     #[error("cannot use {}: {source}", path.display())]
     Path { path: PathBuf, source: std::io::Error },
 }
@@ -63,14 +70,22 @@ pub(crate) fn prepare(
     config: &Config,
     map: Option<&ClusterMap>,
 ) -> Result<(ClusterId, Vec<FoundDevice>), DevicesError> {
-    let mut cluster = map.map(|map| map.cluster);
+    let first_start = FirstStart::read(&config.data)?;
+    let cluster = map.map(|map| map.cluster).or(first_start);
     let mut found: Vec<FoundDevice> = Vec::new();
     let mut blank = Vec::new();
     for path in paths(config) {
-        let known = map.is_some_and(|map| map.devices.values().any(|entry| Path::new(&entry.location) == path));
+        let known =
+            map.is_some_and(|map| map.devices.values().any(|entry| Path::new(&entry.location) == path));
         match examine(&path, config.may_format && !known) {
+            Ok(Examined::Ours { theirs, .. }) if cluster.is_none() => {
+                if !config.may_format {
+                    return Err(DevicesError::MetastoreLost { path, theirs });
+                }
+                blank.push((path, false));
+            }
             Ok(Examined::Ours { id, theirs, file }) => {
-                let ours = *cluster.get_or_insert(theirs);
+                let ours = cluster.unwrap_or(theirs);
                 if ours != theirs {
                     let error = DevicesError::OtherCluster { path, theirs, ours };
                     if known {
@@ -95,12 +110,54 @@ pub(crate) fn prepare(
     }
     let cluster = match cluster {
         Some(cluster) => cluster,
-        None => ClusterId(random().map_err(|source| DevicesError::Path { path: "/dev/urandom".into(), source })?),
+        None => FirstStart::begin(&config.data)?,
     };
     for (path, create) in blank {
         found.push(format(config, cluster, path, create)?);
     }
     Ok((cluster, found))
+}
+
+/// Tells a first start that was interrupted from a lost metastore: a file that names the new cluster from before the
+/// first device is formatted until the first map is committed.
+pub(crate) struct FirstStart;
+
+impl FirstStart {
+    fn path(data: &Path) -> PathBuf {
+        data.join("first-start")
+    }
+
+    fn read(data: &Path) -> Result<Option<ClusterId>, DevicesError> {
+        let path = Self::path(data);
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(bytes.try_into().ok().map(ClusterId)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DevicesError::Path { path, source }),
+        }
+    }
+
+    fn begin(data: &Path) -> Result<ClusterId, DevicesError> {
+        let path = Self::path(data);
+        let written = random().and_then(|id: [u8; 16]| {
+            let mut file = std::fs::File::create(&path)?;
+            std::io::Write::write_all(&mut file, &id)?;
+            file.sync_all()?;
+            std::fs::File::open(data)?.sync_all()?;
+            Ok(ClusterId(id))
+        });
+        written.map_err(|source| DevicesError::Path { path, source })
+    }
+
+    /// The first map is durable.
+    pub(crate) fn end(data: &Path) -> Result<(), DevicesError> {
+        let path = Self::path(data);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(DevicesError::Path { path, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 enum Examined {
@@ -131,7 +188,12 @@ fn examine(path: &Path, may_format: bool) -> Result<Examined, DevicesError> {
     }
 }
 
-fn format(config: &Config, cluster: ClusterId, path: PathBuf, create: bool) -> Result<FoundDevice, DevicesError> {
+fn format(
+    config: &Config,
+    cluster: ClusterId,
+    path: PathBuf,
+    create: bool,
+) -> Result<FoundDevice, DevicesError> {
     let at = |path: &Path| {
         let path = path.to_owned();
         move |source| DevicesError::Path { path, source }

@@ -15,7 +15,7 @@ use quarry_object::{
     peer::{PeerFault, PeerRequest, PeerResponse},
     transport::Address,
 };
-use quarry_partition::command::{Command, Conditions, Entry, Framed, List, Outcome, Reply};
+use quarry_partition::command::{Command, Conditions, Entry, Framed, List, Outcome, Refusal, Reply};
 
 use super::{NodeCluster, unexpected};
 use crate::runtime::clock;
@@ -63,13 +63,17 @@ impl NodeCluster {
             let fault = match answers {
                 Ok(answers) => {
                     let covered: BTreeSet<PartitionId> = answers.iter().flat_map(covered).copied().collect();
-                    let early = answers.iter().any(|answer| matches!(answer, PeerResponse::Empty { empty: false, .. }));
+                    let early = answers
+                        .iter()
+                        .any(|answer| matches!(answer, PeerResponse::Empty { empty: false, .. }));
                     if early || covered.len() == self.map.borrow().partitions.len() {
                         return Ok(answers);
                     }
                     PeerFault::NotPrimary
                 }
-                Err(fault @ (PeerFault::NotPrimary | PeerFault::DeviceOut | PeerFault::Device { .. })) => fault,
+                Err(fault @ (PeerFault::NotPrimary | PeerFault::DeviceOut | PeerFault::Device { .. })) => {
+                    fault
+                }
                 Err(fault) => return Err(fault),
             };
             if started.elapsed() > RETRY_FOR {
@@ -84,12 +88,14 @@ impl NodeCluster {
         let started = Instant::now();
         while started.elapsed() < SPREAD_FOR {
             let table = Arc::clone(&self.buckets.borrow());
-            if done(&table) && self.parts.bucket_revisions.all_reached(table.revision) {
+            if done(&table) && self.parts.progress.buckets_reached(table.revision) {
                 return Ok(());
             }
             glommio::timer::sleep(RETRY_PAUSE_MIN).await;
         }
-        Err(ApiError::Internal { detail: "the change of the bucket has not reached every core in time".into() })
+        Err(ApiError::Internal {
+            detail: "the change of the bucket has not reached every core in time".into(),
+        })
     }
 
     async fn is_empty(&self, bucket: BucketId) -> Result<bool, PeerFault> {
@@ -109,7 +115,9 @@ fn to_api_error(error: &ControllerError) -> ApiError {
     match error {
         ControllerError::BucketName(_) => ApiError::InvalidBucketName,
         ControllerError::BucketExists { .. } => ApiError::BucketAlreadyOwnedByYou,
-        ControllerError::NoSuchBucket { .. } | ControllerError::BucketNotMarked { .. } => ApiError::NoSuchBucket,
+        ControllerError::NoSuchBucket { .. } | ControllerError::BucketNotMarked { .. } => {
+            ApiError::NoSuchBucket
+        }
         other => ApiError::Unavailable { reason: other.to_string() },
     }
 }
@@ -119,15 +127,26 @@ impl Metadata for NodeCluster {
         let encoded = command.encode();
         let started = Instant::now();
         let mut pause = RETRY_PAUSE_MIN;
+        // Once a try may have been carried out, only an answer can say that the command was not.
+        let mut unknown = false;
         loop {
             match self.execute_once(partition, &encoded).await {
                 Ok(Outcome::Done(reply)) => return Ok(reply),
+                // The first try has aborted it.
+                Ok(Outcome::Refused(Refusal::NoSuchUpload))
+                    if unknown && matches!(command, Command::Abort { .. }) =>
+                {
+                    return Ok(Reply::Done);
+                }
                 Ok(Outcome::Refused(refusal)) => return Err(refusal.into()),
-                Err(fault) if Self::may_retry(&command, &fault) && started.elapsed() < RETRY_FOR => {
+                Err(fault) => {
+                    unknown |= matches!(fault, PeerFault::OutcomeUnknown | PeerFault::Device { .. });
+                    if !Self::may_retry(&command, &fault) || started.elapsed() >= RETRY_FOR {
+                        return Err(if unknown { PeerFault::OutcomeUnknown } else { fault }.into());
+                    }
                     glommio::timer::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_PAUSE_MAX);
                 }
-                Err(fault) => return Err(fault.into()),
             }
         }
     }
@@ -173,7 +192,8 @@ impl Metadata for NodeCluster {
 
     async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
         let controller = self.parts.control.controller();
-        let bucket = controller.create_bucket(name, clock::unix_ms()).await.map_err(|error| to_api_error(&error))?;
+        let bucket =
+            controller.create_bucket(name, clock::unix_ms()).await.map_err(|error| to_api_error(&error))?;
         self.spread(|table| table.by_name.get(name).is_some_and(|known| known.id >= bucket.id)).await
     }
 

@@ -13,8 +13,8 @@ use quarry_object::{
 };
 use quarry_storage::device::{BufferPool, Device, DeviceError, IoBuf};
 
-use super::{NodeCluster, unexpected};
-use crate::{host::NodeDevice, runtime::mesh::Mesh, runtime::clock};
+use super::{NodeCluster, reads::Reading, unexpected};
+use crate::{host::NodeDevice, runtime::clock, runtime::mesh::Mesh};
 
 /// Space on a device for a shard that is being written.
 pub(crate) struct ReservedShard {
@@ -85,6 +85,11 @@ impl NodeCluster {
 impl Cluster for NodeCluster {
     type Reserved = ReservedShard;
     type Opened = OpenedShard;
+    type Reading = Reading;
+
+    fn reading(&self, blobs: &[BlobId]) -> Reading {
+        self.parts.reads.hold(blobs)
+    }
 
     fn map(&self) -> Rc<ClusterMap> {
         Rc::clone(&self.map.borrow())
@@ -127,11 +132,16 @@ impl Cluster for NodeCluster {
         self.parts.control.count_damage();
     }
 
-    async fn reserve_shard(&self, device: DeviceId, request: ReserveShard) -> Result<ReservedShard, PeerError> {
+    async fn reserve_shard(
+        &self,
+        device: DeviceId,
+        request: ReserveShard,
+    ) -> Result<ReservedShard, PeerError> {
         let io = self.device(device)?;
         let ReserveShard { pg, epoch, blob, shard, len_bytes } = request;
         let name = ShardName { pg, blob, shard };
-        let answer = self.ask(Address::Device(device), PeerRequest::ReserveShard { name, epoch, len_bytes }).await;
+        let answer =
+            self.ask(Address::Device(device), PeerRequest::ReserveShard { name, epoch, len_bytes }).await;
         match answer {
             Ok(PeerResponse::Reserved { runs }) => Ok(ReservedShard { device, name, epoch, io, runs }),
             Ok(_) => Err(to_peer_error(&unexpected())),
@@ -139,7 +149,12 @@ impl Cluster for NodeCluster {
         }
     }
 
-    async fn write_shard(&self, shard: &ReservedShard, offset: u64, buf: IoBuf) -> (Result<(), PeerError>, IoBuf) {
+    async fn write_shard(
+        &self,
+        shard: &ReservedShard,
+        offset: u64,
+        buf: IoBuf,
+    ) -> (Result<(), PeerError>, IoBuf) {
         let Some(pieces) = pieces(&shard.runs, offset, buf.len() as u64) else {
             return (Err(PeerError::Io), buf);
         };
@@ -209,7 +224,12 @@ impl Cluster for NodeCluster {
         }
     }
 
-    async fn read_shard(&self, shard: &OpenedShard, offset: u64, buf: IoBuf) -> (Result<(), PeerError>, IoBuf) {
+    async fn read_shard(
+        &self,
+        shard: &OpenedShard,
+        offset: u64,
+        buf: IoBuf,
+    ) -> (Result<(), PeerError>, IoBuf) {
         let Some(pieces) = pieces(&shard.runs, offset, buf.len() as u64) else {
             return (Err(PeerError::Io), buf);
         };
@@ -235,7 +255,11 @@ async fn write_pieces(io: &NodeDevice, pieces: &[(u64, u64)], buf: &IoBuf) -> Re
     Ok(())
 }
 
-async fn read_pieces(io: &NodeDevice, pieces: &[(u64, u64)], mut buf: IoBuf) -> (Result<(), DeviceError>, IoBuf) {
+async fn read_pieces(
+    io: &NodeDevice,
+    pieces: &[(u64, u64)],
+    mut buf: IoBuf,
+) -> (Result<(), DeviceError>, IoBuf) {
     let mut from = 0;
     for (at, len) in pieces {
         let to = from + usize::try_from(*len).expect("a piece is part of one buffer");

@@ -92,15 +92,19 @@ impl Control {
         admin: Arc<AdminState>,
         stopping: Arc<AtomicBool>,
     ) -> anyhow::Result<Self> {
-        let listener = std::net::TcpListener::bind(config.admin)
-            .map_err(|error| anyhow::anyhow!("cannot listen on the admin address {}: {error}", config.admin))?;
+        let listener = std::net::TcpListener::bind(config.admin).map_err(|error| {
+            anyhow::anyhow!("cannot listen on the admin address {}: {error}", config.admin)
+        })?;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let options = ControllerOptions { policy, clock_ms: clock::unix_ms };
         let (controller, controller_handle) = Controller::new(metastore, options);
         let (events, inbox) = async_channel::bounded(EVENTS_MAX);
-        let handle =
-            ControlHandle { controller: controller_handle.clone(), events, metrics: Arc::clone(&admin.metrics) };
+        let handle = ControlHandle {
+            controller: controller_handle.clone(),
+            events,
+            metrics: Arc::clone(&admin.metrics),
+        };
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             runtime.block_on(async move {
@@ -136,7 +140,9 @@ async fn pass_events(inbox: async_channel::Receiver<Event>, controller: Controll
         // Each in a task of its own, so that the controller can plan what is queued together.
         tokio::task::spawn_local(async move {
             let result = match event {
-                Event::DeviceFailed { device, reason } => controller.device_failed(device, reason).await.map(drop),
+                Event::DeviceFailed { device, reason } => {
+                    controller.device_failed(device, reason).await.map(drop)
+                }
                 Event::Joined { partition, epoch, device } => {
                     controller.joined(partition, epoch, device).await.map(drop)
                 }
@@ -159,7 +165,8 @@ async fn watch_map(controller: ControllerHandle, admin: Arc<AdminState>) {
 
 async fn wait_for_signal(stopping: Arc<AtomicBool>) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         tracing::error!(event = "signals_unavailable");
         return;

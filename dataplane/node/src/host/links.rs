@@ -1,17 +1,24 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{BucketId, DeviceId, PartitionId};
+use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId};
 use quarry_controller::{BucketState, BucketTable};
 use quarry_object::{
     peer::PeerRequest,
     transport::{Address, Transport},
 };
 
-use crate::{control::ControlHandle, runtime::mesh::Mesh};
+use super::SpaceTable;
+use crate::{cluster::Progress, control::ControlHandle, runtime::mesh::Mesh};
 
 /// See the module.
 pub(crate) struct Links {
@@ -20,6 +27,8 @@ pub(crate) struct Links {
     pub(crate) spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
     /// The control plane.
     pub(crate) control: ControlHandle,
+    progress: Progress,
+    space: SpaceTable,
     started: Instant,
     open_buckets: RefCell<BTreeSet<BucketId>>,
 }
@@ -29,8 +38,18 @@ impl Links {
         mesh: Rc<Mesh>,
         spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
         control: ControlHandle,
+        progress: Progress,
+        space: SpaceTable,
     ) -> Self {
-        Self { mesh, spawn, control, started: Instant::now(), open_buckets: RefCell::default() }
+        Self {
+            mesh,
+            spawn,
+            control,
+            progress,
+            space,
+            started: Instant::now(),
+            open_buckets: RefCell::default(),
+        }
     }
 
     /// From now on only these buckets take writes.
@@ -41,6 +60,23 @@ impl Links {
 
     pub(super) fn bucket_is_open(&self, bucket: BucketId) -> bool {
         self.open_buckets.borrow().contains(&bucket)
+    }
+
+    /// Whether a device has only its reserve left.
+    pub(super) fn is_full(&self, device: DeviceId) -> bool {
+        self.space.is_full(device)
+    }
+
+    /// Asks the control plane to record a new primary, and waits until no core takes the old one for it any more:
+    /// what the new one acknowledges from then on, no core can miss.
+    pub(super) async fn activate(&self, partition: PartitionId, epoch: Epoch) -> bool {
+        if !self.control.activate(partition, epoch).await {
+            return false;
+        }
+        while !self.progress.epoch_reached(epoch) {
+            glommio::timer::sleep(Duration::from_millis(1)).await;
+        }
+        true
     }
 
     pub(super) fn monotonic_ms(&self) -> u64 {

@@ -103,14 +103,21 @@ async fn merge(sources: &mut [Source], list: &List, share: u32) -> Result<(Vec<E
 }
 
 /// Whether none of the given primaries holds anything of a bucket.
-pub(crate) async fn is_empty(primaries: &[Rc<PartitionHost>], bucket: BucketId) -> Result<PeerResponse, PeerFault> {
+pub(crate) async fn is_empty(
+    primaries: &[Rc<PartitionHost>],
+    bucket: BucketId,
+) -> Result<PeerResponse, PeerFault> {
     for replica in primaries {
         match replica.execute(&Command::BucketIsEmpty { bucket }).await {
             Ok(Reply::Empty(true)) => {}
-            Ok(Reply::Empty(false)) => return Ok(PeerResponse::Empty { empty: false, partitions: Vec::new() }),
+            Ok(Reply::Empty(false)) => {
+                return Ok(PeerResponse::Empty { empty: false, partitions: Vec::new() });
+            }
             Ok(_) => return Err(PeerFault::Damaged { detail: "an unexpected answer".into() }),
             Err(ExecuteError::Fault(fault)) => return Err(fault),
-            Err(ExecuteError::Refused(refusal)) => return Err(PeerFault::Damaged { detail: refusal.to_string() }),
+            Err(ExecuteError::Refused(refusal)) => {
+                return Err(PeerFault::Damaged { detail: refusal.to_string() });
+            }
         }
     }
     let partitions = primaries.iter().map(|replica| replica.partition()).collect();

@@ -6,6 +6,7 @@ mod listing;
 mod partition;
 mod proposed;
 mod shards;
+mod space;
 mod view;
 
 use std::{
@@ -30,11 +31,12 @@ use quarry_storage::{
     store::Store,
 };
 
+use self::shards::Shards;
 pub(crate) use self::{
     links::Links,
     partition::{PartitionHost, into_mutations},
+    space::{DeviceSpace, SpaceTable},
 };
-use self::shards::Shards;
 
 /// A device as the node uses it: our ring, behind a switch that can inject errors.
 pub(crate) type NodeDevice = FaultDevice<UringDevice>;
@@ -98,7 +100,8 @@ impl CoreHost {
                     Some(replica) => replica,
                     None if is_member => {
                         let store = host.store.clone();
-                        let replica = PartitionHost::new(id, *device, min_copies, store, Rc::clone(&self.links));
+                        let replica =
+                            PartitionHost::new(id, *device, min_copies, store, Rc::clone(&self.links));
                         host.partitions.borrow_mut().insert(id, Rc::clone(&replica));
                         replica
                     }
@@ -154,7 +157,9 @@ impl CoreHost {
             return Err(PeerFault::DeviceOut);
         }
         match request {
-            PeerRequest::ReserveShard { name, epoch, len_bytes } => host.shards.reserve(name, epoch, len_bytes),
+            PeerRequest::ReserveShard { name, epoch, len_bytes } => {
+                host.shards.reserve(name, epoch, len_bytes)
+            }
             PeerRequest::CommitShard { name, epoch, owner, checksums } => {
                 host.shards.commit(name, epoch, owner, checksums).await
             }
@@ -163,7 +168,8 @@ impl CoreHost {
             PeerRequest::CloseShard { pin } => Ok(host.shards.close(pin)),
             PeerRequest::FreeShard { name, epoch } => host.shards.free(name, epoch).await,
             PeerRequest::Execute { partition, command } => {
-                let replica = host.partitions.borrow().get(&partition).cloned().ok_or(PeerFault::NotPrimary)?;
+                let replica =
+                    host.partitions.borrow().get(&partition).cloned().ok_or(PeerFault::NotPrimary)?;
                 execute(&replica, &command).await
             }
             PeerRequest::Replicate { partition, from, message } => {
@@ -189,7 +195,8 @@ impl CoreHost {
 }
 
 async fn execute(replica: &Rc<PartitionHost>, command: &[u8]) -> Result<PeerResponse, PeerFault> {
-    let command = Command::decode(command).map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
+    let command =
+        Command::decode(command).map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
     let outcome = match replica.execute(&command).await {
         Ok(reply) => Outcome::Done(reply),
         Err(ExecuteError::Refused(refusal)) => Outcome::Refused(refusal),

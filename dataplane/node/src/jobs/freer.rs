@@ -60,7 +60,8 @@ async fn drain(partition: &Rc<PartitionHost>, cluster: &Rc<NodeCluster>) -> bool
         };
         after = blobs.last().map(|blob| blob.blob);
         let freed: Vec<_> = join_all(blobs.iter().map(|blob| free(cluster, blob))).await;
-        let done: Vec<_> = blobs.iter().zip(&freed).filter(|(_, freed)| **freed).map(|(blob, _)| blob.blob).collect();
+        let done: Vec<_> =
+            blobs.iter().zip(&freed).filter(|(_, freed)| **freed).map(|(blob, _)| blob.blob).collect();
         complete &= done.len() == blobs.len();
         if !done.is_empty() {
             let count = done.len() as u64;
@@ -77,6 +78,9 @@ async fn drain(partition: &Rc<PartitionHost>, cluster: &Rc<NodeCluster>) -> bool
 
 /// Frees all shards of a blob; `true` when every member that still counts has confirmed.
 async fn free(cluster: &Rc<NodeCluster>, blob: &BlobRef) -> bool {
+    if cluster.reads().contains(blob.blob) {
+        return false;
+    }
     let map: Rc<ClusterMap> = cluster.map();
     // A group that is gone from the map has no members any more, and so no shards.
     let Some(group) = map.placement_groups.get(&blob.pg) else { return true };

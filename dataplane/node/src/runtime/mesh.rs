@@ -133,7 +133,11 @@ impl Mesh {
             let Some(handler) = handler else { return };
             let body = handler(frame.to, frame.body).await;
             if let Some(id) = id {
-                mesh.respond(frame.from, Frame { from: mesh.me, to: frame.to, kind: Kind::Response(id), body }).await;
+                mesh.respond(
+                    frame.from,
+                    Frame { from: mesh.me, to: frame.to, kind: Kind::Response(id), body },
+                )
+                .await;
             }
         }));
     }
@@ -170,7 +174,9 @@ impl Transport for Mesh {
         self.next_request.set(id + 1);
         let (sender, receiver) = oneshot::channel();
         self.pending.borrow_mut().insert(id, sender);
-        if let Err(error) = self.inboxes[core].push(Frame { from: self.me, to, kind: Kind::Request(id), body }) {
+        if let Err(error) =
+            self.inboxes[core].push(Frame { from: self.me, to, kind: Kind::Request(id), body })
+        {
             self.pending.borrow_mut().remove(&id);
             return Err(error);
         }

@@ -59,7 +59,10 @@ impl CorePulse {
 }
 
 /// Starts the pulse thread over all cores; it ends when `stop` is set.
-pub(crate) fn start(cores: Vec<Arc<CorePulse>>, stop: Arc<AtomicBool>) -> std::io::Result<std::thread::JoinHandle<()>> {
+pub(crate) fn start(
+    cores: Vec<Arc<CorePulse>>,
+    stop: Arc<AtomicBool>,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("pulse".into()).spawn(move || {
         let mut sent_at = vec![None::<Instant>; cores.len()];
         while !stop.load(Ordering::Relaxed) {
