@@ -116,6 +116,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     let queues = Queues::new();
     let buffers = BufferPool::new(shared.config.buffers_per_core_bytes / BUFFER_BYTES)?;
     let ring = start_ring(&buffers, queues)?;
+    let gauges = Arc::new(CoreGauges::default());
+    let serving = start_pulse(&shared, index, &buffers, &ring, &gauges);
     let devices = open_devices(&shared, &ring);
     let stores = recover(&shared, index, &devices, queues).await;
     shared.recovered.fetch_add(1, Ordering::AcqRel);
@@ -151,7 +153,6 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     host.set_map(Arc::clone(&shared.published.map), Arc::clone(&shared.published.buckets));
     cluster.set_published(&shared.published);
 
-    let gauges = start_gauges(&shared, index, &host, &buffers, &ring, &mesh);
     start_map_updates(&shared, &host, &cluster, queues).await?;
     start_ticks(&host, queues);
     let background = spawner(queues.background);
@@ -161,6 +162,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     background(Box::pin(collector));
 
     wait_until_serving(&shared, &host).await;
+    serving.set(true);
     serve(&shared, index, &cluster, &gauges, queues).await?;
     for (id, device) in host.devices() {
         if let Err(error) = device.store.shutdown().await {
@@ -317,31 +319,33 @@ fn start_ticks(host: &Rc<CoreHost>, queues: Queues) {
     }));
 }
 
-fn start_gauges(
+/// Answers the pulse from the first I/O to the last: without it glommio may sleep on work (see `runtime::pulse`). The
+/// core counts as busy until `serving` is set, and then while something is in flight.
+fn start_pulse(
     shared: &Shared,
     index: usize,
-    host: &Rc<CoreHost>,
     buffers: &BufferPool,
     ring: &Ring,
-    mesh: &Rc<Mesh>,
-) -> Arc<CoreGauges> {
-    let gauges = Arc::new(CoreGauges::default());
+    gauges: &Arc<CoreGauges>,
+) -> Rc<Cell<bool>> {
     let pulse = Arc::clone(&shared.pulses[index]);
-    shared.metrics.add_core(index, Arc::clone(&gauges), Arc::clone(&pulse));
-    let (host, buffers, ring, mesh) = (Rc::clone(host), buffers.clone(), ring.clone(), Rc::clone(mesh));
-    let (shown, answered) = (Arc::clone(&gauges), Arc::clone(&pulse));
+    shared.metrics.add_core(index, Arc::clone(gauges), Arc::clone(&pulse));
+    pulse.set_busy(true);
+    let serving = Rc::new(Cell::new(false));
+    let (buffers, ring, known) = (buffers.clone(), ring.clone(), Rc::clone(&serving));
+    let (shown, answered, stopping) = (Arc::clone(gauges), Arc::clone(&pulse), Arc::clone(&shared.stopping));
     let on_beat = move || {
         // The ring may have work that arrived while the executor wrongly slept.
         ring.submit();
         ring.reap();
-        let busy = ring.in_flight() > 0 || mesh.in_flight() > 0 || host.requests_in_flight() > 0;
-        answered.set_busy(busy || shown.connections.load(Ordering::Relaxed) > 0);
+        let idle = known.get() && ring.in_flight() == 0 && shown.connections.load(Ordering::Relaxed) == 0;
+        answered.set_busy(!idle || stopping.load(Ordering::Relaxed));
         shown.buffers.store(buffers.slots() as u64, Ordering::Relaxed);
         shown.buffers_free.store(buffers.free_slots() as u64, Ordering::Relaxed);
         shown.device_io_in_flight.store(ring.in_flight() as u64, Ordering::Relaxed);
     };
     glommio::spawn_local(pulse.answer(on_beat)).detach();
-    gauges
+    serving
 }
 
 /// Connections are taken only when every partition whose primary is here serves, or cannot for now.

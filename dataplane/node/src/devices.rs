@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use quarry_clustermap::{ClusterId, ClusterMap, DeviceId};
@@ -20,6 +21,11 @@ use crate::{
     config::{Config, DEFAULT_DEVICE_COUNT},
     credentials::random,
 };
+
+/// How long a device may still be in use by the process before.
+const IN_USE_FOR: Duration = Duration::from_secs(10);
+/// Between two looks.
+const IN_USE_PAUSE: Duration = Duration::from_millis(20);
 
 /// A device that can be served.
 #[derive(Clone)]
@@ -104,6 +110,8 @@ pub(crate) fn prepare(
             }
             Ok(Examined::Absent) => blank.push((path, true)),
             Ok(Examined::Blank) => blank.push((path, false)),
+            // Whoever has it open is alive, and so is the data: this is no lost device.
+            Err(error @ DevicesError::Device(DeviceError::InUse { .. })) => return Err(error),
             Err(error) if known => tracing::error!(event = "device_unusable", path = %path.display(), %error),
             Err(error) => return Err(error),
         }
@@ -173,7 +181,7 @@ fn examine(path: &Path, may_format: bool) -> Result<Examined, DevicesError> {
     match DeviceFile::probe(path)? {
         Found::Blank => Ok(Examined::Blank),
         Found::Quarry => {
-            let file = Arc::new(DeviceFile::open(path, OpenMode::ReadWrite)?);
+            let file = Arc::new(open_when_free(path)?);
             let device = SyncDevice::new(Arc::clone(&file));
             match futures::executor::block_on(read_identity(&device)) {
                 Ok(identity) => Ok(Examined::Ours { id: identity.device, theirs: identity.cluster, file }),
@@ -185,6 +193,20 @@ fn examine(path: &Path, may_format: bool) -> Result<Examined, DevicesError> {
         }
         _ if may_format => Ok(Examined::Blank),
         found => Err(DevicesError::HoldsSomethingElse { path: path.to_owned(), found }),
+    }
+}
+
+/// Opens a device, waiting for the last process to be gone: the kernel takes io_uring apart, and lets go of the files
+/// in it, some time after a process has ended.
+fn open_when_free(path: &Path) -> Result<DeviceFile, DeviceError> {
+    let started = Instant::now();
+    loop {
+        match DeviceFile::open(path, OpenMode::ReadWrite) {
+            Err(DeviceError::InUse { .. }) if started.elapsed() < IN_USE_FOR => {
+                std::thread::sleep(IN_USE_PAUSE)
+            }
+            result => return result,
+        }
     }
 }
 

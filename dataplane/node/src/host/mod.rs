@@ -9,12 +9,7 @@ mod shards;
 mod space;
 mod view;
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::BTreeMap,
-    rc::Rc,
-    sync::Arc,
-};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
@@ -53,7 +48,6 @@ pub(crate) struct CoreHost {
     devices: BTreeMap<DeviceId, Rc<DeviceHost>>,
     map: RefCell<Arc<ClusterMap>>,
     links: Rc<Links>,
-    requests: Cell<u64>,
 }
 
 impl CoreHost {
@@ -64,7 +58,7 @@ impl CoreHost {
             (store.device_id(), Rc::new(DeviceHost { store, shards, partitions: RefCell::default() }))
         };
         let devices = stores.into_iter().map(host).collect();
-        Rc::new(Self { devices, map: RefCell::new(map), links, requests: Cell::new(0) })
+        Rc::new(Self { devices, map: RefCell::new(map), links })
     }
 
     /// The devices of this core.
@@ -80,11 +74,6 @@ impl CoreHost {
     /// Whether this core serves a device.
     pub(crate) fn owns(&self, device: DeviceId) -> bool {
         self.devices.contains_key(&device)
-    }
-
-    /// Requests that are being answered.
-    pub(crate) fn requests_in_flight(&self) -> u64 {
-        self.requests.get()
     }
 
     /// A newer map: replicas are made for new members, and all are told their configuration.
@@ -138,9 +127,7 @@ impl CoreHost {
     pub(crate) fn handle(self: &Rc<Self>, to: Address, frame: Bytes) -> LocalBoxFuture<'static, Bytes> {
         let host = Rc::clone(self);
         Box::pin(async move {
-            host.requests.set(host.requests.get() + 1);
             let response = host.answer(to, &frame).await.unwrap_or_else(PeerResponse::Failed);
-            host.requests.set(host.requests.get() - 1);
             Bytes::from(response.encode())
         })
     }

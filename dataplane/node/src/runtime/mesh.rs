@@ -93,11 +93,6 @@ impl Mesh {
         *self.handler.borrow_mut() = Some(handler);
     }
 
-    /// Requests sent and not answered yet.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.pending.borrow().len()
-    }
-
     /// Takes frames from this core's queue for ever.
     pub(crate) async fn receive(self: Rc<Self>) {
         let inbox = Arc::clone(&self.inboxes[self.me]);
