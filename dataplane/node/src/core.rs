@@ -375,7 +375,7 @@ impl Observer for Log {
     fn request(&self, record: &RequestRecord<'_>) {
         let RequestRecord { operation, status, duration, bytes_in, bytes_out, .. } = *record;
         self.metrics.observe_request(operation, status, duration, bytes_in, bytes_out);
-        if status >= 500 || !record.complete {
+        if (status >= 500 && status != 501) || !record.complete {
             tracing::warn!(
                 event = "request_failed",
                 request_id = record.request_id,
