@@ -111,8 +111,10 @@ pub(crate) struct Verifier<'a> {
 pub(crate) struct Difference {
     offset_bytes: u64,
     expected: Option<Stream>,
-    /// Bytes from the aligned word at or before `offset_bytes` on; empty when the length is wrong.
+    /// What was received from the aligned word around `offset_bytes` on (or from the next one, when the frame begins
+    /// within that word); empty when the length is wrong.
     window: Vec<u8>,
+    window_offset: u64,
     reason: Option<String>,
 }
 
@@ -150,25 +152,25 @@ impl<'a> Verifier<'a> {
             };
             self.adopt(word, frame)?;
         }
-        let last = self.candidates.last().map(|(stream, _)| *stream);
-        let mut farthest = 0;
-        let end = self.received_bytes;
+        let mut best: Option<(usize, Stream, u64)> = None;
         self.candidates.retain(|(stream, content)| {
-            if matches!(content, Content::Version { size_bytes, .. } if *size_bytes < end) {
-                return false;
+            let Content::Version { size_bytes, .. } = *content else { return false };
+            let within =
+                usize::try_from(size_bytes - offset).map_or(frame.len(), |left| left.min(frame.len()));
+            let matching = stream.first_difference(offset, &frame[..within]).unwrap_or(within);
+            if best.is_none_or(|(most, ..)| matching > most) {
+                best = Some((matching, *stream, size_bytes));
             }
-            let difference = stream.first_difference(offset, frame);
-            farthest = farthest.max(difference.unwrap_or(0));
-            difference.is_none()
+            matching == frame.len()
         });
         if !self.candidates.is_empty() {
             return Ok(());
         }
-        let stream = last.expect("feed is not called again after it failed");
-        match stream.first_difference(offset, frame) {
-            Some(_) => Err(Difference::content(offset, farthest, frame, stream)),
-            None => Err(Difference::reason(end, "a body that is too long")),
+        let (matching, stream, size_bytes) = best.expect("feed is not called again after it failed");
+        if offset + matching as u64 == size_bytes {
+            return Err(Difference::reason(size_bytes, "a body that is too long"));
         }
+        Err(Difference::content(offset, matching, frame, stream))
     }
 
     /// Takes the version that the first word of the body claims, when any version is right.
@@ -178,6 +180,7 @@ impl<'a> Verifier<'a> {
                 offset_bytes: 0,
                 expected: None,
                 window: frame[..frame.len().min(WINDOW_BYTES)].to_vec(),
+                window_offset: 0,
                 reason: None,
             });
         };
@@ -214,15 +217,23 @@ impl Difference {
     }
 
     fn reason(offset_bytes: u64, reason: &str) -> Self {
-        Self { offset_bytes, expected: None, window: Vec::new(), reason: Some(reason.to_owned()) }
+        Self {
+            offset_bytes,
+            expected: None,
+            window: Vec::new(),
+            window_offset: 0,
+            reason: Some(reason.to_owned()),
+        }
     }
 
     fn content(frame_offset: u64, at: usize, frame: &[u8], expected: Stream) -> Self {
         let offset_bytes = frame_offset + at as u64;
-        let back = usize::try_from(offset_bytes % 8).expect("below 8").min(at);
-        let window = &frame[at - back..];
-        let window = window[..window.len().min(WINDOW_BYTES)].to_vec();
-        Self { offset_bytes, expected: Some(expected), window, reason: None }
+        let word_offset = offset_bytes - offset_bytes % 8;
+        let window_offset =
+            if word_offset < frame_offset { frame_offset.next_multiple_of(8) } else { word_offset };
+        let from = usize::try_from(window_offset - frame_offset).expect("within a frame").min(frame.len());
+        let window = frame[from..].iter().copied().take(WINDOW_BYTES).collect();
+        Self { offset_bytes, expected: Some(expected), window, window_offset, reason: None }
     }
 
     /// Says precisely what was found, looking for its origin among `other_keys` as well.
@@ -251,12 +262,12 @@ impl Difference {
         key: &str,
         mut other_keys: impl Iterator<Item = K>,
     ) -> String {
-        let window_offset =
-            self.offset_bytes.next_multiple_of(8) - if self.offset_bytes % 8 == 0 { 0 } else { 8 };
-        if self.window.iter().all(|byte| *byte == 0) {
-            return format!("zeros ({} bytes seen)", self.window.len());
+        let right = usize::try_from(self.offset_bytes.saturating_sub(self.window_offset)).expect("below 8");
+        let wrong = &self.window[right.min(self.window.len())..];
+        if !wrong.is_empty() && wrong.iter().all(|byte| *byte == 0) {
+            return format!("zeros ({} bytes seen)", wrong.len());
         }
-        if let Some(start) = self.recover(window_offset) {
+        if let Some(start) = self.recover() {
             if let Some(version) = Stream::version_for(start, seed, key) {
                 return format!("version {version} of the same key");
             }
@@ -276,7 +287,7 @@ impl Difference {
             };
         }
         let head = hex::encode(&self.window[..self.window.len().min(16)]);
-        match self.damage(window_offset) {
+        match self.damage() {
             Some((bytes, bits)) => {
                 format!(
                     "damage: {bytes} wrong bytes ({bits} bits) in {} seen; begins {head}",
@@ -288,18 +299,18 @@ impl Difference {
     }
 
     /// The stream that two neighbouring words of the window agree on, unless it is the expected one (damage before it).
-    fn recover(&self, window_offset: u64) -> Option<u64> {
+    fn recover(&self) -> Option<u64> {
         let (words, _) = self.window.as_chunks::<8>();
         let start = words
             .windows(2)
-            .zip(window_offset / 8..)
+            .zip(self.window_offset / 8..)
             .find_map(|(pair, word)| content::recover_start(word, pair[0], pair[1]))?;
         (self.expected.and_then(|stream| content::shift_words(start, stream, 0)).is_none()).then_some(start)
     }
 
-    fn damage(&self, window_offset: u64) -> Option<(usize, u32)> {
+    fn damage(&self) -> Option<(usize, u32)> {
         let mut right = vec![0; self.window.len()];
-        self.expected?.fill(window_offset, &mut right);
+        self.expected?.fill(self.window_offset, &mut right);
         let wrong: Vec<u8> = self.window.iter().zip(&right).map(|(got, right)| got ^ right).collect();
         let words = wrong.chunks(8).filter(|word| word.iter().any(|byte| *byte != 0)).count();
         let bytes = wrong.iter().filter(|byte| **byte != 0).count();

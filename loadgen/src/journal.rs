@@ -167,7 +167,7 @@ mod tests {
         let text = "quarry-journal 1 7 bkt\ntry a 1 10\nack a 1 10\ntry a 2 10\ntry b 1 10\nno b 1 10\n\
                     try c 1 10\nack c 1 10\ntry c 2 -\nack c 2 -\ntry d 1 10\nack d 1 1";
         let promises = Promises::parse(text).unwrap();
-        assert_eq!((promises.seed, &*promises.bucket, promises.acknowledged), (7, "bkt", 2));
+        assert_eq!((promises.seed, &*promises.bucket, promises.acknowledged), (7, "bkt", 3));
         let accepts = |key: &str, content| promises.keys[key].accepts(content);
         assert!(accepts("a", version(1)) && accepts("a", version(2)) && !accepts("a", Content::Absent));
         assert!(accepts("b", version(9)) && accepts("b", Content::Absent));

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::args::{EndpointArgs, LoadArgs, Mix, Payload, Verify};
-use crate::client::{Client, Target, unix_seconds};
+use crate::client::{Client, Failure, Target, unix_seconds};
 use crate::content::VERSION_MAX;
 use crate::credentials;
 use crate::expect::Expected;
@@ -21,7 +21,7 @@ use crate::process::{self, FoundBy};
 use crate::report::{Report, ServerUsage, Workload};
 use crate::sigv4::Signer;
 use crate::stats::Stats;
-use crate::worker::{Run, Slot, Worker, key_name};
+use crate::worker::{Run, Slot, Worker, backoff, key_name};
 
 /// Versions a key can get between two runs that start in neighbouring seconds.
 const VERSIONS_PER_SECOND: u64 = 1 << 20;
@@ -72,7 +72,9 @@ pub(crate) async fn load(mode: Mode, args: &LoadArgs) -> Result<Report> {
     target.sign_payload = args.payload == Payload::Signed;
     let target = Arc::new(target);
     let mut setup = Client::new(Arc::clone(&target), signer.clone());
-    setup.ensure_bucket().await.with_context(|| format!("cannot use bucket {}", args.bucket))?;
+    ensure_bucket(&mut setup, args.retries)
+        .await
+        .with_context(|| format!("cannot use bucket {}", args.bucket))?;
 
     let first_version = args.first_version.unwrap_or_else(|| unix_seconds() * VERSIONS_PER_SECOND);
     assert!(first_version < VERSION_MAX, "the clock would have to be past the year 2240");
@@ -117,6 +119,17 @@ pub(crate) async fn load(mode: Mode, args: &LoadArgs) -> Result<Report> {
         .then(|| ServerUsage::new(pids, found_by, phase.server_cpu, phase.server_peak_rss, &stats.all));
     let workload = workload(args, objects, first_version);
     Ok(Report::new(mode.name(), workload, stats, phase.elapsed, phase.client_cpu, server, stopped_early))
+}
+
+async fn ensure_bucket(setup: &mut Client, retries: u32) -> Result<(), Failure> {
+    let mut attempt = 0;
+    loop {
+        match setup.ensure_bucket().await {
+            Err(failure) if failure.is_retryable() && attempt < retries => attempt += 1,
+            other => return other,
+        }
+        tokio::time::sleep(backoff(attempt)).await;
+    }
 }
 
 /// The keys of each worker: object number N belongs to worker N modulo the number of workers.
