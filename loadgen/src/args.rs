@@ -88,16 +88,17 @@ pub(crate) struct LoadArgs {
     /// Bucket; created if missing
     #[arg(long, value_parser = parse_bucket)]
     pub(crate) bucket: String,
-    /// Size of every object, such as 4KiB, 64MiB, 1GB or a number of bytes
-    #[arg(long, value_parser = parse_size)]
-    pub(crate) size: u64,
+    /// Size of objects written, such as 4KiB, 64MiB, 1GB or a number of bytes (`get --no-prepare` needs none)
+    #[arg(long, value_parser = parse_size, required_unless_present = "no_prepare")]
+    pub(crate) size: Option<u64>,
     /// How long operations are started; those in flight at the end are completed and counted
     #[arg(long, default_value = "30s", value_parser = parse_duration)]
     pub(crate) duration: Duration,
     /// Distinct objects [default: 1000 or what fills 1 GiB, but at least one for each worker]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=OBJECTS_MAX))]
     pub(crate) objects: Option<u64>,
-    /// Whether the SHA-256 of a body is part of the signature (about 1 CPU second per GB here, before the clock starts)
+    /// Whether the SHA-256 of a body is part of the signature (about 1 CPU second per GB of
+    /// the client, before the clock of the operation starts; with --part-size within it)
     #[arg(long, value_enum, default_value_t = Payload::Unsigned)]
     pub(crate) payload: Payload,
     /// Upload objects larger than this in parts of this size
@@ -194,7 +195,7 @@ impl LoadArgs {
             if part == 0 {
                 return Err("--part-size must not be 0".into());
             }
-            if self.size.div_ceil(part) > PARTS_MAX {
+            if self.size.unwrap_or(0).div_ceil(part) > PARTS_MAX {
                 return Err(format!("--size needs more than {PARTS_MAX} parts of --part-size"));
             }
         }
@@ -204,7 +205,9 @@ impl LoadArgs {
                 "--objects {objects} is less than --concurrency {workers}: every worker needs a key of its own"
             )),
             Some(objects) => Ok(objects),
-            None => Ok((DEFAULT_SET_BYTES / self.size.max(1)).clamp(1, DEFAULT_OBJECTS).max(workers)),
+            None => {
+                Ok((DEFAULT_SET_BYTES / self.size.unwrap_or(1).max(1)).clamp(1, DEFAULT_OBJECTS).max(workers))
+            }
         }
     }
 }

@@ -215,6 +215,22 @@ impl Client {
             .text(Method::POST, Some(key), &[("uploads", "")], ContentBody::empty(), EMPTY_SHA256)
             .await?;
         let upload = element(&text, "UploadId").ok_or(Failure::Protocol("no UploadId"))?.to_owned();
+        let result = self.put_upload(key, &upload, body, part_bytes).await;
+        if matches!(result, Err(Failure::Http { .. })) {
+            // Parts of a refused upload would only occupy the server; the refusal is what is reported.
+            let (query, empty) = ([("uploadId", &*upload)], ContentBody::empty());
+            let _ = self.text(Method::DELETE, Some(key), &query, empty, EMPTY_SHA256).await;
+        }
+        result
+    }
+
+    async fn put_upload(
+        &mut self,
+        key: &str,
+        upload: &str,
+        body: ContentBody,
+        part_bytes: u64,
+    ) -> Result<(), Failure> {
         let mut list = String::from("<CompleteMultipartUpload>");
         let mut number = 1u32;
         let mut offset = body.offset;
@@ -222,7 +238,7 @@ impl Client {
             let part = ContentBody { offset, end: (offset + part_bytes).min(body.end), ..body.clone() };
             offset = part.end;
             let hash = self.payload_hash(part.clone()).await;
-            let query = [("partNumber", &*number.to_string()), ("uploadId", &*upload)];
+            let query = [("partNumber", &*number.to_string()), ("uploadId", upload)];
             let (etag, _) = self.text(Method::PUT, Some(key), &query, part, &hash).await?;
             let etag = etag.ok_or(Failure::Protocol("no ETag of a part"))?;
             list.push_str(&format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"));
@@ -231,7 +247,7 @@ impl Client {
         list.push_str("</CompleteMultipartUpload>");
         let hash = hex::encode(Sha256::digest(list.as_bytes()));
         let body = ContentBody::text(list);
-        let (_, text) = self.text(Method::POST, Some(key), &[("uploadId", &upload)], body, &hash).await?;
+        let (_, text) = self.text(Method::POST, Some(key), &[("uploadId", upload)], body, &hash).await?;
         // This one answer may carry an error in a body with status 200.
         if !text.contains("<CompleteMultipartUploadResult") {
             let code = element(&text, "Code").unwrap_or_default().to_owned();

@@ -31,16 +31,24 @@ impl Content {
     }
 }
 
-/// Everything a key may hold. `settled` is None while the key was never written nor read by us: any version is right.
+/// Everything a key may hold. The default is anything: nothing is known of it yet.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Expected {
+    /// None while the key was neither written nor read by us: any version is right.
     settled: Option<Content>,
+    /// A listing showed the key, so that nothing at all is wrong, though any version is right.
+    listed: bool,
     attempts: VecDeque<Content>,
 }
 
 impl Expected {
     pub(crate) fn settled(content: Content) -> Self {
-        Self { settled: Some(content), attempts: VecDeque::new() }
+        Self { settled: Some(content), ..Self::default() }
+    }
+
+    /// Any version, but an object there must be.
+    pub(crate) fn listed() -> Self {
+        Self { listed: true, ..Self::default() }
     }
 
     /// A write of `content` begins.
@@ -65,7 +73,11 @@ impl Expected {
     }
 
     pub(crate) fn accepts(&self, content: Content) -> bool {
-        self.settled.is_none_or(|settled| settled == content) || self.attempts.contains(&content)
+        let settled = match self.settled {
+            Some(settled) => settled == content,
+            None => !(self.listed && content == Content::Absent),
+        };
+        settled || self.attempts.contains(&content)
     }
 
     /// Whether a read certainly finds nothing.
@@ -315,5 +327,90 @@ impl Difference {
         let words = wrong.chunks(8).filter(|word| word.iter().any(|byte| *byte != 0)).count();
         let bytes = wrong.iter().filter(|byte| **byte != 0).count();
         (words <= DAMAGED_WORDS_MAX).then(|| (bytes, wrong.iter().map(|byte| byte.count_ones()).sum()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Content, Expected, Mismatch, Verifier};
+    use crate::content::Stream;
+
+    const KEY: &str = "p/obj-00000001";
+    const SIZE_BYTES: u64 = 100_000;
+
+    fn version(version: u64) -> Content {
+        Content::Version { version, size_bytes: SIZE_BYTES }
+    }
+
+    fn body(key: &str, version: u64) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(SIZE_BYTES).unwrap()];
+        Stream::new(1, key, version).fill(0, &mut bytes);
+        bytes
+    }
+
+    /// Reads `body` in frames of `frame_bytes`.
+    fn read(expected: &Expected, body: &[u8], frame_bytes: usize) -> Result<Content, Mismatch> {
+        let others = || ["p/obj-00000000", KEY].iter();
+        let mut verifier = Verifier::new(1, KEY, expected, Some(body.len() as u64))
+            .map_err(|difference| difference.into_mismatch(1, KEY, expected, others()))?;
+        body.chunks(frame_bytes)
+            .try_for_each(|frame| verifier.feed(frame))
+            .and_then(|()| verifier.finish())
+            .map_err(|difference| difference.into_mismatch(1, KEY, expected, others()))
+    }
+
+    #[test]
+    fn any_framing_finds_the_version_among_those_possible() {
+        let mut expected = Expected::settled(version(1));
+        expected.attempt(version(2));
+        expected.attempt(version(3));
+        expected.reject(version(3));
+        for frame_bytes in [1, 7, 4096, 70_001, 1 << 20] {
+            for right in [1, 2] {
+                assert_eq!(read(&expected, &body(KEY, right), frame_bytes), Ok(version(right)));
+                assert_eq!(read(&Expected::listed(), &body(KEY, right), frame_bytes), Ok(version(right)));
+            }
+            let refused = read(&expected, &body(KEY, 3), frame_bytes).unwrap_err();
+            assert!(refused.offset_bytes < 8);
+            // One-byte frames leave nothing to recognise.
+            if frame_bytes > 4000 {
+                assert_eq!(refused.found, "version 3 of the same key");
+                let other = read(&expected, &body("p/obj-00000000", 1), frame_bytes).unwrap_err();
+                assert_eq!(other.found, "version 1 of key p/obj-00000000");
+                let other = read(&Expected::listed(), &body("p/obj-00000000", 1), frame_bytes).unwrap_err();
+                assert_eq!(other.found, "version 1 of key p/obj-00000000");
+            }
+        }
+        expected.settle(version(2));
+        assert!(read(&expected, &body(KEY, 1), 4096).is_err());
+    }
+
+    #[test]
+    fn a_body_mixed_of_two_right_versions_is_wrong() {
+        let mut expected = Expected::settled(version(1));
+        expected.attempt(version(2));
+        let mut mixed = body(KEY, 1);
+        mixed[50_000..].copy_from_slice(&body(KEY, 2)[50_000..]);
+        for frame_bytes in [1000, 4096, 1 << 20] {
+            let refused = read(&expected, &mixed, frame_bytes).unwrap_err();
+            assert!((50_000..50_008).contains(&refused.offset_bytes), "{refused:?}");
+            assert_eq!(refused.found, "version 2 of the same key");
+        }
+    }
+
+    #[test]
+    fn absence_is_right_only_where_possible() {
+        assert!(Expected::default().accepts(Content::Absent));
+        assert!(!Expected::listed().accepts(Content::Absent));
+        let mut expected = Expected::settled(version(1));
+        assert!(!expected.accepts(Content::Absent) && !expected.certainly_absent());
+        expected.attempt(Content::Absent);
+        assert!(expected.accepts(Content::Absent) && expected.accepts(version(1)));
+        expected.settle(Content::Absent);
+        assert!(expected.certainly_absent() && !expected.accepts(version(1)));
+        assert!(read(&expected, &body(KEY, 1), 4096).is_err());
+        expected.attempt(version(2));
+        assert!(!expected.certainly_absent());
+        assert_eq!(read(&expected, &body(KEY, 2), 4096), Ok(version(2)));
     }
 }

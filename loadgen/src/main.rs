@@ -46,6 +46,10 @@ fn main() -> ExitCode {
 }
 
 fn load(mode: Mode, args: &LoadArgs) -> Result<ExitCode> {
+    if mode != Mode::Get && args.size.is_none() {
+        clap::Error::raw(ErrorKind::MissingRequiredArgument, "only get --no-prepare goes without --size\n")
+            .exit();
+    }
     if let Err(problem) = args.checked_objects() {
         clap::Error::raw(ErrorKind::ValueValidation, format!("{problem}\n")).exit();
     }

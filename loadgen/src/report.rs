@@ -50,7 +50,8 @@ pub(crate) struct Workload {
     pub(crate) endpoint: String,
     pub(crate) bucket: String,
     pub(crate) prefix: String,
-    pub(crate) size_bytes: u64,
+    /// None when objects were taken as they are.
+    pub(crate) size_bytes: Option<u64>,
     pub(crate) part_bytes: Option<u64>,
     pub(crate) objects: u64,
     pub(crate) concurrency: usize,
@@ -189,8 +190,15 @@ impl Report {
         let w = &self.workload;
         let mut line = |text: String| writeln!(out, "{text}").expect("writing to a string");
         line(format!(
-            "{} {} B objects, {} workers, closed loop, {}/{}, payload {}, verify {}",
-            self.mode, w.size_bytes, w.concurrency, w.endpoint, w.bucket, w.payload, w.verify
+            "{} of {} objects ({}), {} workers, closed loop, {}/{}, payload {}, verify {}",
+            self.mode,
+            w.objects,
+            w.size_bytes.map_or("any size".to_owned(), |bytes| format!("{bytes} B")),
+            w.concurrency,
+            w.endpoint,
+            w.bucket,
+            w.payload,
+            w.verify
         ));
         line(format!("elapsed        {:.2} s", self.elapsed_seconds));
         line(format!(

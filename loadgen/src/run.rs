@@ -79,12 +79,13 @@ pub(crate) async fn load(mode: Mode, args: &LoadArgs) -> Result<Report> {
     let first_version = args.first_version.unwrap_or_else(|| unix_seconds() * VERSIONS_PER_SECOND);
     assert!(first_version < VERSION_MAX, "the clock would have to be past the year 2240");
     let slots = slots(mode, args, objects, first_version, &mut setup).await?;
+    let objects = slots.iter().map(|slots| slots.len() as u64).sum();
     drop(setup);
     let run = Arc::new(Run {
         seed: args.seed,
         prefix: args.prefix.clone(),
         objects,
-        size_bytes: args.size,
+        size_bytes: args.size.unwrap_or(0),
         part_bytes: args.part_size,
         mix: match mode {
             Mode::Put => Mix::PUT,
@@ -110,6 +111,9 @@ pub(crate) async fn load(mode: Mode, args: &LoadArgs) -> Result<Report> {
         })
         .collect();
     let write_first = mode != Mode::Put && !args.no_prepare;
+    if write_first && !args.endpoint.json {
+        eprintln!("preparing {objects} objects");
+    }
     let (pids, found_by) = server_processes(args, &target);
     let phase = measure(&run, workers, write_first, args.duration, &pids).await?;
 
@@ -159,7 +163,7 @@ async fn slots(
             let ours = key.strip_prefix(&args.prefix).is_some_and(|name| name.starts_with("obj-"));
             if ours && found < limit {
                 let worker = usize::try_from(found % concurrency as u64).expect("below a usize");
-                slots[worker].push(slot(key));
+                slots[worker].push(Slot { expected: Expected::listed(), ..slot(key) });
                 found += 1;
             }
         }

@@ -84,9 +84,14 @@ impl Stats {
 
     pub(crate) fn mismatch(&mut self, mismatch: Mismatch) {
         self.mismatches_total += 1;
-        if self.mismatches.len() < MISMATCHES_KEPT {
+        if self.describes_more() {
             self.mismatches.push(mismatch);
         }
+    }
+
+    /// Whether the next mismatch is kept with its description.
+    pub(crate) fn describes_more(&self) -> bool {
+        self.mismatches.len() < MISMATCHES_KEPT
     }
 
     /// Counts a gap that lasts until `now`; also called at the end of the run.

@@ -41,10 +41,6 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub(crate) fn key(&self, number: u64) -> String {
-        key_name(&self.prefix, number)
-    }
-
     pub(crate) fn stats(&self) -> MutexGuard<'_, Stats> {
         self.stats.lock().expect("no worker panics while it counts")
     }
@@ -56,7 +52,9 @@ impl Run {
     }
 
     fn mismatch(&self, key: &str, expected: &Expected, difference: Difference) {
-        let others = (0..self.objects).map(|number| self.key(number));
+        // Only those that are described are worth a search through all keys.
+        let searched = if self.stats().describes_more() { self.objects } else { 0 };
+        let others = (0..searched).map(|number| key_name(&self.prefix, number));
         let mismatch = difference.into_mismatch(self.seed, key, expected, others);
         self.stats().mismatch(mismatch);
     }

@@ -46,7 +46,7 @@ fn put_stores_what_get_verifies() {
             assert!(put["operations"].as_u64().unwrap() > 12, "{put}");
             assert_eq!(put["loop"], "closed");
             assert_eq!(server.state().objects.len(), 12);
-            let (code, get) = run(&server, &format!("get {common} --size {size} --no-prepare"));
+            let (code, get) = run(&server, &format!("get {common} --no-prepare"));
             assert_eq!((code, &get["mismatches_total"]), (0, &0.into()), "{get}");
             assert!(get["operations"].as_u64().unwrap() > 12);
             assert_eq!(get["server"]["found_by"], "listening_port");
@@ -85,6 +85,16 @@ fn large_objects_go_up_in_parts() {
     assert!(server.state().objects.values().all(|body| body.len() == 700 << 10));
     assert!(server.state().uploads.is_empty());
     assert_eq!(server.state().puts, 0);
+}
+
+#[test]
+fn a_refused_upload_is_taken_back() {
+    let server = Server::start(Fault::RefusesSecondPart);
+    let put = "put --bucket bench --size 700KiB --part-size 256KiB --objects 2 -c 1 --duration 100ms";
+    let (code, report) = run(&server, put);
+    assert_eq!((code, &report["operations"]), (3, &0.into()), "{report}");
+    assert!(report["errors"]["HTTP 400 InvalidPart"].as_u64().unwrap() > 0, "{report}");
+    assert!(server.state().uploads.is_empty() && server.state().objects.is_empty());
 }
 
 #[test]
@@ -270,6 +280,7 @@ fn bad_arguments_and_credentials_are_explained() {
     assert!(stderr("put --bucket bench --size 4K", 2).contains("unknown unit 'K'"));
     assert!(stderr("put --bucket Bad! --size 4KiB", 2).contains("3 to 63"));
     assert!(stderr("put --bucket bench --size 4KiB --objects 3 -c 4", 2).contains("key of its own"));
+    assert!(stderr("mixed --bucket bench --no-prepare", 2).contains("--size"));
     assert!(stderr("put --bucket bench --size 4KiB --duration 5", 2).contains("needs a unit"));
     let wrong = stderr("put --bucket bench --size 1KiB --access-key a --secret-key b", 3);
     assert!(wrong.contains("cannot use bucket bench: HTTP 403"), "{wrong}");

@@ -49,6 +49,8 @@ pub(crate) enum Fault {
     SlowDown,
     /// Lists in the wrong order.
     Disordered,
+    /// Refuses part 2 of every upload.
+    RefusesSecondPart,
     /// Deletes nothing.
     KeepsDeleted,
 }
@@ -208,6 +210,9 @@ fn object(
     match *method {
         Method::PUT if parameter(query, "uploadId").is_some() => {
             let number = parameter(query, "partNumber").unwrap().parse().unwrap();
+            if fault == Fault::RefusesSecondPart && number == 2 {
+                return error(StatusCode::BAD_REQUEST, "InvalidPart");
+            }
             state.uploads.get_mut(&parameter(query, "uploadId").unwrap()).unwrap().insert(number, body);
             etag(&format!("part-{number}"))
         }
@@ -226,7 +231,9 @@ fn object(
             ok("<CompleteMultipartUploadResult></CompleteMultipartUploadResult>".into())
         }
         Method::DELETE => {
-            if fault != Fault::KeepsDeleted {
+            if let Some(upload) = parameter(query, "uploadId") {
+                state.uploads.remove(&upload);
+            } else if fault != Fault::KeepsDeleted {
                 state.objects.remove(key);
             }
             Response::builder().status(StatusCode::NO_CONTENT).body(full(Bytes::new())).unwrap()
