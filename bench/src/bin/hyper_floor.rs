@@ -1,7 +1,7 @@
 //! A bare HTTP/1.1 server on glommio and hyper: what the node's network side costs when nothing is stored.
 //!
 //! It is set up like the node (one pinned executor per core, one listener each by SO_REUSEPORT, TCP_NODELAY,
-//! vectored writes, the same preempt timer and pulse) and answers just enough of S3 for `quarry-loadgen --verify
+//! vectored writes, the same preempt timer) and answers just enough of S3 for `quarry-loadgen --verify
 //! none`: `PUT` reads its body and drops it, `GET` sends zeros out of one small, cached buffer: of the length its
 //! path names (`/1024`), else of the last PUT, whatever its name was. **Nothing is kept, verified, hashed or
 //! authenticated: a lower bound, not a store.**
@@ -35,8 +35,6 @@ use quarry_bench::stream::FloorStream;
 
 /// As in the node.
 const PREEMPT_TIMER: Duration = Duration::from_millis(1);
-/// As in the node while it is busy: wakes an executor that parked with runnable tasks.
-const PULSE: Duration = Duration::from_millis(2);
 /// Bytes of one body frame: the node sends blocks of this size.
 const FRAME_BYTES: usize = 128 * 1024;
 /// Headers of one request, as in the node.
@@ -57,6 +55,10 @@ struct Args {
     /// Executor threads, one pinned to each core. Default: all cores.
     #[arg(long)]
     cores: Option<usize>,
+    /// Milliseconds between pulses, which wake an executor that parked with runnable tasks. The node's are 2 while
+    /// it is busy and 50 while it is idle; the default leaves their cost out of the floor.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+    pulse_ms: u64,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -88,7 +90,7 @@ fn main() -> anyhow::Result<()> {
         println!("the floor listens on http://{} with {cores} executors", args.listen);
         std::thread::Builder::new().name("pulse".into()).spawn(move || {
             loop {
-                std::thread::sleep(PULSE);
+                std::thread::sleep(Duration::from_millis(args.pulse_ms));
                 pulses.iter().for_each(|pulse| pulse.wake());
             }
         })?;
