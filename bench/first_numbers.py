@@ -9,6 +9,7 @@ reads them from /proc. fio comes last, on the very device files of the node, whe
 import argparse
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import pathlib
@@ -35,8 +36,6 @@ SETTLED_CORES = 0.15
 SETTLE_SECONDS_MAX = 10
 # Free space demanded beyond the device files.
 SLACK_BYTES = 2 << 30
-# fio uses this much of every device file, so that it does not read what was never written.
-FIO_BYTES_PER_FILE = 1 << 30
 
 # (name, operation, object size, objects). The working sets fit the devices several times over, since overwritten
 # objects are freed in the background.
@@ -46,10 +45,16 @@ WORKLOADS = [
     ("4 KiB PUT", "put", 4 << 10, 2000),
     ("4 KiB GET", "get", 4 << 10, 2000),
 ]
+# fio uses this much of every device file, all together as much as the shards of the 64 MiB objects: hosts of virtual
+# machines cache disks, and a larger set would be read more slowly.
+FIO_BYTES_PER_FILE = (64 << 20) * 32 // PROFILE[0]
+DEVICE_BYTES_MIN = 2 << 30
 
 
 def main():
     args = parse_arguments()
+    # Also then servers are stopped and data is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     if not args.no_build:
         build()
     binaries = find_binaries()
@@ -81,6 +86,8 @@ def parse_arguments():
     args = parser.parse_args()
     if args.rounds < 1 or args.seconds < 1:
         parser.error("--rounds and --seconds must be at least 1")
+    if parse_size(args.device_size) < DEVICE_BYTES_MIN:
+        parser.error("--device-size must be at least 2GiB")
     if not shutil.which("fio"):
         parser.error("fio is not installed")
     return args
@@ -132,6 +139,7 @@ def measure(args, binaries):
         },
         "runs": [],
         "idle_cpu_percent": {},
+        "md5_cpu_seconds_per_gib": [],
         "fio": [],
     }
     with contextlib.ExitStack() as stack:
@@ -143,6 +151,8 @@ def measure(args, binaries):
             with server.alone(servers):
                 measured["idle_cpu_percent"][server.name] = server.idle_cpu_percent()
         for round_number in range(1, args.rounds + 1):
+            with servers[0].alone(servers):
+                measured["md5_cpu_seconds_per_gib"].append(md5_cpu_seconds_per_gib())
             for workload in WORKLOADS:
                 for server in servers:
                     with server.alone(servers):
@@ -220,7 +230,10 @@ class Server:
             if self.is_ready():
                 return
             time.sleep(0.05)
-        sys.exit(f"{self.name} does not start:\n{self.log.read_text(errors='replace')[-3000:]}")
+        sys.exit(f"{self.name} does not start:\n{self.tail()}")
+
+    def tail(self):
+        return self.log.read_text(errors="replace")[-3000:]
 
     def is_ready(self):
         try:
@@ -278,7 +291,7 @@ class Server:
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         if self.process.wait(timeout=STOP_SECONDS_MAX) != 0:
-            sys.exit(f"{self.name} ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+            sys.exit(f"{self.name} ended with {self.process.returncode}:\n{self.tail()}")
 
 
 def load(binaries, args, server, workload):
@@ -297,17 +310,29 @@ def load(binaries, args, server, workload):
     before = server.counters()
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env={**os.environ, **KEYS})
     if not done.stdout:
-        sys.exit(f"quarry-loadgen failed ({done.returncode}): {done.stderr[-3000:]}\n{server.log.read_text()[-3000:]}")
+        sys.exit(f"quarry-loadgen failed ({done.returncode}): {done.stderr[-3000:]}\n{server.tail()}")
+    if done.returncode != 0:
+        say(f"quarry-loadgen ended with {done.returncode}: {done.stderr[-3000:]}\n{server.tail()}")
     after = server.counters()
     grown = {key: value - before.get(key, 0) for key, value in after.items()}
     return {"workload": name, "exit_code": done.returncode, "counters": grown, "loadgen": json.loads(done.stdout)}
+
+
+def md5_cpu_seconds_per_gib():
+    """Of one stream, by OpenSSL: the ETag of a PUT is an MD5 of its body."""
+    block, blocks = bytes(1 << 20), 256
+    digest = hashlib.md5(usedforsecurity=False)
+    before = time.process_time()
+    for _ in range(blocks):
+        digest.update(block)
+    return (time.process_time() - before) * 1024 / blocks
 
 
 def fio_rounds(args):
     files = sorted((args.data / "quarry").rglob("device-*"))
     if len(files) != DEVICES:
         sys.exit(f"expected {DEVICES} device files, found {files}")
-    size = DEVICES * min(FIO_BYTES_PER_FILE, parse_size(args.device_size))
+    size = DEVICES * FIO_BYTES_PER_FILE
     common = [
         "fio", "--name=fio", f"--filename={':'.join(map(str, files))}", f"--size={size}", "--direct=1", "--thread",
         "--ioengine=io_uring", "--registerfiles=1", "--fixedbufs=1", "--output-format=json",

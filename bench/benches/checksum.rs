@@ -1,10 +1,11 @@
-//! CRC32C of one checksum unit (32 KiB), by library; CRC64NVME beside it.
+//! CRC32C of one checksum unit (32 KiB), by library; CRC64NVME and MD5 beside it, of which MD5 is a PUT's dearest part.
 #![allow(missing_docs, reason = "criterion's macros make the functions")]
 
 use std::{hint::black_box, time::Duration};
 
 use crc_fast::{CrcAlgorithm, checksum};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use md5::{Digest as _, Md5};
 use quarry_storage::store::CHECKSUM_UNIT_BYTES;
 
 fn bench(c: &mut Criterion) {
@@ -23,6 +24,7 @@ fn bench(c: &mut Criterion) {
     group.bench_function("crc64nvme, crc-fast", |b| {
         b.iter(|| checksum(CrcAlgorithm::Crc64Nvme, black_box(&unit)))
     });
+    group.bench_function("md5", |b| b.iter(|| Md5::digest(black_box(&unit))));
     group.finish();
 }
 

@@ -3,7 +3,7 @@
 
 use std::{hint::black_box, time::Duration};
 
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use quarry_clustermap::{
     BlobId, BucketId, ErasureProfile, Incarnation, NodeId, PARTITIONS_CLUSTER, PgId, WriterCounter,
     partition_of,
@@ -53,9 +53,7 @@ fn bench(c: &mut Criterion) {
         assert_eq!(Command::decode(&frame).as_ref(), Ok(command));
         group.throughput(Throughput::Bytes(frame.len() as u64));
         group.bench_function(format!("encode {name}"), |b| b.iter(|| black_box(command).encode()));
-        group.bench_function(format!("decode {name}"), |b| {
-            b.iter_batched(|| (), |()| Command::decode(black_box(&frame)), BatchSize::SmallInput);
-        });
+        group.bench_function(format!("decode {name}"), |b| b.iter(|| Command::decode(black_box(&frame))));
     }
     group.finish();
     c.bench_function("partition_of a 61-byte key", |b| {
