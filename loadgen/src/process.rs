@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 
 use serde::Serialize;
 
@@ -35,6 +35,12 @@ pub(crate) fn usage(pids: &[u32]) -> Option<Usage> {
     Some(sum)
 }
 
+/// Names of processes, for people to see whether they are the right ones (a proxy may hold the port instead).
+pub(crate) fn names(pids: &[u32]) -> Vec<String> {
+    let name = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
+    pids.iter().map(name).collect()
+}
+
 /// Our own.
 pub(crate) fn own_usage() -> Option<Usage> {
     usage(&[std::process::id()])
@@ -42,7 +48,8 @@ pub(crate) fn own_usage() -> Option<Usage> {
 
 /// Processes that listen on `port` of this machine, when `address` is of this machine.
 pub(crate) fn listeners(address: IpAddr, port: u16) -> Vec<u32> {
-    if !address.is_loopback() {
+    // Only an address of this machine can be bound.
+    if UdpSocket::bind((address, 0)).is_err() {
         return Vec::new();
     }
     let sockets: HashSet<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
@@ -95,7 +102,7 @@ fn peak_rss(status: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{cpu_ticks, listeners, listening_inodes, own_usage, peak_rss};
+    use super::{cpu_ticks, listeners, listening_inodes, names, own_usage, peak_rss};
 
     #[test]
     fn reads_the_tables_of_the_kernel() {
@@ -111,6 +118,8 @@ mod tests {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         assert_eq!(listeners(address.ip(), address.port()), [std::process::id()]);
+        assert!(listeners([192, 0, 2, 1].into(), address.port()).is_empty());
+        assert!(!names(&[std::process::id()])[0].is_empty());
         assert!(own_usage().unwrap().peak_rss_bytes > 1 << 20);
     }
 }

@@ -88,6 +88,7 @@ pub(crate) struct Latency {
 #[derive(Serialize)]
 pub(crate) struct ServerUsage {
     pub(crate) pids: Vec<u32>,
+    pub(crate) names: Vec<String>,
     pub(crate) found_by: FoundBy,
     /// None when a process ended during the run.
     pub(crate) cpu_seconds: Option<f64>,
@@ -131,6 +132,7 @@ impl ServerUsage {
     #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
     pub(crate) fn new(
         pids: Vec<u32>,
+        names: Vec<String>,
         found_by: FoundBy,
         cpu_seconds: Option<f64>,
         peak_rss_bytes: Option<u64>,
@@ -139,6 +141,7 @@ impl ServerUsage {
         let per = |count: f64| cpu_seconds.filter(|_| count > 0.0).map(|seconds| seconds / count);
         Self {
             pids,
+            names,
             found_by,
             cpu_seconds,
             cpu_seconds_per_gib: per(all.bytes as f64 / GIB),
@@ -262,10 +265,11 @@ impl ServerUsage {
             FoundBy::ListeningPort => "found by the listening port",
         };
         line(format!(
-            "server CPU     {} s; {} s per GiB; {} s per 1,000 operations (pid {:?}, {how})",
+            "server CPU     {} s; {} s per GiB; {} s per 1,000 operations ({} {:?}, {how})",
             number(self.cpu_seconds),
             number(self.cpu_seconds_per_gib),
             number(self.cpu_seconds_per_1000_operations),
+            self.names.join(" "),
             self.pids
         ));
         let peak = self.peak_rss_bytes.map_or("unknown".to_owned(), |bytes| format!("{} MiB", bytes >> 20));

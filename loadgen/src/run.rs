@@ -115,12 +115,14 @@ pub(crate) async fn load(mode: Mode, args: &LoadArgs) -> Result<Report> {
         eprintln!("preparing {objects} objects");
     }
     let (pids, found_by) = server_processes(args, &target);
+    let names = process::names(&pids);
     let phase = measure(&run, workers, write_first, args.duration, &pids).await?;
 
     let stats = std::mem::replace(&mut *run.stats(), Stats::new(Instant::now()));
     let stopped_early = run.stop_reason.lock().expect("nothing panics with it").take();
-    let server = (!pids.is_empty())
-        .then(|| ServerUsage::new(pids, found_by, phase.server_cpu, phase.server_peak_rss, &stats.all));
+    let server = (!pids.is_empty()).then(|| {
+        ServerUsage::new(pids, names, found_by, phase.server_cpu, phase.server_peak_rss, &stats.all)
+    });
     let workload = workload(args, objects, first_version);
     Ok(Report::new(mode.name(), workload, stats, phase.elapsed, phase.client_cpu, server, stopped_early))
 }
