@@ -69,7 +69,7 @@ impl Bed {
                 payload: Bytes::from_static(&[7; PAYLOAD_BYTES]),
             };
             async move {
-                store.append(entry).await?;
+                store.append(entry.epoch, entry).await?;
                 // One row per partition, written again and again: the overlay stays small.
                 let row =
                     Mutation { key: Bytes::from_static(b"row"), value: Some(Bytes::from_static(b"value")) };
