@@ -11,17 +11,16 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use clap::Parser;
-use futures::task::AtomicWaker;
 use glommio::{LocalExecutorBuilder, Placement, net::TcpListener};
 use http_body_util::BodyExt as _;
 use hyper::{
@@ -66,7 +65,7 @@ fn main() -> anyhow::Result<()> {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let cores = args.cores.unwrap_or(cpus);
     anyhow::ensure!((1..=256).contains(&cores), "--cores is {cores}, it must be between 1 and 256");
-    let pulses: Vec<_> = (0..cores).map(|_| Arc::new(AtomicWaker::new())).collect();
+    let pulses: Vec<_> = (0..cores).map(|_| Arc::new(OnceLock::new())).collect();
     let (ready, readied) = std::sync::mpsc::channel();
     let mut executors = Vec::new();
     for (index, pulse) in pulses.iter().cloned().enumerate() {
@@ -91,7 +90,7 @@ fn main() -> anyhow::Result<()> {
         std::thread::Builder::new().name("pulse".into()).spawn(move || {
             loop {
                 std::thread::sleep(Duration::from_millis(args.pulse_ms));
-                pulses.iter().for_each(|pulse| pulse.wake());
+                pulses.iter().filter_map(|pulse| pulse.get()).for_each(Waker::wake_by_ref);
             }
         })?;
     }
@@ -101,10 +100,11 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The task that the pulse wakes; it has nothing to do.
-async fn answer_pulse(waker: Arc<AtomicWaker>) -> Infallible {
+/// The task that the pulse wakes; it has nothing to do. The waker is kept, not taken by a wake: an executor that
+/// parked after it was woken, before it ran this task, is only helped by being notified again.
+async fn answer_pulse(waker: Arc<OnceLock<Waker>>) -> Infallible {
     std::future::poll_fn(|cx| {
-        waker.register(cx.waker());
+        waker.get_or_init(|| cx.waker().clone());
         Poll::Pending
     })
     .await
