@@ -8,13 +8,13 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
-    sync::Arc,
-    task::Poll,
+    sync::{Arc, OnceLock},
+    task::{Poll, Waker},
 };
 
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
-use futures::{channel::oneshot, future::LocalBoxFuture, task::AtomicWaker};
+use futures::{channel::oneshot, future::LocalBoxFuture};
 use quarry_object::transport::{Address, Transport, TransportError};
 
 /// Frames that may wait for one core. A core handles well over 100,000 frames a second: this is under 0.1 s.
@@ -41,17 +41,24 @@ struct Frame {
 /// The receiving end of one core, shared with every other core.
 pub(crate) struct Inbox {
     queue: ArrayQueue<Frame>,
-    waker: AtomicWaker,
+    /// Of the task that empties the queue; kept, see [`super::pulse`].
+    waker: OnceLock<Waker>,
 }
 
 impl Inbox {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { queue: ArrayQueue::new(QUEUE_FRAMES), waker: AtomicWaker::new() })
+        Arc::new(Self { queue: ArrayQueue::new(QUEUE_FRAMES), waker: OnceLock::new() })
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
     }
 
     fn push(&self, frame: Frame) -> Result<(), TransportError> {
         self.queue.push(frame).map_err(|_| TransportError::Overloaded)?;
-        self.waker.wake();
+        self.wake();
         Ok(())
     }
 }
@@ -98,7 +105,7 @@ impl Mesh {
         let inbox = Arc::clone(&self.inboxes[self.me]);
         loop {
             std::future::poll_fn(|cx| {
-                inbox.waker.register(cx.waker());
+                inbox.waker.get_or_init(|| cx.waker().clone());
                 if inbox.queue.is_empty() { Poll::Pending } else { Poll::Ready(()) }
             })
             .await;
@@ -141,7 +148,7 @@ impl Mesh {
     async fn respond(&self, to: usize, mut frame: Frame) {
         loop {
             match self.inboxes[to].queue.push(frame) {
-                Ok(()) => return self.inboxes[to].waker.wake(),
+                Ok(()) => return self.inboxes[to].wake(),
                 Err(back) => frame = back,
             }
             glommio::executor().yield_task_queue_now().await;
