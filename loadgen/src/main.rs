@@ -1,2 +1,87 @@
-//! Under construction.
-fn main() {}
+//! `quarry-loadgen`: a load generator and durability auditor for any S3 endpoint, by the wire protocol only.
+//!
+//! [`content`] makes bodies that name their key and version, [`expect`] knows what each key may hold and checks bodies
+//! against it, [`client`] and [`sigv4`] speak S3, [`worker`] is one closed loop, [`run`] a measured run of many,
+//! [`journal`] and [`audit`] prove that what a server acknowledged is still there. See `--help` for use.
+
+mod args;
+mod audit;
+mod client;
+mod content;
+mod credentials;
+mod expect;
+mod journal;
+mod process;
+mod report;
+mod run;
+mod sigv4;
+mod stats;
+mod worker;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use clap::error::ErrorKind;
+use serde::Serialize;
+use tokio::runtime::Builder;
+
+use args::{AuditArgs, Cli, Command, LoadArgs};
+use run::Mode;
+
+const EXIT_WRONG: u8 = 1;
+const EXIT_FAILED: u8 = 3;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Put(args) => load(Mode::Put, &args),
+        Command::Get(args) => load(Mode::Get, &args),
+        Command::Mixed(args) => load(Mode::Mixed, &args),
+        Command::Audit(args) => audit(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("quarry-loadgen: {error:#}");
+        ExitCode::from(EXIT_FAILED)
+    })
+}
+
+fn load(mode: Mode, args: &LoadArgs) -> Result<ExitCode> {
+    if mode != Mode::Get && args.size.is_none() {
+        clap::Error::raw(ErrorKind::MissingRequiredArgument, "only get --no-prepare goes without --size\n")
+            .exit();
+    }
+    if let Err(problem) = args.checked_objects() {
+        clap::Error::raw(ErrorKind::ValueValidation, format!("{problem}\n")).exit();
+    }
+    let report = runtime(args.endpoint.threads)?.block_on(run::load(mode, args))?;
+    show(args.endpoint.json, &report, || report.table())?;
+    let failed = report.failed_operations > 0 && !args.keep_going;
+    Ok(ExitCode::from(match () {
+        () if report.mismatches_total > 0 => EXIT_WRONG,
+        () if failed || report.stopped_early.is_some() => EXIT_FAILED,
+        () => 0,
+    }))
+}
+
+fn audit(args: &AuditArgs) -> Result<ExitCode> {
+    let report = runtime(args.endpoint.threads)?.block_on(audit::audit(args))?;
+    show(args.endpoint.json, &report, || report.table())?;
+    Ok(ExitCode::from(if report.passed() { 0 } else { EXIT_WRONG }))
+}
+
+fn runtime(threads: u8) -> Result<tokio::runtime::Runtime> {
+    let mut builder = match threads {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    builder.worker_threads(usize::from(threads)).enable_all().build().context("cannot start the runtime")
+}
+
+fn show(json: bool, report: &impl Serialize, table: impl Fn() -> String) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(report).context("cannot encode the result")?);
+    } else {
+        print!("{}", table());
+    }
+    Ok(())
+}

@@ -13,7 +13,13 @@ use serde::Deserialize;
 
 /// An S3-compatible object store.
 #[derive(Parser, Debug)]
-#[command(name = "quarryd", version, about, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(
+    name = "quarryd",
+    version,
+    about,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -185,7 +191,10 @@ impl Config {
         let config = Self {
             data: args.data.clone().or(file.data).ok_or(ConfigError::NoData)?,
             devices,
-            device_size_bytes: args.device_size.or(file.device_size).map_or(DEFAULT_DEVICE_SIZE, |size| size.0),
+            device_size_bytes: args
+                .device_size
+                .or(file.device_size)
+                .map_or(DEFAULT_DEVICE_SIZE, |size| size.0),
             profile,
             listen: args.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000))),
             admin: args.admin.or(file.admin).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9001))),
@@ -259,15 +268,18 @@ pub(crate) struct Bytes(pub(crate) u64);
 #[error("{0:?} is not a size; write for example 4GiB, 512MiB, 32KiB or 4096B")]
 pub(crate) struct SizeError(String);
 
-const UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const UNITS: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 impl FromStr for Bytes {
     type Err = SizeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refuse = || SizeError(text.chars().take(32).collect());
-        let (number, unit) =
-            UNITS.iter().find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|rest| (rest, *unit))).unwrap_or((text, 1));
+        let (number, unit) = UNITS
+            .iter()
+            .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|rest| (rest, *unit)))
+            .unwrap_or((text, 1));
         let number: u64 = number.trim().parse().map_err(|_| refuse())?;
         number.checked_mul(unit).map(Self).ok_or_else(refuse)
     }
@@ -283,8 +295,10 @@ impl TryFrom<String> for Bytes {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (suffix, unit) =
-            UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit)).unwrap_or(&("B", 1));
+        let (suffix, unit) = UNITS
+            .iter()
+            .find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit))
+            .unwrap_or(&("B", 1));
         write!(f, "{}{suffix}", self.0 / unit)
     }
 }

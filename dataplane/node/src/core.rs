@@ -26,12 +26,12 @@ use quarry_storage::{
 };
 
 use crate::{
-    cluster::{BucketRevisions, CoreParts, NodeCluster},
+    cluster::{CoreParts, NodeCluster, Progress, Reads},
     config::Config,
     control::{AdminState, ControlHandle, FaultSwitches},
     credentials::Credentials,
     devices::FoundDevice,
-    host::{CoreHost, Links, into_mutations},
+    host::{CoreHost, DeviceSpace, Links, SpaceTable, into_mutations},
     jobs,
     metrics::{CoreGauges, Metrics},
     platform::Platform,
@@ -78,7 +78,9 @@ pub(crate) struct Shared {
     pub(crate) published: Published,
     pub(crate) inboxes: Vec<Arc<Inbox>>,
     pub(crate) pulses: Vec<Arc<CorePulse>>,
-    pub(crate) bucket_revisions: BucketRevisions,
+    pub(crate) progress: Progress,
+    pub(crate) space: SpaceTable,
+    pub(crate) reads: Reads,
     pub(crate) control: ControlHandle,
     pub(crate) admin: Arc<AdminState>,
     pub(crate) metrics: Arc<Metrics>,
@@ -128,14 +130,22 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     let queues = Queues::new();
     let buffers = BufferPool::new(shared.config.buffers_per_core_bytes / BUFFER_BYTES)?;
     let ring = start_ring(&buffers, queues)?;
+    let gauges = Arc::new(CoreGauges::default());
+    let serving = start_pulse(&shared, index, &buffers, &ring, &gauges);
     let devices = open_devices(&shared, &ring);
     let stores = recover(&shared, index, &devices, queues).await;
     shared.recovered.fetch_add(1, Ordering::AcqRel);
 
     let mesh = start_mesh(&shared, index, queues);
     let timer = CoreTimer::start();
-    let links =
-        Rc::new(Links::new(Rc::clone(&mesh), timer, spawner(queues.device), shared.control.clone()));
+    let links = Rc::new(Links::new(
+        Rc::clone(&mesh),
+        timer,
+        spawner(queues.device),
+        shared.control.clone(),
+        shared.progress.clone(),
+        shared.space.clone(),
+    ));
     let host = CoreHost::new(stores, Arc::clone(&shared.published.map), links);
     let parts = CoreParts {
         core: index,
@@ -147,7 +157,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
         devices,
         buffers: buffers.clone(),
         control: shared.control.clone(),
-        bucket_revisions: shared.bucket_revisions.clone(),
+        progress: shared.progress.clone(),
+        reads: shared.reads.clone(),
         spawn: spawner(queues.client),
         seed: u64::from_le_bytes(crate::credentials::random()?),
     };
@@ -157,8 +168,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     // Primaries talk to replicas on other cores at once: all must be there first.
     wait_for_all(&shared.recovered, shared.config.cores).await;
     host.set_map(Arc::clone(&shared.published.map), Arc::clone(&shared.published.buckets));
+    cluster.set_published(&shared.published);
 
-    let gauges = start_gauges(&shared, index, &host, &buffers, &ring, &mesh);
     start_map_updates(&shared, &host, &cluster, queues).await?;
     start_ticks(&host, queues);
     let background = spawner(queues.background);
@@ -168,6 +179,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     background(Box::pin(collector));
 
     wait_until_serving(&shared, &host).await;
+    serving.set(true);
     serve(&shared, index, &cluster, &gauges, queues).await?;
     for (id, device) in host.devices() {
         if let Err(error) = device.store.shutdown().await {
@@ -249,11 +261,9 @@ async fn recover(
     for (id, opened) in futures::future::join_all(opened).await {
         match opened {
             Ok(store) => {
-                let space = store.space();
-                let free = Arc::new(AtomicU64::new(space.free_bytes));
-                let capacity = Arc::new(AtomicU64::new(space.capacity_bytes));
-                shared.metrics.add_device(id.to_string(), store.stats(), Arc::clone(&free), capacity);
-                watch_space(&store, free, queues);
+                let space = shared.space.of(id).expect("made for every device found");
+                shared.metrics.add_device(id.to_string(), store.stats(), Arc::clone(&space));
+                watch_space(&store, space, queues);
                 stores.push(store);
             }
             Err(error) => shared.control.device_failed(id, format!("it cannot be recovered: {error}")),
@@ -262,12 +272,15 @@ async fn recover(
     stores
 }
 
-fn watch_space(store: &Store<NodeDevice>, free: Arc<AtomicU64>, queues: Queues) {
+/// Keeps what other cores know of a device's space at most a moment old.
+fn watch_space(store: &Store<NodeDevice>, known: Arc<DeviceSpace>, queues: Queues) {
+    const EVERY: Duration = Duration::from_millis(20);
+    known.set(store.space());
     let store = store.clone();
-    spawner(queues.background)(Box::pin(async move {
+    spawner(queues.device)(Box::pin(async move {
         loop {
-            free.store(store.space().free_bytes, Ordering::Relaxed);
-            glommio::timer::sleep(Duration::from_secs(1)).await;
+            glommio::timer::sleep(EVERY).await;
+            known.set(store.space());
         }
     }));
 }
@@ -323,31 +336,33 @@ fn start_ticks(host: &Rc<CoreHost<Production>>, queues: Queues) {
     }));
 }
 
-fn start_gauges(
+/// Answers the pulse from the first I/O to the last: without it glommio may sleep on work (see `runtime::pulse`). The
+/// core counts as busy until `serving` is set, and then while something is in flight.
+fn start_pulse(
     shared: &Shared,
     index: usize,
-    host: &Rc<CoreHost<Production>>,
     buffers: &BufferPool,
     ring: &Ring,
-    mesh: &Rc<Mesh>,
-) -> Arc<CoreGauges> {
-    let gauges = Arc::new(CoreGauges::default());
+    gauges: &Arc<CoreGauges>,
+) -> Rc<Cell<bool>> {
     let pulse = Arc::clone(&shared.pulses[index]);
-    shared.metrics.add_core(index, Arc::clone(&gauges), Arc::clone(&pulse));
-    let (host, buffers, ring, mesh) = (Rc::clone(host), buffers.clone(), ring.clone(), Rc::clone(mesh));
-    let (shown, answered) = (Arc::clone(&gauges), Arc::clone(&pulse));
+    shared.metrics.add_core(index, Arc::clone(gauges), Arc::clone(&pulse));
+    pulse.set_busy(true);
+    let serving = Rc::new(Cell::new(false));
+    let (buffers, ring, known) = (buffers.clone(), ring.clone(), Rc::clone(&serving));
+    let (shown, answered, stopping) = (Arc::clone(gauges), Arc::clone(&pulse), Arc::clone(&shared.stopping));
     let on_beat = move || {
         // The ring may have work that arrived while the executor wrongly slept.
         ring.submit();
         ring.reap();
-        let busy = ring.in_flight() > 0 || mesh.in_flight() > 0 || host.requests_in_flight() > 0;
-        answered.set_busy(busy || shown.connections.load(Ordering::Relaxed) > 0);
+        let idle = known.get() && ring.in_flight() == 0 && shown.connections.load(Ordering::Relaxed) == 0;
+        answered.set_busy(!idle || stopping.load(Ordering::Relaxed));
         shown.buffers.store(buffers.slots() as u64, Ordering::Relaxed);
         shown.buffers_free.store(buffers.free_slots() as u64, Ordering::Relaxed);
         shown.device_io_in_flight.store(ring.in_flight() as u64, Ordering::Relaxed);
     };
     glommio::spawn_local(pulse.answer(on_beat)).detach();
-    gauges
+    serving
 }
 
 /// Connections are taken only when every partition whose primary is here serves, or cannot for now.
@@ -377,16 +392,29 @@ impl Observer for Log {
     fn request(&self, record: &RequestRecord<'_>) {
         let RequestRecord { operation, status, duration, bytes_in, bytes_out, .. } = *record;
         self.metrics.observe_request(operation, status, duration, bytes_in, bytes_out);
-        if status >= 500 || !record.complete {
+        if (status >= 500 && status != 501) || !record.complete {
             tracing::warn!(
-                event = "request_failed", request_id = record.request_id, operation, method = record.method,
-                path = record.path, status, error_code = record.error_code, complete = record.complete,
+                event = "request_failed",
+                request_id = record.request_id,
+                operation,
+                method = record.method,
+                path = record.path,
+                status,
+                error_code = record.error_code,
+                complete = record.complete,
                 duration_ms = duration.as_millis()
             );
         } else {
             tracing::debug!(
-                event = "request", request_id = record.request_id, operation, method = record.method,
-                path = record.path, status, bytes_in, bytes_out, duration_ms = duration.as_millis()
+                event = "request",
+                request_id = record.request_id,
+                operation,
+                method = record.method,
+                path = record.path,
+                status,
+                bytes_in,
+                bytes_out,
+                duration_ms = duration.as_millis()
             );
         }
     }

@@ -19,7 +19,9 @@ pub(crate) struct Credentials {
 pub(crate) enum CredentialsError {
     #[error("set both QUARRY_ACCESS_KEY and QUARRY_SECRET_KEY, or neither")]
     HalfSet,
-    #[error("QUARRY_ACCESS_KEY must have 3 to 128 characters and QUARRY_SECRET_KEY 8 to 128, printable and without spaces")]
+    #[error(
+        "QUARRY_ACCESS_KEY must have 3 to 128 characters and QUARRY_SECRET_KEY 8 to 128, printable and without spaces"
+    )]
     Malformed,
     #[error("cannot use {}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
@@ -58,7 +60,8 @@ pub(crate) fn load(data: &Path) -> Result<Credentials, CredentialsError> {
 }
 
 fn checked(access_key: String, secret_key: String) -> Result<Credentials, CredentialsError> {
-    let fits = |text: &str, least| (least..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    let fits =
+        |text: &str, least| (least..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     if !fits(&access_key, 3) || !fits(&secret_key, 8) || access_key.contains('/') {
         return Err(CredentialsError::Malformed);
     }

@@ -35,12 +35,13 @@ use quarry_metastore::{Embedded, Metastore};
 use quarry_planner::Policy;
 
 use crate::{
-    cluster::BucketRevisions,
+    cluster::{Progress, Reads},
     config::{Cli, Command, Config, RunArgs},
     control::{AdminState, Control},
     core::Shared,
     credentials::Credentials,
     devices::FoundDevice,
+    host::SpaceTable,
     metrics::Metrics,
     runtime::{mesh::Inbox, pulse::CorePulse},
 };
@@ -54,7 +55,8 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("QUARRY_LOG").unwrap_or_else(|_| "info".into()),
+            tracing_subscriber::EnvFilter::try_from_env("QUARRY_LOG")
+                .unwrap_or_else(|_| "info,s3s=off".into()),
         )
         .with_writer(std::io::stderr)
         .init();
@@ -71,7 +73,8 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         println!("the configuration is valid");
         return Ok(());
     }
-    std::fs::create_dir_all(&config.data).with_context(|| format!("cannot create {}", config.data.display()))?;
+    std::fs::create_dir_all(&config.data)
+        .with_context(|| format!("cannot create {}", config.data.display()))?;
     let credentials = credentials::load(&config.data)?;
     let metastore = Embedded::open(&config.data)?;
     let map = read_map(&metastore)?;
@@ -86,6 +89,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let control = Control::start(&config, metastore, policy, Arc::clone(&admin), Arc::clone(&stopping))?;
     let registered =
         futures::executor::block_on(control.handle.controller().register_node(registration(&found)))?;
+    devices::FirstStart::end(&config.data)?;
 
     let pulses: Vec<_> = (0..config.cores).map(|_| Arc::new(CorePulse::default())).collect();
     let pulse_stop = Arc::new(AtomicBool::new(false));
@@ -95,7 +99,9 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         node: STANDALONE_NODE,
         incarnation,
         inboxes: (0..config.cores).map(|_| Inbox::new()).collect(),
-        bucket_revisions: BucketRevisions::new(config.cores),
+        progress: Progress::new(config.cores),
+        reads: Reads::default(),
+        space: SpaceTable::new(found.iter().map(|device| device.id)),
         recovered: Arc::new(AtomicU64::new(0)),
         drained: Arc::new(AtomicU64::new(0)),
         control: control.handle.clone(),
@@ -178,12 +184,19 @@ fn run_cores(shared: &Shared) -> anyhow::Result<()> {
 }
 
 /// Says where everything is, once every core takes connections.
-fn announce(config: &Config, credentials: &Credentials, admin: Arc<AdminState>) -> std::thread::JoinHandle<()> {
+fn announce(
+    config: &Config,
+    credentials: &Credentials,
+    admin: Arc<AdminState>,
+) -> std::thread::JoinHandle<()> {
     let endpoint = format!("http://{}", config.listen);
     let from_environment = std::env::var_os("QUARRY_ACCESS_KEY").is_some();
     let file = config.data.join("credentials");
-    let (data, metrics, access_key) =
-        (config.data.display().to_string(), format!("http://{}/metrics", config.admin), credentials.access_key.clone());
+    let (data, metrics, access_key) = (
+        config.data.display().to_string(),
+        format!("http://{}/metrics", config.admin),
+        credentials.access_key.clone(),
+    );
     std::thread::spawn(move || {
         while !admin.is_ready() {
             std::thread::sleep(Duration::from_millis(20));
@@ -197,7 +210,10 @@ fn announce(config: &Config, credentials: &Credentials, admin: Arc<AdminState>) 
             println!("  credentials  {}", file.display());
             println!();
             println!("Try it:");
-            println!("  export AWS_SHARED_CREDENTIALS_FILE={}", std::path::absolute(&file).unwrap_or(file).display());
+            println!(
+                "  export AWS_SHARED_CREDENTIALS_FILE={}",
+                std::path::absolute(&file).unwrap_or(file).display()
+            );
         }
         println!("  export AWS_ENDPOINT_URL={endpoint} AWS_DEFAULT_REGION=us-east-1");
         println!("  aws s3 mb s3://lake");

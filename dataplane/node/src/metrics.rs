@@ -9,12 +9,12 @@ use std::{
 };
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    core::Collector,
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, core::Collector,
 };
 use quarry_storage::store::SharedStats;
 
-use crate::runtime::pulse::CorePulse;
+use crate::{host::DeviceSpace, runtime::pulse::CorePulse};
 
 /// Upper bounds of request durations, seconds.
 const DURATION_BUCKETS: [f64; 14] =
@@ -33,8 +33,7 @@ pub(crate) struct CoreGauges {
 struct DeviceSource {
     device: String,
     stats: SharedStats,
-    free_bytes: Arc<AtomicU64>,
-    capacity_bytes: Arc<AtomicU64>,
+    space: Arc<DeviceSpace>,
 }
 
 struct CoreSource {
@@ -88,18 +87,37 @@ impl Metrics {
             )?,
             bytes: add(
                 &registry,
-                IntCounterVec::new(Opts::new("quarry_s3_bytes_total", "Body bytes by direction"), &["direction"])?,
+                IntCounterVec::new(
+                    Opts::new("quarry_s3_bytes_total", "Body bytes by direction"),
+                    &["direction"],
+                )?,
             )?,
-            damage: counter(&registry, "quarry_object_damage_total", "Missing, unreadable or corrupt shards met by reads")?,
+            damage: counter(
+                &registry,
+                "quarry_object_damage_total",
+                "Missing, unreadable or corrupt shards met by reads",
+            )?,
             devices_failed: counter(&registry, "quarry_device_failures_total", "Devices reported as failed")?,
-            blobs_freed: counter(&registry, "quarry_blob_freed_total", "Blobs whose shards were freed after a delete")?,
-            blobs_collected: counter(&registry, "quarry_blob_collected_total", "Shards of blobs without manifest freed")?,
+            blobs_freed: counter(
+                &registry,
+                "quarry_blob_freed_total",
+                "Blobs whose shards were freed after a delete",
+            )?,
+            blobs_collected: counter(
+                &registry,
+                "quarry_blob_collected_total",
+                "Shards of blobs without manifest freed",
+            )?,
             map_version: gauge(&registry, "quarry_map_version", "Version of the cluster map in use")?,
             devices: add(
                 &registry,
                 IntGaugeVec::new(Opts::new("quarry_map_devices", "Devices of the map by state"), &["state"])?,
             )?,
-            groups_open: gauge(&registry, "quarry_map_placement_groups_open", "Placement groups that take new blobs")?,
+            groups_open: gauge(
+                &registry,
+                "quarry_map_placement_groups_open",
+                "Placement groups that take new blobs",
+            )?,
             core: add(
                 &registry,
                 IntGaugeVec::new(Opts::new("quarry_core", "What a core holds now"), &["core", "what"])?,
@@ -107,13 +125,19 @@ impl Metrics {
             scheduling_delay_us: add(
                 &registry,
                 IntGaugeVec::new(
-                    Opts::new("quarry_core_scheduling_delay_max_microseconds", "Longest delay since the last scrape"),
+                    Opts::new(
+                        "quarry_core_scheduling_delay_max_microseconds",
+                        "Longest delay since the last scrape",
+                    ),
                     &["core"],
                 )?,
             )?,
             journal: add(
                 &registry,
-                IntGaugeVec::new(Opts::new("quarry_device_journal_total", "Counters of a device's store"), &["device", "what"])?,
+                IntGaugeVec::new(
+                    Opts::new("quarry_device_journal_total", "Counters of a device's store"),
+                    &["device", "what"],
+                )?,
             )?,
             device_bytes: add(
                 &registry,
@@ -127,14 +151,8 @@ impl Metrics {
     }
 
     /// Counters of a device's store are shown from now on.
-    pub(crate) fn add_device(
-        &self,
-        device: String,
-        stats: SharedStats,
-        free_bytes: Arc<AtomicU64>,
-        capacity_bytes: Arc<AtomicU64>,
-    ) {
-        let source = DeviceSource { device, stats, free_bytes, capacity_bytes };
+    pub(crate) fn add_device(&self, device: String, stats: SharedStats, space: Arc<DeviceSpace>) {
+        let source = DeviceSource { device, stats, space };
         self.device_sources.lock().expect("nothing panics under this lock").push(source);
     }
 
@@ -155,7 +173,14 @@ impl Metrics {
     }
 
     /// One request has ended.
-    pub(crate) fn observe_request(&self, operation: &str, status: u16, duration: Duration, bytes_in: u64, bytes_out: u64) {
+    pub(crate) fn observe_request(
+        &self,
+        operation: &str,
+        status: u16,
+        duration: Duration,
+        bytes_in: u64,
+        bytes_out: u64,
+    ) {
         self.requests.with_label_values(&[operation, &status.to_string()]).inc();
         self.request_seconds.with_label_values(&[operation]).observe(duration.as_secs_f64());
         self.bytes.with_label_values(&["in"]).inc_by(bytes_in);
@@ -189,11 +214,11 @@ impl Metrics {
             for (what, value) in source.stats.counters() {
                 self.journal.with_label_values(&[&source.device, what]).set(signed(value));
             }
-            let bytes = |what: &str, value: &AtomicU64| {
-                self.device_bytes.with_label_values(&[&source.device, what]).set(signed(value.load(Ordering::Relaxed)));
+            let bytes = |what: &str, value: u64| {
+                self.device_bytes.with_label_values(&[&source.device, what]).set(signed(value));
             };
-            bytes("free", &source.free_bytes);
-            bytes("capacity", &source.capacity_bytes);
+            bytes("free", source.space.free_bytes());
+            bytes("capacity", source.space.capacity_bytes());
         }
     }
 }

@@ -102,6 +102,8 @@ pub trait Cluster: 'static {
     type Reserved: 'static;
     /// A pinned shard that is being read.
     type Opened: 'static;
+    /// Keeps blobs that are about to be read; see [`Cluster::reading`].
+    type Reading: 'static;
 
     /// The newest cluster map known here.
     fn map(&self) -> Rc<ClusterMap>;
@@ -128,6 +130,10 @@ pub trait Cluster: 'static {
     }
     /// A reader met damage; queues the repair. Called at most once per shard and kind in one read.
     fn report_damage(&self, pg: PgId, blob: BlobId, shard: ShardIndex, kind: DamageKind);
+
+    /// Holds these blobs back from being freed until the guard is dropped: a reader opens the shards of a long object
+    /// one blob after the other, and a delete must not take the later ones away.
+    fn reading(&self, blobs: &[BlobId]) -> Self::Reading;
 
     /// Reserves space on a device.
     ///

@@ -9,9 +9,9 @@ pub mod objects;
 pub mod peer;
 pub mod reader;
 pub mod stripe;
-pub mod transport;
 #[cfg(test)]
 mod test_cluster;
+pub mod transport;
 pub mod writer;
 
 pub use latency::ReadLatency;

@@ -278,6 +278,9 @@ impl TestCluster {
 impl Cluster for TestCluster {
     type Reserved = TestReserved;
     type Opened = TestOpened;
+    type Reading = ();
+
+    fn reading(&self, _blobs: &[BlobId]) {}
 
     fn map(&self) -> Rc<ClusterMap> {
         Rc::clone(&self.map.borrow())

@@ -160,27 +160,45 @@ impl FreeMap {
     /// Takes `blocks` blocks in extents of at most `extent_blocks_max`, as few as the runs allow; `None` (and
     /// nothing taken) when fewer are free.
     ///
+    /// All but the last extent are a number of granules long; `None` also when what is free lies in pieces shorter
+    /// than that.
+    ///
     /// # Panics
-    /// When `extent_blocks_max` is zero.
-    pub fn allocate_fragmented(&mut self, blocks: u64, extent_blocks_max: u32) -> Option<Vec<Extent>> {
-        assert!(extent_blocks_max > 0, "an extent holds at least one block");
+    /// When `extent_blocks_max` is not a positive number of granules.
+    pub fn allocate_fragmented(
+        &mut self,
+        blocks: u64,
+        extent_blocks_max: u32,
+        granule_blocks: u32,
+    ) -> Option<Vec<Extent>> {
+        assert!(granule_blocks > 0, "a granule holds at least one block");
+        assert!(
+            extent_blocks_max > 0 && extent_blocks_max.is_multiple_of(granule_blocks),
+            "the longest extent is a number of granules"
+        );
         if blocks > self.free_blocks {
             return None;
         }
-        let mut extents = Vec::new();
+        let mut extents: Vec<Extent> = Vec::new();
         let mut left = blocks;
         while left > 0 {
             let want = u32::try_from(left).unwrap_or(u32::MAX).min(extent_blocks_max);
-            let extent = self.allocate_low(want).or_else(|| {
-                let &(longest, start) = self.by_length.last()?;
-                let blocks = u32::try_from(longest).expect("shorter than what was asked for");
-                Some(self.take(start, start, blocks))
-            });
-            let extent = extent.expect("free_blocks counts the runs");
+            let Some(extent) = self.allocate_low(want).or_else(|| self.take_longest(granule_blocks)) else {
+                extents.into_iter().for_each(|extent| self.free(extent));
+                return None;
+            };
             left -= u64::from(extent.blocks);
             extents.push(extent);
         }
         Some(extents)
+    }
+
+    /// The whole granules of the longest run, which is shorter than what was wanted.
+    fn take_longest(&mut self, granule_blocks: u32) -> Option<Extent> {
+        let &(longest, start) = self.by_length.last()?;
+        let longest = u32::try_from(longest).expect("shorter than what was asked for");
+        let blocks = longest / granule_blocks * granule_blocks;
+        (blocks > 0).then(|| self.take(start, start, blocks))
     }
 
     /// Takes exactly this extent.

@@ -1,10 +1,6 @@
 //! [`Metadata`]: partitions through their primaries, buckets through the control plane.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use quarry_clustermap::{BucketId, PartitionId};
@@ -15,7 +11,7 @@ use quarry_object::{
     peer::{PeerFault, PeerRequest, PeerResponse},
     transport::Address,
 };
-use quarry_partition::command::{Command, Conditions, Entry, Framed, List, Outcome, Reply};
+use quarry_partition::command::{Command, Conditions, Entry, Framed, List, Outcome, Refusal, Reply};
 
 use super::{NodeCluster, unexpected};
 use crate::platform::{Platform, Timer};
@@ -67,13 +63,17 @@ impl<P: Platform> NodeCluster<P> {
             let fault = match answers {
                 Ok(answers) => {
                     let covered: BTreeSet<PartitionId> = answers.iter().flat_map(covered).copied().collect();
-                    let early = answers.iter().any(|answer| matches!(answer, PeerResponse::Empty { empty: false, .. }));
+                    let early = answers
+                        .iter()
+                        .any(|answer| matches!(answer, PeerResponse::Empty { empty: false, .. }));
                     if early || covered.len() == self.map.borrow().partitions.len() {
                         return Ok(answers);
                     }
                     PeerFault::NotPrimary
                 }
-                Err(fault @ (PeerFault::NotPrimary | PeerFault::DeviceOut | PeerFault::Device { .. })) => fault,
+                Err(fault @ (PeerFault::NotPrimary | PeerFault::DeviceOut | PeerFault::Device { .. })) => {
+                    fault
+                }
                 Err(fault) => return Err(fault),
             };
             if self.elapsed(started) > RETRY_FOR {
@@ -88,12 +88,14 @@ impl<P: Platform> NodeCluster<P> {
         let started = self.parts.timer.monotonic();
         while self.elapsed(started) < SPREAD_FOR {
             let table = Arc::clone(&self.buckets.borrow());
-            if done(&table) && self.parts.bucket_revisions.all_reached(table.revision) {
+            if done(&table) && self.parts.progress.buckets_reached(table.revision) {
                 return Ok(());
             }
             self.parts.timer.sleep(RETRY_PAUSE_MIN).await;
         }
-        Err(ApiError::Internal { detail: "the change of the bucket has not reached every core in time".into() })
+        Err(ApiError::Internal {
+            detail: "the change of the bucket has not reached every core in time".into(),
+        })
     }
 
     async fn is_empty(&self, bucket: BucketId) -> Result<bool, PeerFault> {
@@ -113,7 +115,9 @@ fn to_api_error(error: &ControllerError) -> ApiError {
     match error {
         ControllerError::BucketName(_) => ApiError::InvalidBucketName,
         ControllerError::BucketExists { .. } => ApiError::BucketAlreadyOwnedByYou,
-        ControllerError::NoSuchBucket { .. } | ControllerError::BucketNotMarked { .. } => ApiError::NoSuchBucket,
+        ControllerError::NoSuchBucket { .. } | ControllerError::BucketNotMarked { .. } => {
+            ApiError::NoSuchBucket
+        }
         other => ApiError::Unavailable { reason: other.to_string() },
     }
 }
@@ -123,15 +127,26 @@ impl<P: Platform> Metadata for NodeCluster<P> {
         let encoded = command.encode();
         let started = self.parts.timer.monotonic();
         let mut pause = RETRY_PAUSE_MIN;
+        // Once a try may have been carried out, only an answer can say that the command was not.
+        let mut unknown = false;
         loop {
             match self.execute_once(partition, &encoded).await {
                 Ok(Outcome::Done(reply)) => return Ok(reply),
+                // The first try has aborted it.
+                Ok(Outcome::Refused(Refusal::NoSuchUpload))
+                    if unknown && matches!(command, Command::Abort { .. }) =>
+                {
+                    return Ok(Reply::Done);
+                }
                 Ok(Outcome::Refused(refusal)) => return Err(refusal.into()),
-                Err(fault) if Self::may_retry(&command, &fault) && self.elapsed(started) < RETRY_FOR => {
+                Err(fault) => {
+                    unknown |= matches!(fault, PeerFault::OutcomeUnknown | PeerFault::Device { .. });
+                    if !Self::may_retry(&command, &fault) || self.elapsed(started) >= RETRY_FOR {
+                        return Err(if unknown { PeerFault::OutcomeUnknown } else { fault }.into());
+                    }
                     self.parts.timer.sleep(pause).await;
                     pause = (pause * 2).min(RETRY_PAUSE_MAX);
                 }
-                Err(fault) => return Err(fault.into()),
             }
         }
     }
@@ -177,7 +192,10 @@ impl<P: Platform> Metadata for NodeCluster<P> {
 
     async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
         let controller = self.parts.control.controller();
-        let bucket = controller.create_bucket(name, self.parts.timer.unix_ms()).await.map_err(|error| to_api_error(&error))?;
+        let bucket = controller
+            .create_bucket(name, self.parts.timer.unix_ms())
+            .await
+            .map_err(|error| to_api_error(&error))?;
         self.spread(|table| table.by_name.get(name).is_some_and(|known| known.id >= bucket.id)).await
     }
 

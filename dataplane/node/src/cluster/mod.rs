@@ -2,7 +2,10 @@
 //! transport. Bulk bytes of local devices go through the core's own ring, whichever core owns the device.
 
 mod metadata;
+mod reads;
 mod shards;
+
+pub(crate) use self::reads::Reads;
 
 use std::{
     cell::{Cell, RefCell},
@@ -16,7 +19,7 @@ use std::{
 };
 
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{BlobId, ClusterMap, DeviceId, Incarnation, NodeId, WriterCounter};
+use quarry_clustermap::{BlobId, ClusterMap, DeviceId, Epoch, Incarnation, NodeId, WriterCounter};
 use quarry_controller::{BucketTable, Published};
 use quarry_object::{
     ReadLatency,
@@ -35,21 +38,34 @@ const READ_ERRORS_MAX: u32 = 16;
 /// See [`READ_ERRORS_MAX`].
 const READ_ERROR_WINDOW: Duration = Duration::from_secs(60);
 
-/// Which revision of the bucket table each core acts on.
+/// How far each core is: which map and which revision of the bucket table it acts on.
 #[derive(Clone)]
-pub(crate) struct BucketRevisions(Arc<Vec<AtomicU64>>);
+pub(crate) struct Progress(Arc<Vec<CoreProgress>>);
 
-impl BucketRevisions {
+#[derive(Default)]
+struct CoreProgress {
+    map_version: AtomicU64,
+    bucket_revision: AtomicU64,
+}
+
+impl Progress {
     pub(crate) fn new(cores: usize) -> Self {
-        Self(Arc::new((0..cores).map(|_| AtomicU64::new(0)).collect()))
+        Self(Arc::new((0..cores).map(|_| CoreProgress::default()).collect()))
     }
 
-    fn set(&self, core: usize, revision: u64) {
-        self.0[core].store(revision, Ordering::Release);
+    fn set(&self, core: usize, published: &Published) {
+        self.0[core].map_version.store(published.map.version.0, Ordering::Release);
+        self.0[core].bucket_revision.store(published.buckets.revision, Ordering::Release);
     }
 
-    fn all_reached(&self, revision: u64) -> bool {
-        self.0.iter().all(|core| core.load(Ordering::Acquire) >= revision)
+    /// Whether every core acts on this revision of the bucket table or a newer one.
+    fn buckets_reached(&self, revision: u64) -> bool {
+        self.0.iter().all(|core| core.bucket_revision.load(Ordering::Acquire) >= revision)
+    }
+
+    /// Whether every core acts on a map that has this epoch.
+    pub(crate) fn epoch_reached(&self, epoch: Epoch) -> bool {
+        self.0.iter().all(|core| core.map_version.load(Ordering::Acquire) >= epoch.0)
     }
 }
 
@@ -65,7 +81,8 @@ pub(crate) struct CoreParts<P: Platform> {
     pub(crate) devices: BTreeMap<DeviceId, Rc<P::Device>>,
     pub(crate) buffers: BufferPool,
     pub(crate) control: ControlHandle,
-    pub(crate) bucket_revisions: BucketRevisions,
+    pub(crate) progress: Progress,
+    pub(crate) reads: Reads,
     pub(crate) spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
     pub(crate) seed: u64,
 }
@@ -84,7 +101,7 @@ pub(crate) struct NodeCluster<P: Platform> {
 impl<P: Platform> NodeCluster<P> {
     pub(crate) fn new(parts: CoreParts<P>, published: &Published) -> Rc<Self> {
         let random = Cell::new(parts.seed | 1);
-        let cluster = Self {
+        Rc::new(Self {
             parts,
             map: RefCell::new(Rc::new(published.map.as_ref().clone())),
             buckets: RefCell::new(Arc::clone(&published.buckets)),
@@ -92,9 +109,7 @@ impl<P: Platform> NodeCluster<P> {
             blob_counter: Cell::new(0),
             random,
             read_errors: RefCell::default(),
-        };
-        cluster.set_published(published);
-        Rc::new(cluster)
+        })
     }
 
     /// Acts on a newer map and bucket table from now on. The host of this core was told before.
@@ -103,7 +118,12 @@ impl<P: Platform> NodeCluster<P> {
             *self.map.borrow_mut() = Rc::new(published.map.as_ref().clone());
         }
         *self.buckets.borrow_mut() = Arc::clone(&published.buckets);
-        self.parts.bucket_revisions.set(self.parts.core, published.buckets.revision);
+        self.parts.progress.set(self.parts.core, published);
+    }
+
+    /// Blobs that are being read on this node.
+    pub(crate) fn reads(&self) -> &Reads {
+        &self.parts.reads
     }
 
     /// The node's metrics.
@@ -132,10 +152,11 @@ impl<P: Platform> NodeCluster<P> {
     }
 
     async fn ask(&self, to: Address, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
-        let frame = self.parts.transport.call(to, request.encode().into()).await.map_err(|error| match error {
-            TransportError::Overloaded => PeerFault::Busy,
-            TransportError::Unreachable => PeerFault::DeviceOut,
-        })?;
+        let frame =
+            self.parts.transport.call(to, request.encode().into()).await.map_err(|error| match error {
+                TransportError::Overloaded => PeerFault::Busy,
+                TransportError::Unreachable => PeerFault::DeviceOut,
+            })?;
         match PeerResponse::decode(&frame) {
             Ok(PeerResponse::Failed(fault)) => Err(fault),
             Ok(response) => Ok(response),

@@ -13,7 +13,7 @@ use quarry_object::{
 };
 use quarry_storage::device::{BufferPool, Device, DeviceError, IoBuf};
 
-use super::{NodeCluster, unexpected};
+use super::{NodeCluster, reads::Reading, unexpected};
 use crate::platform::{Platform, Timer};
 
 /// Space on a device for a shard that is being written.
@@ -85,6 +85,11 @@ impl<P: Platform> NodeCluster<P> {
 impl<P: Platform> Cluster for NodeCluster<P> {
     type Reserved = ReservedShard<P::Device>;
     type Opened = OpenedShard<P>;
+    type Reading = Reading;
+
+    fn reading(&self, blobs: &[BlobId]) -> Reading {
+        self.parts.reads.hold(blobs)
+    }
 
     fn map(&self) -> Rc<ClusterMap> {
         Rc::clone(&self.map.borrow())
@@ -127,11 +132,16 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         self.parts.control.count_damage();
     }
 
-    async fn reserve_shard(&self, device: DeviceId, request: ReserveShard) -> Result<Self::Reserved, PeerError> {
+    async fn reserve_shard(
+        &self,
+        device: DeviceId,
+        request: ReserveShard,
+    ) -> Result<Self::Reserved, PeerError> {
         let io = self.device(device)?;
         let ReserveShard { pg, epoch, blob, shard, len_bytes } = request;
         let name = ShardName { pg, blob, shard };
-        let answer = self.ask(Address::Device(device), PeerRequest::ReserveShard { name, epoch, len_bytes }).await;
+        let answer =
+            self.ask(Address::Device(device), PeerRequest::ReserveShard { name, epoch, len_bytes }).await;
         match answer {
             Ok(PeerResponse::Reserved { runs }) => Ok(ReservedShard { device, name, epoch, io, runs }),
             Ok(_) => Err(to_peer_error(&unexpected())),
@@ -139,7 +149,12 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         }
     }
 
-    async fn write_shard(&self, shard: &Self::Reserved, offset: u64, buf: IoBuf) -> (Result<(), PeerError>, IoBuf) {
+    async fn write_shard(
+        &self,
+        shard: &Self::Reserved,
+        offset: u64,
+        buf: IoBuf,
+    ) -> (Result<(), PeerError>, IoBuf) {
         let Some(pieces) = pieces(&shard.runs, offset, buf.len() as u64) else {
             return (Err(PeerError::Io), buf);
         };
@@ -201,7 +216,8 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         let request = PeerRequest::OpenShard { name: ShardName { pg, blob, shard } };
         match self.ask(Address::Device(device), request).await {
             Ok(PeerResponse::Opened { pin, len_bytes, runs, checksums }) => {
-                let handle = OpenedShard { device, pin, io, runs, transport: Rc::clone(&self.parts.transport) };
+                let handle =
+                    OpenedShard { device, pin, io, runs, transport: Rc::clone(&self.parts.transport) };
                 Ok(OpenShard { handle, len_bytes, checksums })
             }
             Ok(_) => Err(to_peer_error(&unexpected())),
@@ -209,7 +225,12 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         }
     }
 
-    async fn read_shard(&self, shard: &Self::Opened, offset: u64, buf: IoBuf) -> (Result<(), PeerError>, IoBuf) {
+    async fn read_shard(
+        &self,
+        shard: &Self::Opened,
+        offset: u64,
+        buf: IoBuf,
+    ) -> (Result<(), PeerError>, IoBuf) {
         let Some(pieces) = pieces(&shard.runs, offset, buf.len() as u64) else {
             return (Err(PeerError::Io), buf);
         };

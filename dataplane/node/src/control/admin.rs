@@ -98,12 +98,16 @@ fn answer(state: &AdminState, request: &Request<Incoming>) -> Response<Full<Byte
         (&Method::GET, "/health/ready") if state.is_ready() => {
             respond(StatusCode::OK, "text/plain", "ready\n")
         }
-        (&Method::GET, "/health/ready") => respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "starting\n"),
+        (&Method::GET, "/health/ready") => {
+            respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "starting\n")
+        }
         (&Method::GET, "/map") => {
             let map = state.map.lock().expect("nothing panics under this lock").clone();
             match map.map(|map| serde_json::to_vec(map.as_ref())) {
                 Some(Ok(json)) => respond(StatusCode::OK, "application/json", json),
-                Some(Err(error)) => respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+                Some(Err(error)) => {
+                    respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string())
+                }
                 None => respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "no map yet\n"),
             }
         }
@@ -132,7 +136,11 @@ fn inject(state: &AdminState, query: &str) -> Response<Full<Bytes>> {
             switch.set(mode);
             respond(StatusCode::OK, "text/plain", "set\n")
         }
-        _ => respond(StatusCode::BAD_REQUEST, "text/plain", "device=<16 hex digits>&mode=none|read|write|flush|all\n"),
+        _ => respond(
+            StatusCode::BAD_REQUEST,
+            "text/plain",
+            "device=<16 hex digits>&mode=none|read|write|flush|all\n",
+        ),
     }
 }
 

@@ -1,17 +1,19 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{BucketId, DeviceId, PartitionId};
+use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId};
 use quarry_controller::{BucketState, BucketTable};
 use quarry_object::{
     peer::PeerRequest,
     transport::{Address, Transport},
 };
 
+use super::SpaceTable;
 use crate::{
+    cluster::Progress,
     control::ControlHandle,
     platform::{Platform, Timer},
 };
@@ -23,6 +25,8 @@ pub(crate) struct Links<P: Platform> {
     pub(crate) spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
     /// The control plane.
     pub(crate) control: ControlHandle,
+    progress: Progress,
+    space: SpaceTable,
     timer: P::Timer,
     open_buckets: RefCell<BTreeSet<BucketId>>,
 }
@@ -33,8 +37,10 @@ impl<P: Platform> Links<P> {
         timer: P::Timer,
         spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
         control: ControlHandle,
+        progress: Progress,
+        space: SpaceTable,
     ) -> Self {
-        Self { transport, spawn, control, timer, open_buckets: RefCell::default() }
+        Self { transport, spawn, control, progress, space, timer, open_buckets: RefCell::default() }
     }
 
     /// From now on only these buckets take writes.
@@ -45,6 +51,23 @@ impl<P: Platform> Links<P> {
 
     pub(super) fn bucket_is_open(&self, bucket: BucketId) -> bool {
         self.open_buckets.borrow().contains(&bucket)
+    }
+
+    /// Whether a device has only its reserve left.
+    pub(super) fn is_full(&self, device: DeviceId) -> bool {
+        self.space.is_full(device)
+    }
+
+    /// Asks the control plane to record a new primary, and waits until no core takes the old one for it any more:
+    /// what the new one acknowledges from then on, no core can miss.
+    pub(super) async fn activate(&self, partition: PartitionId, epoch: Epoch) -> bool {
+        if !self.control.activate(partition, epoch).await {
+            return false;
+        }
+        while !self.progress.epoch_reached(epoch) {
+            self.timer.sleep(Duration::from_millis(1)).await;
+        }
+        true
     }
 
     pub(super) fn monotonic_ms(&self) -> u64 {

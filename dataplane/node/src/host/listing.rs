@@ -47,7 +47,10 @@ impl<P: Platform> Source<P> {
 }
 
 /// One page over the given primaries.
-pub(crate) async fn list<P: Platform>(primaries: &[Rc<PartitionHost<P>>], list: &[u8]) -> Result<PeerResponse, PeerFault> {
+pub(crate) async fn list<P: Platform>(
+    primaries: &[Rc<PartitionHost<P>>],
+    list: &[u8],
+) -> Result<PeerResponse, PeerFault> {
     let list = match Command::decode(list) {
         Ok(Command::List(list)) => list,
         Ok(_) => return Err(PeerFault::Damaged { detail: "not a listing".into() }),
@@ -75,7 +78,11 @@ pub(crate) async fn list<P: Platform>(primaries: &[Rc<PartitionHost<P>>], list: 
     })
 }
 
-async fn merge<P: Platform>(sources: &mut [Source<P>], list: &List, share: u32) -> Result<(Vec<Entry>, bool), PeerFault> {
+async fn merge<P: Platform>(
+    sources: &mut [Source<P>],
+    list: &List,
+    share: u32,
+) -> Result<(Vec<Entry>, bool), PeerFault> {
     let mut heap = BinaryHeap::new();
     for (index, source) in sources.iter().enumerate() {
         if let Some(entry) = source.entries.front() {
@@ -104,14 +111,21 @@ async fn merge<P: Platform>(sources: &mut [Source<P>], list: &List, share: u32) 
 }
 
 /// Whether none of the given primaries holds anything of a bucket.
-pub(crate) async fn is_empty<P: Platform>(primaries: &[Rc<PartitionHost<P>>], bucket: BucketId) -> Result<PeerResponse, PeerFault> {
+pub(crate) async fn is_empty<P: Platform>(
+    primaries: &[Rc<PartitionHost<P>>],
+    bucket: BucketId,
+) -> Result<PeerResponse, PeerFault> {
     for replica in primaries {
         match replica.execute(&Command::BucketIsEmpty { bucket }).await {
             Ok(Reply::Empty(true)) => {}
-            Ok(Reply::Empty(false)) => return Ok(PeerResponse::Empty { empty: false, partitions: Vec::new() }),
+            Ok(Reply::Empty(false)) => {
+                return Ok(PeerResponse::Empty { empty: false, partitions: Vec::new() });
+            }
             Ok(_) => return Err(PeerFault::Damaged { detail: "an unexpected answer".into() }),
             Err(ExecuteError::Fault(fault)) => return Err(fault),
-            Err(ExecuteError::Refused(refusal)) => return Err(PeerFault::Damaged { detail: refusal.to_string() }),
+            Err(ExecuteError::Refused(refusal)) => {
+                return Err(PeerFault::Damaged { detail: refusal.to_string() });
+            }
         }
     }
     let partitions = primaries.iter().map(|replica| replica.partition()).collect();

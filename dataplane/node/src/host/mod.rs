@@ -6,14 +6,10 @@ mod listing;
 mod partition;
 mod proposed;
 mod shards;
+mod space;
 mod view;
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::BTreeMap,
-    rc::Rc,
-    sync::Arc,
-};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
@@ -27,11 +23,12 @@ use quarry_object::{
 use quarry_partition::command::{Command, Framed, Outcome};
 use quarry_storage::store::Store;
 
+use self::shards::Shards;
 pub(crate) use self::{
     links::Links,
     partition::{PartitionHost, into_mutations},
+    space::{DeviceSpace, SpaceTable},
 };
-use self::shards::Shards;
 use crate::platform::Platform;
 
 /// One device that this core owns.
@@ -46,7 +43,6 @@ pub(crate) struct CoreHost<P: Platform> {
     devices: BTreeMap<DeviceId, Rc<DeviceHost<P>>>,
     map: RefCell<Arc<ClusterMap>>,
     links: Rc<Links<P>>,
-    requests: Cell<u64>,
 }
 
 impl<P: Platform> CoreHost<P> {
@@ -57,7 +53,7 @@ impl<P: Platform> CoreHost<P> {
             (store.device_id(), Rc::new(DeviceHost { store, shards, partitions: RefCell::default() }))
         };
         let devices = stores.into_iter().map(host).collect();
-        Rc::new(Self { devices, map: RefCell::new(map), links, requests: Cell::new(0) })
+        Rc::new(Self { devices, map: RefCell::new(map), links })
     }
 
     /// The devices of this core.
@@ -75,11 +71,6 @@ impl<P: Platform> CoreHost<P> {
         self.devices.contains_key(&device)
     }
 
-    /// Requests that are being answered.
-    pub(crate) fn requests_in_flight(&self) -> u64 {
-        self.requests.get()
-    }
-
     /// A newer map: replicas are made for new members, and all are told their configuration.
     pub(crate) fn set_map(self: &Rc<Self>, map: Arc<ClusterMap>, buckets: Arc<BucketTable>) {
         self.links.set_buckets(&buckets);
@@ -93,7 +84,8 @@ impl<P: Platform> CoreHost<P> {
                     Some(replica) => replica,
                     None if is_member => {
                         let store = host.store.clone();
-                        let replica = PartitionHost::new(id, *device, min_copies, store, Rc::clone(&self.links));
+                        let replica =
+                            PartitionHost::new(id, *device, min_copies, store, Rc::clone(&self.links));
                         host.partitions.borrow_mut().insert(id, Rc::clone(&replica));
                         replica
                     }
@@ -130,9 +122,7 @@ impl<P: Platform> CoreHost<P> {
     pub(crate) fn handle(self: &Rc<Self>, to: Address, frame: Bytes) -> LocalBoxFuture<'static, Bytes> {
         let host = Rc::clone(self);
         Box::pin(async move {
-            host.requests.set(host.requests.get() + 1);
             let response = host.answer(to, &frame).await.unwrap_or_else(PeerResponse::Failed);
-            host.requests.set(host.requests.get() - 1);
             Bytes::from(response.encode())
         })
     }
@@ -149,7 +139,9 @@ impl<P: Platform> CoreHost<P> {
             return Err(PeerFault::DeviceOut);
         }
         match request {
-            PeerRequest::ReserveShard { name, epoch, len_bytes } => host.shards.reserve(name, epoch, len_bytes),
+            PeerRequest::ReserveShard { name, epoch, len_bytes } => {
+                host.shards.reserve(name, epoch, len_bytes)
+            }
             PeerRequest::CommitShard { name, epoch, owner, checksums } => {
                 host.shards.commit(name, epoch, owner, checksums).await
             }
@@ -158,7 +150,8 @@ impl<P: Platform> CoreHost<P> {
             PeerRequest::CloseShard { pin } => Ok(host.shards.close(pin)),
             PeerRequest::FreeShard { name, epoch } => host.shards.free(name, epoch).await,
             PeerRequest::Execute { partition, command } => {
-                let replica = host.partitions.borrow().get(&partition).cloned().ok_or(PeerFault::NotPrimary)?;
+                let replica =
+                    host.partitions.borrow().get(&partition).cloned().ok_or(PeerFault::NotPrimary)?;
                 execute(&replica, &command).await
             }
             PeerRequest::Replicate { partition, from, message } => {
@@ -183,8 +176,12 @@ impl<P: Platform> CoreHost<P> {
     }
 }
 
-async fn execute<P: Platform>(replica: &Rc<PartitionHost<P>>, command: &[u8]) -> Result<PeerResponse, PeerFault> {
-    let command = Command::decode(command).map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
+async fn execute<P: Platform>(
+    replica: &Rc<PartitionHost<P>>,
+    command: &[u8],
+) -> Result<PeerResponse, PeerFault> {
+    let command =
+        Command::decode(command).map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
     let outcome = match replica.execute(&command).await {
         Ok(reply) => Outcome::Done(reply),
         Err(ExecuteError::Refused(refusal)) => Outcome::Refused(refusal),

@@ -42,6 +42,7 @@ pub(crate) struct PartitionHost<P: Platform> {
     store: Store<P::Device>,
     links: Rc<Links<P>>,
     replica: RefCell<Replica>,
+    members: RefCell<Vec<DeviceId>>,
     /// Inputs that arrived while another was being carried out.
     inputs: RefCell<VecDeque<Input>>,
     stepping: Cell<bool>,
@@ -84,6 +85,7 @@ impl<P: Platform> PartitionHost<P> {
             store,
             links,
             replica: RefCell::new(Replica::recover(partition, device, min_copies, log)),
+            members: RefCell::default(),
             inputs: RefCell::default(),
             stepping: Cell::new(false),
             turn: Mutex::new(()),
@@ -115,6 +117,7 @@ impl<P: Platform> PartitionHost<P> {
     }
 
     pub(crate) fn configure(self: &Rc<Self>, config: &PartitionConfig) {
+        *self.members.borrow_mut() = config.members().collect();
         self.input(Input::Configure(config.clone()));
     }
 
@@ -163,10 +166,13 @@ impl<P: Platform> PartitionHost<P> {
         if !self.is_serving_primary() {
             return Err(PeerFault::NotPrimary.into());
         }
-        if let Some(bucket) = written_bucket(command)
-            && !self.links.bucket_is_open(bucket)
-        {
-            return Err(PeerFault::BucketGone.into());
+        if let Some(bucket) = written_bucket(command) {
+            if !self.links.bucket_is_open(bucket) {
+                return Err(PeerFault::BucketGone.into());
+            }
+            if self.members.borrow().iter().any(|member| self.links.is_full(*member)) {
+                return Err(PeerFault::Full.into());
+            }
         }
         let view = RowView::proposed(&self.store, self.partition, &self.proposed);
         let evaluated = evaluate(&view, self.links.unix_ms(), command).await;
@@ -232,7 +238,9 @@ impl<P: Platform> PartitionHost<P> {
         match output {
             Output::RaiseEpoch { epoch, through } => {
                 let partition = self.partition;
-                self.journal(epoch, through, async move |store| store.raise_partition_epoch(partition, epoch).await);
+                self.journal(epoch, through, async move |store| {
+                    store.raise_partition_epoch(partition, epoch).await
+                });
             }
             Output::Append { epoch, entry, committed } => {
                 let entry = LogEntry {
@@ -263,7 +271,7 @@ impl<P: Platform> PartitionHost<P> {
                 if !self.activating.replace(true) {
                     let host = Rc::clone(self);
                     (self.links.spawn)(Box::pin(async move {
-                        let activated = host.links.control.activate(host.partition, epoch).await;
+                        let activated = host.links.activate(host.partition, epoch).await;
                         host.activating.set(false);
                         if activated {
                             host.input(Input::Activated { epoch });
@@ -336,7 +344,9 @@ impl<P: Platform> PartitionHost<P> {
         let envelope = Envelope { partition: self.partition, from: self.device, to, message };
         match envelope.encode() {
             Ok(frame) => self.links.send(self.device, to, self.partition, frame),
-            Err(error) => tracing::error!(event = "replication_frame_too_large", partition = %self.partition, %error),
+            Err(error) => {
+                tracing::error!(event = "replication_frame_too_large", partition = %self.partition, %error)
+            }
         }
     }
 

@@ -38,17 +38,22 @@ impl<D: Device + 'static> Shards<D> {
         Self { store, reserved: RefCell::default(), pins: RefCell::default(), next_pin: Cell::new(0) }
     }
 
-    /// Reservations and pins held now.
-    pub(crate) fn held(&self) -> (usize, usize) {
-        (self.reserved.borrow().len(), self.pins.borrow().len())
-    }
-
-    pub(crate) fn reserve(&self, name: ShardName, epoch: Epoch, len_bytes: u64) -> Result<PeerResponse, PeerFault> {
+    pub(crate) fn reserve(
+        &self,
+        name: ShardName,
+        epoch: Epoch,
+        len_bytes: u64,
+    ) -> Result<PeerResponse, PeerFault> {
         if self.reserved.borrow().len() >= HELD_MAX {
             return Err(PeerFault::Busy);
         }
-        if len_bytes == 0 || !len_bytes.is_multiple_of(BLOCK_BYTES as u64) || self.reserved.borrow().contains_key(&name) {
-            return Err(PeerFault::Damaged { detail: format!("{name:?} of {len_bytes} bytes cannot be reserved") });
+        if len_bytes == 0
+            || !len_bytes.is_multiple_of(BLOCK_BYTES as u64)
+            || self.reserved.borrow().contains_key(&name)
+        {
+            return Err(PeerFault::Damaged {
+                detail: format!("{name:?} of {len_bytes} bytes cannot be reserved"),
+            });
         }
         let seen = self.store.pg_epoch(name.pg);
         if epoch < seen {
@@ -71,7 +76,9 @@ impl<D: Device + 'static> Shards<D> {
         let units = reservation.len_bytes.div_ceil(CHECKSUM_UNIT_BYTES);
         if epoch != reservation.epoch || checksums.len() as u64 != units {
             self.store.release(reservation.extents);
-            return Err(PeerFault::Damaged { detail: format!("the commit of {name:?} does not fit its reservation") });
+            return Err(PeerFault::Damaged {
+                detail: format!("the commit of {name:?} does not fit its reservation"),
+            });
         }
         let row = ShardRow {
             pg: name.pg,
@@ -104,7 +111,12 @@ impl<D: Device + 'static> Shards<D> {
         }
         // Pinned before it is looked up, so that it cannot be freed and reused in between.
         let held = self.store.pin(name.pg, name.blob, name.shard);
-        let row = self.store.shard(name.pg, name.blob, name.shard).await.map_err(fault)?.ok_or(PeerFault::NotFound)?;
+        let row = self
+            .store
+            .shard(name.pg, name.blob, name.shard)
+            .await
+            .map_err(fault)?
+            .ok_or(PeerFault::NotFound)?;
         let pin = self.next_pin.get();
         self.next_pin.set(pin + 1);
         self.pins.borrow_mut().insert(pin, held);
@@ -138,7 +150,8 @@ fn split(reservation: &Reservation, checksums: &[u32]) -> Vec<ShardExtent> {
         .map(|extent| {
             let len = run(*extent).len_bytes.min(left);
             left -= len;
-            let units = usize::try_from(len.div_ceil(CHECKSUM_UNIT_BYTES)).expect("an extent is at most a few MiB");
+            let units =
+                usize::try_from(len.div_ceil(CHECKSUM_UNIT_BYTES)).expect("an extent is at most a few MiB");
             let (of_extent, rest) = checksums.split_at(units);
             checksums = rest;
             ShardExtent {
@@ -154,7 +167,9 @@ fn split(reservation: &Reservation, checksums: &[u32]) -> Vec<ShardExtent> {
 pub(crate) fn fault(error: StoreError) -> PeerFault {
     match error {
         StoreError::Full { .. } => PeerFault::Full,
-        StoreError::StalePgEpoch { seen, .. } | StoreError::StaleEpoch { seen, .. } => PeerFault::StaleEpoch { seen },
+        StoreError::StalePgEpoch { seen, .. } | StoreError::StaleEpoch { seen, .. } => {
+            PeerFault::StaleEpoch { seen }
+        }
         StoreError::Overloaded { .. } => PeerFault::Busy,
         other => PeerFault::Device { detail: other.to_string() },
     }

@@ -62,7 +62,12 @@ impl<'a, D: Device + 'static> RowView<'a, D> {
         }
     }
 
-    async fn scan_committed(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, ViewError> {
+    async fn scan_committed(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, ViewError> {
         self.store.rows(self.partition, from, Some(to), limit).await.map_err(failed)
     }
 }
@@ -79,7 +84,12 @@ impl<D: Device + 'static> View for RowView<'_, D> {
         self.store.row(self.partition, key).await.map_err(failed)
     }
 
-    async fn scan(&self, from: &[u8], to: &[u8], limit_rows: usize) -> Result<Vec<(Bytes, Bytes)>, ViewError> {
+    async fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit_rows: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, ViewError> {
         let pending = match self.proposed {
             Some(proposed) if !proposed.borrow().is_empty() => proposed.borrow().range(from, to),
             _ => Vec::new(),
@@ -94,7 +104,11 @@ impl<D: Device + 'static> View for RowView<'_, D> {
 }
 
 /// Both in order; a proposed row replaces or removes the committed one of its key.
-fn merge(committed: Vec<(Bytes, Bytes)>, pending: Vec<(Bytes, Option<Bytes>)>, limit: usize) -> Vec<(Bytes, Bytes)> {
+fn merge(
+    committed: Vec<(Bytes, Bytes)>,
+    pending: Vec<(Bytes, Option<Bytes>)>,
+    limit: usize,
+) -> Vec<(Bytes, Bytes)> {
     let mut merged = Vec::with_capacity(limit.min(committed.len() + pending.len()));
     let mut committed = committed.into_iter().peekable();
     for (key, value) in pending {

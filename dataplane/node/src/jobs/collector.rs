@@ -74,7 +74,9 @@ impl<P: Platform> Collector<P> {
                 Some(BlobStatus::Live | BlobStatus::Unknown) => return,
                 // Freed: on the free list, whose job it is; freeing twice does no harm.
                 Some(BlobStatus::Freed | BlobStatus::Revoked) => {
-                    match device.store.free_shard(row.pg, row.epoch, row.blob, row.shard).await {
+                    // The group may have been sealed since: the device refuses older epochs than it has seen.
+                    let epoch = row.epoch.max(device.store.pg_epoch(row.pg));
+                    match device.store.free_shard(row.pg, epoch, row.blob, row.shard).await {
                         Ok(existed) => {
                             self.freed += u64::from(existed);
                             self.cluster.metrics().blobs_collected.inc_by(u64::from(existed));

@@ -61,7 +61,8 @@ async fn drain<P: Platform>(partition: &Rc<PartitionHost<P>>, cluster: &Rc<NodeC
         };
         after = blobs.last().map(|blob| blob.blob);
         let freed: Vec<_> = join_all(blobs.iter().map(|blob| free(cluster, blob))).await;
-        let done: Vec<_> = blobs.iter().zip(&freed).filter(|(_, freed)| **freed).map(|(blob, _)| blob.blob).collect();
+        let done: Vec<_> =
+            blobs.iter().zip(&freed).filter(|(_, freed)| **freed).map(|(blob, _)| blob.blob).collect();
         complete &= done.len() == blobs.len();
         if !done.is_empty() {
             let count = done.len() as u64;
@@ -78,6 +79,9 @@ async fn drain<P: Platform>(partition: &Rc<PartitionHost<P>>, cluster: &Rc<NodeC
 
 /// Frees all shards of a blob; `true` when every member that still counts has confirmed.
 async fn free<P: Platform>(cluster: &Rc<NodeCluster<P>>, blob: &BlobRef) -> bool {
+    if cluster.reads().contains(blob.blob) {
+        return false;
+    }
     let map: Rc<ClusterMap> = cluster.map();
     // A group that is gone from the map has no members any more, and so no shards.
     let Some(group) = map.placement_groups.get(&blob.pg) else { return true };

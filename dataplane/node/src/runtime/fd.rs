@@ -1,7 +1,10 @@
 //! The two places where the node touches raw memory or raw descriptors for glommio and hyper.
 //!
 //! Kept apart so that everything else in the crate stays free of `unsafe`.
-#![allow(unsafe_code, reason = "glommio takes raw descriptors, hyper hands out uninitialised memory; see each block")]
+#![allow(
+    unsafe_code,
+    reason = "glommio takes raw descriptors, hyper hands out uninitialised memory; see each block"
+)]
 
 use std::{
     io::{self, IoSlice},
@@ -26,7 +29,11 @@ impl HyperStream {
 }
 
 impl hyper::rt::Read for HyperStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut cursor: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         // SAFETY: needed because hyper's buffer is uninitialised and glommio takes `&mut [u8]`. glommio's
         // `poll_read` only passes pointer and length to recv(2), which writes and never reads; no reference to
         // uninitialised bytes is read by us, and exactly the bytes that recv reported are marked as filled.

@@ -8,13 +8,13 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
-    sync::Arc,
-    task::Poll,
+    sync::{Arc, OnceLock},
+    task::{Poll, Waker},
 };
 
 use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
-use futures::{channel::oneshot, future::LocalBoxFuture, task::AtomicWaker};
+use futures::{channel::oneshot, future::LocalBoxFuture};
 use quarry_object::transport::{Address, Transport, TransportError};
 
 /// Frames that may wait for one core. A core handles well over 100,000 frames a second: this is under 0.1 s.
@@ -41,17 +41,24 @@ struct Frame {
 /// The receiving end of one core, shared with every other core.
 pub(crate) struct Inbox {
     queue: ArrayQueue<Frame>,
-    waker: AtomicWaker,
+    /// Of the task that empties the queue; kept, see [`super::pulse`].
+    waker: OnceLock<Waker>,
 }
 
 impl Inbox {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { queue: ArrayQueue::new(QUEUE_FRAMES), waker: AtomicWaker::new() })
+        Arc::new(Self { queue: ArrayQueue::new(QUEUE_FRAMES), waker: OnceLock::new() })
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
     }
 
     fn push(&self, frame: Frame) -> Result<(), TransportError> {
         self.queue.push(frame).map_err(|_| TransportError::Overloaded)?;
-        self.waker.wake();
+        self.wake();
         Ok(())
     }
 }
@@ -93,17 +100,12 @@ impl Mesh {
         *self.handler.borrow_mut() = Some(handler);
     }
 
-    /// Requests sent and not answered yet.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.pending.borrow().len()
-    }
-
     /// Takes frames from this core's queue for ever.
     pub(crate) async fn receive(self: Rc<Self>) {
         let inbox = Arc::clone(&self.inboxes[self.me]);
         loop {
             std::future::poll_fn(|cx| {
-                inbox.waker.register(cx.waker());
+                inbox.waker.get_or_init(|| cx.waker().clone());
                 if inbox.queue.is_empty() { Poll::Pending } else { Poll::Ready(()) }
             })
             .await;
@@ -133,7 +135,11 @@ impl Mesh {
             let Some(handler) = handler else { return };
             let body = handler(frame.to, frame.body).await;
             if let Some(id) = id {
-                mesh.respond(frame.from, Frame { from: mesh.me, to: frame.to, kind: Kind::Response(id), body }).await;
+                mesh.respond(
+                    frame.from,
+                    Frame { from: mesh.me, to: frame.to, kind: Kind::Response(id), body },
+                )
+                .await;
             }
         }));
     }
@@ -142,7 +148,7 @@ impl Mesh {
     async fn respond(&self, to: usize, mut frame: Frame) {
         loop {
             match self.inboxes[to].queue.push(frame) {
-                Ok(()) => return self.inboxes[to].waker.wake(),
+                Ok(()) => return self.inboxes[to].wake(),
                 Err(back) => frame = back,
             }
             glommio::executor().yield_task_queue_now().await;
@@ -170,7 +176,9 @@ impl Transport for Mesh {
         self.next_request.set(id + 1);
         let (sender, receiver) = oneshot::channel();
         self.pending.borrow_mut().insert(id, sender);
-        if let Err(error) = self.inboxes[core].push(Frame { from: self.me, to, kind: Kind::Request(id), body }) {
+        if let Err(error) =
+            self.inboxes[core].push(Frame { from: self.me, to, kind: Kind::Request(id), body })
+        {
             self.pending.borrow_mut().remove(&id);
             return Err(error);
         }

@@ -7,14 +7,12 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::Poll,
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
-
-use futures::task::AtomicWaker;
 
 /// Between beats while a core has work in flight.
 const BUSY_INTERVAL: Duration = Duration::from_millis(2);
@@ -24,7 +22,9 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(50);
 /// What the pulse thread and one core share.
 #[derive(Default)]
 pub(crate) struct CorePulse {
-    waker: AtomicWaker,
+    /// Kept for ever and woken by reference: a waker that is used up by one wake is not there for the next when
+    /// glommio parks between the two.
+    waker: OnceLock<Waker>,
     /// Beats sent and beats that the core has seen.
     sent: AtomicU64,
     seen: AtomicU64,
@@ -48,7 +48,8 @@ impl CorePulse {
     pub(crate) async fn answer(self: Arc<Self>, mut on_beat: impl FnMut()) {
         loop {
             std::future::poll_fn(|cx| {
-                self.waker.register(cx.waker());
+                // A task keeps one waker for life.
+                self.waker.get_or_init(|| cx.waker().clone());
                 let sent = self.sent.load(Ordering::Acquire);
                 if self.seen.swap(sent, Ordering::AcqRel) == sent { Poll::Pending } else { Poll::Ready(()) }
             })
@@ -59,7 +60,10 @@ impl CorePulse {
 }
 
 /// Starts the pulse thread over all cores; it ends when `stop` is set.
-pub(crate) fn start(cores: Vec<Arc<CorePulse>>, stop: Arc<AtomicBool>) -> std::io::Result<std::thread::JoinHandle<()>> {
+pub(crate) fn start(
+    cores: Vec<Arc<CorePulse>>,
+    stop: Arc<AtomicBool>,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("pulse".into()).spawn(move || {
         let mut sent_at = vec![None::<Instant>; cores.len()];
         while !stop.load(Ordering::Relaxed) {
@@ -85,5 +89,7 @@ fn beat(core: &CorePulse, sent_at: &mut Option<Instant>) {
         core.sent.fetch_add(1, Ordering::AcqRel);
         *sent_at = Some(Instant::now());
     }
-    core.waker.wake();
+    if let Some(waker) = core.waker.get() {
+        waker.wake_by_ref();
+    }
 }

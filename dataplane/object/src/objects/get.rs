@@ -4,6 +4,7 @@ use std::{ops::Range, rc::Rc};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream, stream::LocalBoxStream};
+use quarry_clustermap::BlobId;
 use quarry_partition::command::{Command, Manifest, Reply, Segment};
 
 use super::{Objects, convert};
@@ -41,13 +42,28 @@ impl<C: Cluster + Metadata> Objects<C> {
         let (bucket, partition) = self.owner(bucket, key)?;
         let conditions = convert::to_conditions(conditions);
         let command = Command::Get { bucket: bucket.id, key: key.to_owned(), conditions };
-        let (manifest, inline) = match self.cluster.execute(partition, command).await? {
-            Reply::Object { manifest, inline } => (manifest, inline),
-            other => return Err(convert::unexpected(&other)),
-        };
-        let (first, len) = resolve(range, manifest.size_bytes)?;
-        let stream = self.stream(&manifest, inline, first..first + len, memory)?;
-        Ok(ObjectContent { info: convert::to_info(key, manifest), range: (first, len), stream })
+        let mut before = None;
+        loop {
+            let (manifest, inline) = match self.cluster.execute(partition, command.clone()).await? {
+                Reply::Object { manifest, inline } => (manifest, inline),
+                other => return Err(convert::unexpected(&other)),
+            };
+            let (first, len) = resolve(range, manifest.size_bytes)?;
+            let mut stream = self.stream(&manifest, inline, first..first + len, memory)?;
+            let head = stream.next().await;
+            if let Some(Err(error)) = head {
+                // Between the look-up and the first byte the version may have been replaced and freed: look again. The
+                // same version failing twice is a failure.
+                let version = (manifest.last_modified_ms, manifest.etag);
+                if before.as_ref() == Some(&version) {
+                    return Err(error);
+                }
+                before = Some(version);
+                continue;
+            }
+            let stream = stream::iter(head).chain(stream).boxed_local();
+            return Ok(ObjectContent { info: convert::to_info(key, manifest), range: (first, len), stream });
+        }
     }
 
     /// The bytes of a range of an object, segment after segment.
@@ -76,6 +92,8 @@ impl<C: Cluster + Metadata> Objects<C> {
             }
         }
         let cluster = Rc::clone(&self.cluster);
+        let blobs: Vec<BlobId> = pieces.iter().filter_map(|(segment, ..)| segment_blob(segment)).collect();
+        let reading = cluster.reading(&blobs);
         let stream = stream::iter(pieces).flat_map(move |(segment, body, from, len)| match (segment, body) {
             (Segment::Blob(blob), _) => read_range(Rc::clone(&cluster), blob, from..from + len, memory)
                 .map_err(ApiError::from)
@@ -85,7 +103,15 @@ impl<C: Cluster + Metadata> Objects<C> {
             }
             (Segment::Inline { .. }, None) => stream::empty().boxed_local(),
         });
-        Ok(stream.boxed_local())
+        // The guard goes with the stream, and is dropped with it.
+        Ok(stream.inspect(move |_| _ = &reading).boxed_local())
+    }
+}
+
+fn segment_blob(segment: &Segment) -> Option<BlobId> {
+    match segment {
+        Segment::Blob(blob) => Some(blob.blob),
+        Segment::Inline { .. } => None,
     }
 }
 

@@ -80,7 +80,9 @@ impl From<WriteError> for ApiError {
         match error {
             WriteError::Body(error) => Self::Body(error),
             WriteError::OutOfSpace => Self::OutOfSpace,
-            WriteError::NoGroup | WriteError::TooFewShards { .. } => Self::Unavailable { reason: error.to_string() },
+            WriteError::NoGroup | WriteError::TooFewShards { .. } => {
+                Self::Unavailable { reason: error.to_string() }
+            }
         }
     }
 }

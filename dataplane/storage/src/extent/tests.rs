@@ -82,7 +82,7 @@ fn run(steps: Vec<Step>) {
             }
             Step::Fragmented(blocks, max) => {
                 let free = map.free_blocks();
-                let got = map.allocate_fragmented(blocks, max);
+                let got = map.allocate_fragmented(blocks, max, 1);
                 assert_eq!(got.is_some(), free >= blocks);
                 let got = got.unwrap_or_default();
                 assert!(got.iter().all(|extent| extent.blocks <= max));
@@ -181,4 +181,24 @@ fn double_free_panics() {
     let extent = map.allocate_low(4).unwrap();
     map.free(extent);
     map.free(extent);
+}
+
+/// A shard's checksum units must not straddle extents: only the last extent may end within a granule.
+#[test]
+fn fragments_are_whole_granules() {
+    let mut map = FreeMap::new(BlockIndex(0)..BlockIndex(64));
+    for start in [11, 30, 52] {
+        map.reserve_exact(Extent { start: BlockIndex(start), blocks: 1 }).unwrap();
+    }
+    // Runs of 11, 18, 21 and 11 blocks: whole granules in them are 8, 16, 16 and 8.
+    let before = map.clone();
+    let got = map.allocate_fragmented(45, 1024, 8).unwrap();
+    assert_eq!(got.iter().map(|extent| u64::from(extent.blocks)).sum::<u64>(), 45);
+    let (last, others) = got.split_last().unwrap();
+    assert!(others.iter().all(|extent| extent.blocks.is_multiple_of(8)), "{got:?}");
+    assert!(last.blocks > 0);
+    // 61 blocks are free, but not in whole granules: nothing is taken.
+    let mut map = before.clone();
+    assert_eq!(map.allocate_fragmented(60, 1024, 8), None);
+    assert_eq!(map, before);
 }

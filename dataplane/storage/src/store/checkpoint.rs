@@ -187,7 +187,7 @@ fn allocate_for_map(free: &mut FreeMap, map: &FreeMap) -> Result<Vec<Extent>, St
     if let Some(extent) = free.allocate_high(blocks) {
         return Ok(vec![extent]);
     }
-    let extents = free.allocate_fragmented(blocks.into(), u32::MAX);
+    let extents = free.allocate_fragmented(blocks.into(), u32::MAX, 1);
     extents.filter(|extents| extents.len() <= FREE_MAP_EXTENTS_MAX).ok_or_else(|| StoreError::Full {
         wanted_bytes: image_bytes as u64,
         free_bytes: free.free_blocks() * BLOCK_BYTES as u64,

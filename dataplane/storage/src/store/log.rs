@@ -7,16 +7,13 @@ use crate::device::Device;
 use crate::format::record::Record;
 use crate::journal::{Class, Subject};
 
-/// Entries up to this size are taken from the reserve: deletes are small.
-const SMALL_ENTRY_BYTES: usize = 16 * 1024;
-
 impl<D: Device + 'static> Store<D> {
     /// Appends an entry under the epoch in force (the entry's own may be lower: a new primary sends what an older
     /// one proposed); durable when Ok. Sequences are dense. The entry takes its place at the first poll: many calls
     /// may be under way at once.
     ///
     /// # Errors
-    /// [`StoreError::StaleEpoch`], [`StoreError::OutOfSequence`], [`StoreError::Full`] for big entries,
+    /// [`StoreError::StaleEpoch`], [`StoreError::OutOfSequence`],
     /// [`StoreError::RecordTooLarge`], [`StoreError::Overloaded`], or the store is not serving.
     ///
     /// # Panics
@@ -26,9 +23,6 @@ impl<D: Device + 'static> Store<D> {
         inner.check_serving()?;
         let LogEntry { partition, epoch, sequence, .. } = entry;
         assert!(epoch <= in_force, "an entry is never newer than the epoch in force");
-        if entry.payload.len() > SMALL_ENTRY_BYTES {
-            inner.space.check_room(entry.payload.len() as u64, inner.space.reserve_blocks() / 2)?;
-        }
         let ticket = {
             let mut core = inner.core.borrow_mut();
             core.fence_partition(partition, in_force)?;

@@ -19,7 +19,7 @@ use std::rc::Rc;
 use crate::device::BLOCK_BYTES;
 use crate::extent::{Extent, FreeMap};
 use crate::index::OldRoot;
-use crate::store::{SHARD_EXTENT_BYTES_MAX, ShardKey, SpaceUsage, StoreError};
+use crate::store::{CHECKSUM_UNIT_BYTES, SHARD_EXTENT_BYTES_MAX, ShardKey, SpaceUsage, StoreError};
 
 /// One part in this many of the data area is kept for deletes and checkpoints.
 const RESERVE_DIVISOR: u64 = 32;
@@ -92,8 +92,12 @@ impl Space {
         let blocks = len_bytes.div_ceil(BLOCK_BYTES as u64);
         let extent_blocks_max =
             u32::try_from(SHARD_EXTENT_BYTES_MAX / BLOCK_BYTES as u64).expect("a small constant");
-        let extents = self.free.borrow_mut().allocate_fragmented(blocks, extent_blocks_max);
-        let extents = extents.expect("enough blocks are free");
+        let unit_blocks = u32::try_from(CHECKSUM_UNIT_BYTES / BLOCK_BYTES as u64).expect("a small constant");
+        let extents = self.free.borrow_mut().allocate_fragmented(blocks, extent_blocks_max, unit_blocks);
+        let Some(extents) = extents else {
+            let SpaceUsage { free_bytes, reserve_bytes, .. } = self.usage();
+            return Err(StoreError::Full { wanted_bytes: len_bytes, free_bytes, reserve_bytes });
+        };
         let mut held = self.held.borrow_mut();
         held.reserved.extend(extents.iter().map(|extent| (extent.start.0, extent.blocks)));
         Ok(extents)

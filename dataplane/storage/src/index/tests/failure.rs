@@ -53,7 +53,7 @@ fn no_space_leaves_everything_as_it_was() {
     let mut fitted = false;
     for left in [0u64, 1, 3, 4, 17, 60, 200, 300, 500, 700, 4000] {
         let free = bed.space.borrow().free_blocks();
-        let taken = bed.space.borrow_mut().allocate_fragmented(free - left, u32::MAX).unwrap();
+        let taken = bed.space.borrow_mut().allocate_fragmented(free - left, u32::MAX, 1).unwrap();
         let before = bed.space.borrow().clone();
         match bed.try_apply(&second_batch()) {
             Ok(applied) => {
@@ -80,7 +80,7 @@ fn deletes_of_everything_need_no_space() {
     let bed = Bed::new(1 << 12);
     bed.apply(&puts(0..3000, 250));
     let free = bed.space.borrow().free_blocks();
-    let taken = bed.space.borrow_mut().allocate_fragmented(free, u32::MAX).unwrap();
+    let taken = bed.space.borrow_mut().allocate_fragmented(free, u32::MAX, 1).unwrap();
     bed.apply(&(0..3000).map(|n| (row_key(n), None)).collect());
     taken.into_iter().for_each(|extent| bed.space.borrow_mut().free(extent));
     assert!(bed.check_space().is_empty());

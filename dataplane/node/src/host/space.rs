@@ -1,0 +1,60 @@
+//! What every core knows of every device's space, so that a primary refuses what a replica could not take: an
+//! entry that was admitted must find room everywhere, because a replica that cannot journal is lost.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use quarry_clustermap::DeviceId;
+use quarry_storage::store::SpaceUsage;
+
+/// Space of one device, as of a moment ago.
+#[derive(Debug, Default)]
+pub(crate) struct DeviceSpace {
+    capacity_bytes: AtomicU64,
+    free_bytes: AtomicU64,
+    reserve_bytes: AtomicU64,
+}
+
+impl DeviceSpace {
+    pub(crate) fn set(&self, usage: SpaceUsage) {
+        self.capacity_bytes.store(usage.capacity_bytes, Ordering::Relaxed);
+        self.free_bytes.store(usage.free_bytes, Ordering::Relaxed);
+        self.reserve_bytes.store(usage.reserve_bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Only the reserve is left: it is for deletes and checkpoints.
+    fn is_full(&self) -> bool {
+        self.free_bytes() <= self.reserve_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Space of all devices of the node.
+#[derive(Clone, Debug)]
+pub(crate) struct SpaceTable(Arc<BTreeMap<DeviceId, Arc<DeviceSpace>>>);
+
+impl SpaceTable {
+    pub(crate) fn new(devices: impl Iterator<Item = DeviceId>) -> Self {
+        Self(Arc::new(devices.map(|device| (device, Arc::default())).collect()))
+    }
+
+    pub(crate) fn of(&self, device: DeviceId) -> Option<Arc<DeviceSpace>> {
+        self.0.get(&device).cloned()
+    }
+
+    pub(super) fn is_full(&self, device: DeviceId) -> bool {
+        self.0.get(&device).is_some_and(|space| space.is_full())
+    }
+}

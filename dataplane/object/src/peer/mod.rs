@@ -1,0 +1,5 @@
+//! What one core or node asks of the owner of a device; see the table in docs/protocols.md.
+
+mod message;
+
+pub use message::{FrameError, PAYLOAD_BYTES_MAX, PeerFault, PeerRequest, PeerResponse, Run, ShardName};
