@@ -16,6 +16,8 @@ mod jobs;
 mod metrics;
 mod platform;
 mod runtime;
+#[cfg(test)]
+mod sim;
 
 use std::{
     collections::BTreeMap,
