@@ -9,6 +9,7 @@ use super::{
     Random,
     history::{Content, History},
     machine::{INLINE_BELOW_BYTES, NodeParts},
+    verify,
 };
 
 pub(super) const BUCKET: &str = "lake";
@@ -46,12 +47,16 @@ impl Client {
         let mut errors = Vec::new();
         for _ in 0..self.mix.operations_per_client {
             let key = self.key();
-            let result = match self.random.below(10) {
+            let result = match self.random.below(12) {
                 0..=2 => self.put(&key, self.random.below(INLINE_BELOW_BYTES)).await,
                 3 | 4 => self.put(&key, INLINE_BELOW_BYTES + self.random.below(LARGE_BYTES as u64)).await,
                 5 | 6 => self.delete(&key).await,
                 7 => self.copy(&key).await,
                 8 => self.upload(&key, true).await,
+                10 | 11 => {
+                    self.get(&key).await;
+                    Ok(())
+                }
                 _ => self.upload(&key, false).await,
             };
             errors.extend(result.err());
@@ -71,6 +76,13 @@ impl Client {
         let content = self.content(len);
         let put = put(&self.node, key, &content);
         self.history.note(key, Some(Rc::clone(&content)), put).await
+    }
+
+    /// A read sees what was acknowledged before, whatever fails meanwhile.
+    async fn get(&self, key: &str) {
+        let allowed = self.history.allowed_of(key);
+        let found = verify::read(&self.node, key, None).await;
+        verify::check_state(key, &allowed, found.as_ref());
     }
 
     async fn delete(&self, key: &str) -> Result<(), ApiError> {

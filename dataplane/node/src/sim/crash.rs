@@ -1,17 +1,18 @@
 //! Power cuts of the whole machine at flush boundaries of a recorded workload: all devices lose what they may lose at
 //! the same moment, a new node starts on what is left, and everything acknowledged is there.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, panic::AssertUnwindSafe, rc::Rc};
 
 use quarry_object::api::ObjectStore;
 use quarry_storage::device::{Capture, SimDevice};
 
 use super::{
-    Doing,
+    Doing, Random,
     clients::{self, BUCKET, Mix},
+    executor,
     history::History,
     is_long_run,
-    machine::{Limits, Machine, MetastoreImage},
+    machine::{Limits, Machine, MetastoreImage, Node},
     seeds, verify,
 };
 
@@ -111,4 +112,88 @@ fn one_device_without_redundancy_survives_a_power_cut() {
     for seed in seeds(2) {
         survive_all("1+0", seed, Mix { clients: 3, keys_per_client: 3, operations_per_client: 14 });
     }
+}
+
+/// Lets clients work for so many turns, then stops everything where it is.
+fn work_until_killed(
+    machine: &Machine,
+    node: &mut Node,
+    history: &Rc<History>,
+    mix: Mix,
+    seed: u64,
+    turns: u64,
+) {
+    let (noted, clients_of) = (Rc::clone(history), Rc::clone(&node.parts));
+    (node.spawn())(Box::pin(async move {
+        clients::run(clients_of, noted, mix, seed).await;
+    }));
+    let devices = Rc::clone(&machine.devices);
+    node.run(move |_| async move {
+        executor::turns(turns).await;
+        devices.set_frozen(true);
+    });
+}
+
+/// The machine as the next node finds it: after a power cut, or as the killed process left it, caches included.
+fn after_kill(machine: Machine, node: Node, power_cut: bool, seed: u64) -> Machine {
+    let metastore = node.metastore();
+    drop(node);
+    let survivor = |(index, device): (usize, &SimDevice)| {
+        if power_cut {
+            device.crash(seed.wrapping_mul(31).wrapping_add(index as u64))
+        } else {
+            device.clone()
+        }
+    };
+    let devices = machine.devices.all().iter().enumerate().map(survivor).collect();
+    machine.with(devices, metastore, seed)
+}
+
+fn live_many_lives(profile: &str, seed: u64) {
+    const LIVES: u64 = 6;
+    const TURNS_MAX: u64 = 4000;
+    let mix = Mix { clients: 3, keys_per_client: 3, operations_per_client: 12 };
+    let random = Random::new(seed);
+    let mut machine = Machine::new(profile, Limits::TIGHT, seed);
+    let mut node = machine.start();
+    node.run(|node| async move { node.objects.create_bucket(BUCKET).await.unwrap() });
+    let history = Rc::new(History::default());
+    for life in 0..LIVES {
+        let (turns, power_cut) = (random.below(TURNS_MAX), random.below(2) == 0);
+        let _doing =
+            Doing(format!("life {life} of {turns} turns, power cut: {power_cut}, {profile}, seed {seed}"));
+        work_until_killed(&machine, &mut node, &history, mix, random.next(), turns);
+        machine = after_kill(machine, node, power_cut, random.next());
+        node = machine.start();
+        let noted = Rc::clone(&history);
+        node.run(move |node| async move {
+            noted.settle(&verify::check_keys(&node, &noted.allowed_now()).await);
+            verify::check_owners(&node).await;
+        });
+    }
+    let (keys, uploads) = (history.allowed_now().into_keys().collect(), history.uploads());
+    node.run(move |node| verify::delete_everything(node, keys, uploads));
+    node.shutdown();
+    machine.devices.all().iter().for_each(verify::check_free_map);
+}
+
+#[test]
+fn many_lives_lose_nothing() {
+    for seed in seeds(3) {
+        live_many_lives("4+2", seed);
+        live_many_lives("1+0", seed);
+    }
+}
+
+/// The proof that these tests see what they are for.
+#[test]
+fn a_device_that_does_not_flush_is_noticed() {
+    let machine = Machine::new("4+2", Limits::TIGHT, 5);
+    machine.devices.all()[3].set_skip_flush(true);
+    let (cuts, history) = record(&machine, Mix { clients: 1, keys_per_client: 3, operations_per_client: 6 });
+    // A cut that loses everything unflushed, near the end.
+    let number = (cuts.len() - 1) / 8 * 8;
+    let survived =
+        std::panic::catch_unwind(AssertUnwindSafe(|| survive(&machine, &cuts[number], number, &history)));
+    assert!(survived.is_err(), "nobody noticed");
 }

@@ -1,7 +1,13 @@
 //! The devices of a simulated machine: they outlive the node that runs on them, and their event logs are kept as one
 //! list, so that the order between devices is known too.
 
-use std::{cell::RefCell, future::poll_fn, pin::pin, rc::Rc, task::Poll};
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+};
 
 use quarry_storage::device::{Device, DeviceError, Event, IoBuf, SimDevice};
 
@@ -10,11 +16,17 @@ pub(super) struct Devices {
     all: Vec<SimDevice>,
     trace: RefCell<Option<Vec<(usize, Event)>>>,
     on_flush: RefCell<Option<Rc<dyn Fn()>>>,
+    frozen: Cell<bool>,
 }
 
 impl Devices {
     pub(super) fn new(all: Vec<SimDevice>) -> Rc<Self> {
-        Rc::new(Self { all, trace: RefCell::default(), on_flush: RefCell::default() })
+        Rc::new(Self {
+            all,
+            trace: RefCell::default(),
+            on_flush: RefCell::default(),
+            frozen: Cell::new(false),
+        })
     }
 
     pub(super) fn all(&self) -> &[SimDevice] {
@@ -35,6 +47,11 @@ impl Devices {
     /// `hook` runs when any flush begins, and when any has ended, before anybody hears of it.
     pub(super) fn set_on_flush(&self, hook: Option<Rc<dyn Fn()>>) {
         *self.on_flush.borrow_mut() = hook;
+    }
+
+    /// Holds every operation back for ever, so that everything comes to a stand: the moment before a node is killed.
+    pub(super) fn set_frozen(&self, on: bool) {
+        self.frozen.set(on);
     }
 
     fn collect_events(&self, index: usize) {
@@ -72,6 +89,9 @@ impl Probe {
     async fn observed<T>(&self, operation: impl Future<Output = T>) -> T {
         let mut operation = pin!(operation);
         poll_fn(|context| {
+            if self.devices.frozen.get() {
+                return Poll::Pending;
+            }
             let polled: Poll<T> = operation.as_mut().poll(context);
             self.devices.collect_events(self.index);
             polled

@@ -129,3 +129,17 @@ impl Executor {
         waker.wake();
     }
 }
+
+/// Lets other tasks run so many times.
+pub(super) async fn turns(count: u64) {
+    let mut left = count;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}

@@ -145,6 +145,20 @@ impl History {
         keys.iter().map(|(key, steps)| (key.clone(), allowed(steps, moment))).collect()
     }
 
+    /// Every key holds what was read: what was open before is decided.
+    pub(super) fn settle(&self, observed: &BTreeMap<String, Option<Bytes>>) {
+        for (key, bytes) in observed {
+            let state = bytes.clone().map(|bytes| Rc::new(Content { bytes, etag: String::new() }));
+            let step = Step { submitted: 0, outcome: Outcome::Done(0), state };
+            self.keys.borrow_mut().insert(key.clone(), vec![step]);
+        }
+    }
+
+    /// What one key may hold now.
+    pub(super) fn allowed_of(&self, key: &str) -> Vec<State> {
+        self.keys.borrow().get(key).map_or_else(|| vec![None], |steps| allowed(steps, self.moment.get()))
+    }
+
     /// What each key may hold now.
     pub(super) fn allowed_now(&self) -> BTreeMap<String, Vec<State>> {
         self.allowed(self.moment.get())

@@ -1,14 +1,15 @@
 //! Two devices of 4+2 fail while clients work: reads and listings go on at once, writes as soon as the map is new.
 
-use std::{future::poll_fn, rc::Rc, task::Poll, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use quarry_clustermap::ErasureProfile;
 use quarry_object::api::{ApiError, ObjectStore};
-use quarry_storage::device::{Fault, SimDevice, When};
+use quarry_storage::device::{Fault, Operation, SimDevice, When};
 
 use super::{
     Doing, Random,
     clients::{self, BUCKET, LARGE_BYTES, Mix},
+    executor,
     history::{Content, History},
     machine::{Limits, Machine, NodeParts, device_id},
     seeds, verify,
@@ -18,19 +19,6 @@ use crate::platform::Timer;
 const MIX: Mix = Mix { clients: 3, keys_per_client: 4, operations_per_client: 8 };
 /// Turns of the executor, after the start of the second half of the work, within which the devices fail.
 const FAIL_WITHIN_TURNS: u64 = 2000;
-
-async fn turns(count: u64) {
-    let mut left = count;
-    poll_fn(|context| {
-        if left == 0 {
-            return Poll::Ready(());
-        }
-        left -= 1;
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
 
 fn fail(device: &SimDevice) {
     device.inject(Fault::Error, When::any());
@@ -68,7 +56,7 @@ fn lose(lost: [usize; 2], seed: u64) {
     for device in lost {
         let (device, after) = (machine.devices.all()[device].clone(), random.below(FAIL_WITHIN_TURNS));
         (node.spawn())(Box::pin(async move {
-            turns(after).await;
+            executor::turns(after).await;
             fail(&device);
         }));
     }
@@ -112,6 +100,31 @@ fn any_two_devices_may_fail() {
                 let _doing = Doing(format!("losing devices {first} and {second}, seed {seed}"));
                 lose([first, second], seed * 100 + first as u64 * 10 + second as u64);
             }
+        }
+    }
+}
+
+/// Metadata and data on a device that answers no read come from the others, also when nothing is written.
+#[test]
+fn a_device_that_cannot_be_read_stops_nothing() {
+    for seed in seeds(1) {
+        for device in 0..6 {
+            let _doing = Doing(format!("device {device} cannot be read, seed {seed}"));
+            let machine = Machine::new("4+2", Limits::TIGHT, seed);
+            let mut node = machine.start();
+            node.run(|node| async move { node.objects.create_bucket(BUCKET).await.unwrap() });
+            let history = Rc::new(History::default());
+            let noted = Rc::clone(&history);
+            let errors = node.run(move |node| clients::run(node, noted, MIX, seed));
+            assert!(errors.is_empty(), "{errors:?}");
+            let metastore = node.shutdown();
+            // A new node has nothing cached.
+            let machine = machine.with(machine.devices.all().to_vec(), metastore, seed);
+            let mut node = machine.start();
+            machine.devices.all()[device].inject(Fault::Error, When::on(Operation::Read));
+            node.run(move |node| async move {
+                verify::check_keys(&node, &history.allowed_now()).await;
+            });
         }
     }
 }

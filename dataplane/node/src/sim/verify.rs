@@ -37,15 +37,7 @@ pub(super) async fn check_keys(node: &Rc<NodeParts>, allowed: &BTreeMap<String, 
     let mut observed = Observed::new();
     for (key, states) in allowed {
         let found = read(node, key, None).await;
-        let fits = |state: &State| match (state, &found) {
-            (None, None) => true,
-            (Some(content), Some((bytes, etag))) => {
-                content.bytes == bytes && (content.etag.is_empty() || content.etag == *etag)
-            }
-            _ => false,
-        };
-        let shown = found.as_ref().map(|(bytes, etag)| (bytes.len(), etag));
-        assert!(states.iter().any(fits), "{key} holds {shown:?}, allowed is {states:?}");
+        check_state(key, states, found.as_ref());
         if let Some((bytes, _)) = &found {
             check_range(node, key, bytes).await;
             check_blobs(node, key).await;
@@ -54,6 +46,19 @@ pub(super) async fn check_keys(node: &Rc<NodeParts>, allowed: &BTreeMap<String, 
     }
     check_listing(node, &observed).await;
     observed
+}
+
+/// Whether what was read is one of the states that are allowed.
+pub(super) fn check_state(key: &str, states: &[State], found: Option<&(Bytes, String)>) {
+    let fits = |state: &State| match (state, found) {
+        (None, None) => true,
+        (Some(content), Some((bytes, etag))) => {
+            content.bytes == bytes && (content.etag.is_empty() || content.etag == *etag)
+        }
+        _ => false,
+    };
+    let shown = found.map(|(bytes, etag)| (bytes.len(), etag));
+    assert!(states.iter().any(fits), "{key} holds {shown:?}, allowed is {states:?}");
 }
 
 /// A whole object or a range of it, with its ETag.
