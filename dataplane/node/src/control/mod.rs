@@ -4,7 +4,10 @@
 
 mod admin;
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+};
 
 use quarry_clustermap::{DeviceId, Epoch, PartitionId};
 use quarry_controller::{Controller, ControllerHandle, ControllerOptions, Published};
@@ -29,6 +32,8 @@ pub(crate) struct ControlHandle {
     controller: ControllerHandle,
     events: async_channel::Sender<Event>,
     metrics: Arc<Metrics>,
+    /// Devices reported in this run: each is out until the next start.
+    failed: Arc<Mutex<BTreeSet<DeviceId>>>,
 }
 
 impl ControlHandle {
@@ -43,6 +48,9 @@ impl ControlHandle {
 
     /// A device is broken. Repeating it is fine.
     pub(crate) fn device_failed(&self, device: DeviceId, reason: String) {
+        if !self.failed.lock().expect("nothing panics under this lock").insert(device) {
+            return;
+        }
         tracing::error!(event = "device_failed", %device, reason);
         self.metrics.devices_failed.inc();
         self.send(Event::DeviceFailed { device, reason });
@@ -104,6 +112,7 @@ impl Control {
             controller: controller_handle.clone(),
             events,
             metrics: Arc::clone(&admin.metrics),
+            failed: Arc::default(),
         };
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {

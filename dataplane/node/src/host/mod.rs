@@ -23,7 +23,7 @@ use quarry_object::{
 use quarry_partition::command::{Command, Framed, Outcome};
 use quarry_storage::{
     device::{FaultDevice, UringDevice},
-    store::Store,
+    store::{Store, StoreError},
 };
 
 use self::shards::Shards;
@@ -54,8 +54,10 @@ impl CoreHost {
     /// Takes the recovered stores; nothing is served before the first [`CoreHost::set_map`].
     pub(crate) fn new(stores: Vec<Store<NodeDevice>>, map: Arc<ClusterMap>, links: Rc<Links>) -> Rc<Self> {
         let host = |store: Store<NodeDevice>| {
-            let shards = Shards::new(store.clone());
-            (store.device_id(), Rc::new(DeviceHost { store, shards, partitions: RefCell::default() }))
+            let (control, id) = (links.control.clone(), store.device_id());
+            let report = Box::new(move |error: &StoreError| control.device_failed(id, error.to_string()));
+            let shards = Shards::new(store.clone(), report);
+            (id, Rc::new(DeviceHost { store, shards, partitions: RefCell::default() }))
         };
         let devices = stores.into_iter().map(host).collect();
         Rc::new(Self { devices, map: RefCell::new(map), links })

@@ -27,17 +27,38 @@ struct Reservation {
     extents: Vec<Extent>,
 }
 
+/// Told when the device's shard table is damaged: the device is out then.
+pub(crate) type Report = Box<dyn Fn(&StoreError)>;
+
 /// See the module.
 pub(crate) struct Shards {
     store: Store<NodeDevice>,
     reserved: RefCell<BTreeMap<ShardName, Reservation>>,
     pins: RefCell<HashMap<u64, ShardPin>>,
     next_pin: Cell<u64>,
+    report: Report,
 }
 
 impl Shards {
-    pub(crate) fn new(store: Store<NodeDevice>) -> Self {
-        Self { store, reserved: RefCell::default(), pins: RefCell::default(), next_pin: Cell::new(0) }
+    pub(crate) fn new(store: Store<NodeDevice>, report: Report) -> Self {
+        Self { store, report, reserved: RefCell::default(), pins: RefCell::default(), next_pin: Cell::new(0) }
+    }
+
+    /// What a peer is told about an error of the store.
+    fn fault(&self, error: StoreError) -> PeerFault {
+        match error {
+            StoreError::Full { .. } => PeerFault::Full,
+            StoreError::StalePgEpoch { seen, .. } | StoreError::StaleEpoch { seen, .. } => {
+                PeerFault::StaleEpoch { seen }
+            }
+            StoreError::Overloaded { .. } => PeerFault::Busy,
+            other => {
+                if matches!(other, StoreError::Index { .. } | StoreError::Device(_)) {
+                    (self.report)(&other);
+                }
+                PeerFault::Device { detail: other.to_string() }
+            }
+        }
     }
 
     pub(crate) fn reserve(
@@ -61,7 +82,7 @@ impl Shards {
         if epoch < seen {
             return Err(PeerFault::StaleEpoch { seen });
         }
-        let extents = self.store.reserve(len_bytes).map_err(fault)?;
+        let extents = self.store.reserve(len_bytes).map_err(|error| self.fault(error))?;
         let runs = extents.iter().map(|extent| run(*extent)).collect();
         self.reserved.borrow_mut().insert(name, Reservation { epoch, len_bytes, extents });
         Ok(PeerResponse::Reserved { runs })
@@ -92,7 +113,7 @@ impl Shards {
             len_bytes: reservation.len_bytes,
             extents: split(&reservation, &checksums),
         };
-        self.store.commit_shard(row).await.map_err(fault)?;
+        self.store.commit_shard(row).await.map_err(|error| self.fault(error))?;
         Ok(PeerResponse::Done)
     }
 
@@ -101,7 +122,10 @@ impl Shards {
         match reserved {
             Some(reservation) => self.store.release(reservation.extents),
             None => {
-                self.store.free_shard(name.pg, epoch, name.blob, name.shard).await.map_err(fault)?;
+                self.store
+                    .free_shard(name.pg, epoch, name.blob, name.shard)
+                    .await
+                    .map_err(|error| self.fault(error))?;
             }
         }
         Ok(PeerResponse::Done)
@@ -117,7 +141,7 @@ impl Shards {
             .store
             .shard(name.pg, name.blob, name.shard)
             .await
-            .map_err(fault)?
+            .map_err(|error| self.fault(error))?
             .ok_or(PeerFault::NotFound)?;
         let pin = self.next_pin.get();
         self.next_pin.set(pin + 1);
@@ -133,7 +157,10 @@ impl Shards {
     }
 
     pub(crate) async fn free(&self, name: ShardName, epoch: Epoch) -> Result<PeerResponse, PeerFault> {
-        self.store.free_shard(name.pg, epoch, name.blob, name.shard).await.map_err(fault)?;
+        self.store
+            .free_shard(name.pg, epoch, name.blob, name.shard)
+            .await
+            .map_err(|error| self.fault(error))?;
         Ok(PeerResponse::Done)
     }
 }
@@ -163,16 +190,4 @@ fn split(reservation: &Reservation, checksums: &[u32]) -> Vec<ShardExtent> {
             }
         })
         .collect()
-}
-
-/// What a peer is told about an error of the store.
-pub(crate) fn fault(error: StoreError) -> PeerFault {
-    match error {
-        StoreError::Full { .. } => PeerFault::Full,
-        StoreError::StalePgEpoch { seen, .. } | StoreError::StaleEpoch { seen, .. } => {
-            PeerFault::StaleEpoch { seen }
-        }
-        StoreError::Overloaded { .. } => PeerFault::Busy,
-        other => PeerFault::Device { detail: other.to_string() },
-    }
 }
