@@ -115,7 +115,7 @@ impl<D: Device + 'static> Store<D> {
     #[must_use]
     pub fn space(&self) -> SpaceUsage {
         self.0.space.collect();
-        self.0.space.usage()
+        SpaceUsage { pending_bytes: self.0.pending_bytes(), ..self.0.space.usage() }
     }
 
     /// Counters; the handle may be read from any thread.
