@@ -17,6 +17,7 @@
 mod checkpoint;
 mod core;
 mod error;
+mod examine;
 mod log;
 mod overlay;
 mod reads;
