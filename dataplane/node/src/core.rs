@@ -31,10 +31,12 @@ use crate::{
     control::{AdminState, ControlHandle, FaultSwitches},
     credentials::Credentials,
     devices::FoundDevice,
-    host::{CoreHost, DeviceSpace, Links, NodeDevice, SpaceTable, into_mutations},
+    host::{CoreHost, DeviceSpace, Links, SpaceTable, into_mutations},
     jobs,
     metrics::{CoreGauges, Metrics},
+    platform::Platform,
     runtime::{
+        clock::CoreTimer,
         fd::{CompletionEvents, HyperStream},
         mesh::{Inbox, Mesh},
         pulse::CorePulse,
@@ -51,6 +53,18 @@ const CONNECTIONS_MAX: u64 = 4096;
 const DRAIN_FOR: Duration = Duration::from_secs(20);
 /// Bytes of one pool buffer.
 const BUFFER_BYTES: usize = quarry_clustermap::SHARD_BLOCK_BYTES;
+
+/// A device as the node uses it: our ring, behind a switch that can inject errors.
+type NodeDevice = FaultDevice<UringDevice>;
+
+/// What production runs on.
+pub(crate) enum Production {}
+
+impl Platform for Production {
+    type Device = NodeDevice;
+    type Transport = Mesh;
+    type Timer = CoreTimer;
+}
 
 /// What every core gets from the main thread.
 #[derive(Clone)]
@@ -123,8 +137,10 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     shared.recovered.fetch_add(1, Ordering::AcqRel);
 
     let mesh = start_mesh(&shared, index, queues);
+    let timer = CoreTimer::start();
     let links = Rc::new(Links::new(
         Rc::clone(&mesh),
+        timer,
         spawner(queues.device),
         shared.control.clone(),
         shared.progress.clone(),
@@ -136,7 +152,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
         cores: shared.config.cores,
         node: shared.node,
         incarnation: shared.incarnation,
-        mesh: Rc::clone(&mesh),
+        transport: Rc::clone(&mesh),
+        timer,
         devices,
         buffers: buffers.clone(),
         control: shared.control.clone(),
@@ -291,8 +308,8 @@ async fn wait_for_all(count: &AtomicU64, cores: usize) {
 
 async fn start_map_updates(
     shared: &Shared,
-    host: &Rc<CoreHost>,
-    cluster: &Rc<NodeCluster>,
+    host: &Rc<CoreHost<Production>>,
+    cluster: &Rc<NodeCluster<Production>>,
     queues: Queues,
 ) -> anyhow::Result<()> {
     let newest = shared.control.controller().subscribe().await?;
@@ -309,7 +326,7 @@ async fn start_map_updates(
     Ok(())
 }
 
-fn start_ticks(host: &Rc<CoreHost>, queues: Queues) {
+fn start_ticks(host: &Rc<CoreHost<Production>>, queues: Queues) {
     let host = Rc::clone(host);
     spawner(queues.device)(Box::pin(async move {
         loop {
@@ -349,7 +366,7 @@ fn start_pulse(
 }
 
 /// Connections are taken only when every partition whose primary is here serves, or cannot for now.
-async fn wait_until_serving(shared: &Shared, host: &Rc<CoreHost>) {
+async fn wait_until_serving(shared: &Shared, host: &Rc<CoreHost<Production>>) {
     const PATIENCE: Duration = Duration::from_secs(10);
     let started = Instant::now();
     loop {
@@ -403,7 +420,7 @@ impl Observer for Log {
     }
 }
 
-fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster>) -> Gateway {
+fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>) -> Gateway {
     let options = ObjectOptions { inline_below_bytes: shared.config.inline_below_bytes };
     let objects = Objects::new(Rc::clone(cluster), options);
     let started = Instant::now();
@@ -429,7 +446,7 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster>) -> Gateway 
 async fn serve(
     shared: &Shared,
     index: usize,
-    cluster: &Rc<NodeCluster>,
+    cluster: &Rc<NodeCluster<Production>>,
     gauges: &Arc<CoreGauges>,
     queues: Queues,
 ) -> anyhow::Result<()> {

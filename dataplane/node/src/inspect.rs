@@ -135,7 +135,9 @@ impl Replayed {
             for (key, value) in &page {
                 match decode_row(key, value) {
                     Ok(row) => report.rows[row.kind()] += 1,
-                    Err(problem) => self.note(format_args!("{partition} row {}: {problem}", hex::encode(key))),
+                    Err(problem) => {
+                        self.note(format_args!("{partition} row {}: {problem}", hex::encode(key)))
+                    }
                 }
             }
             match page.last() {
@@ -155,14 +157,20 @@ impl Replayed {
 impl fmt::Display for Replayed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { capacity_bytes, free_bytes, shards, shard_bytes, partitions, damaged, notes } = self;
-        writeln!(f, "after replay: {free_bytes} of {capacity_bytes} bytes free; {shards} shards of {shard_bytes} bytes")?;
+        writeln!(
+            f,
+            "after replay: {free_bytes} of {capacity_bytes} bytes free; {shards} shards of {shard_bytes} bytes"
+        )?;
         for (name, count) in self.rows_by_kind().filter(|(_, count)| *count > 0) {
             writeln!(f, "  {name}: {count}")?;
         }
         writeln!(f, "  {} partitions:", partitions.len())?;
         for (partition, PartitionReport { epoch, applied, tail_entries, rows }) in partitions {
             let rows: u64 = rows.iter().sum();
-            writeln!(f, "    {partition}: epoch {epoch}, applied {applied}, tail {tail_entries}, {rows} rows")?;
+            writeln!(
+                f,
+                "    {partition}: epoch {epoch}, applied {applied}, tail {tail_entries}, {rows} rows"
+            )?;
         }
         if *damaged > 0 {
             writeln!(f, "  DAMAGE in {damaged} places:")?;

@@ -14,7 +14,10 @@ mod host;
 mod inspect;
 mod jobs;
 mod metrics;
+mod platform;
 mod runtime;
+#[cfg(test)]
+mod sim;
 
 use std::{
     collections::BTreeMap,

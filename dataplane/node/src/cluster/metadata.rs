@@ -1,10 +1,6 @@
 //! [`Metadata`]: partitions through their primaries, buckets through the control plane.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use quarry_clustermap::{BucketId, PartitionId};
@@ -18,7 +14,7 @@ use quarry_object::{
 use quarry_partition::command::{Command, Conditions, Entry, Framed, List, Outcome, Refusal, Reply};
 
 use super::{NodeCluster, unexpected};
-use crate::runtime::clock;
+use crate::platform::{Platform, Timer};
 
 /// How long a command is retried while a new primary takes over.
 const RETRY_FOR: Duration = Duration::from_secs(8);
@@ -28,7 +24,7 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// How long a bucket change may take to reach every core.
 const SPREAD_FOR: Duration = Duration::from_secs(5);
 
-impl NodeCluster {
+impl<P: Platform> NodeCluster<P> {
     /// Whether the same command may be sent again after `fault`.
     fn may_retry(command: &Command, fault: &PeerFault) -> bool {
         match fault {
@@ -41,6 +37,10 @@ impl NodeCluster {
             },
             _ => false,
         }
+    }
+
+    fn elapsed(&self, since: Duration) -> Duration {
+        self.parts.timer.monotonic().saturating_sub(since)
     }
 
     async fn execute_once(&self, partition: PartitionId, command: &[u8]) -> Result<Outcome, PeerFault> {
@@ -56,7 +56,7 @@ impl NodeCluster {
 
     /// Asks every core, until the answers cover all partitions.
     async fn ask_all(&self, request: PeerRequest) -> Result<Vec<PeerResponse>, PeerFault> {
-        let started = Instant::now();
+        let started = self.parts.timer.monotonic();
         loop {
             let asked = (0..self.parts.cores).map(|core| self.ask(Address::Core(core), request.clone()));
             let answers: Result<Vec<_>, _> = join_all(asked).await.into_iter().collect();
@@ -76,22 +76,22 @@ impl NodeCluster {
                 }
                 Err(fault) => return Err(fault),
             };
-            if started.elapsed() > RETRY_FOR {
+            if self.elapsed(started) > RETRY_FOR {
                 return Err(fault);
             }
-            glommio::timer::sleep(RETRY_PAUSE_MAX).await;
+            self.parts.timer.sleep(RETRY_PAUSE_MAX).await;
         }
     }
 
     /// Waits until this core's bucket table satisfies `done`, then until every core has that table.
     async fn spread(&self, done: impl Fn(&quarry_controller::BucketTable) -> bool) -> Result<(), ApiError> {
-        let started = Instant::now();
-        while started.elapsed() < SPREAD_FOR {
+        let started = self.parts.timer.monotonic();
+        while self.elapsed(started) < SPREAD_FOR {
             let table = Arc::clone(&self.buckets.borrow());
             if done(&table) && self.parts.progress.buckets_reached(table.revision) {
                 return Ok(());
             }
-            glommio::timer::sleep(RETRY_PAUSE_MIN).await;
+            self.parts.timer.sleep(RETRY_PAUSE_MIN).await;
         }
         Err(ApiError::Internal {
             detail: "the change of the bucket has not reached every core in time".into(),
@@ -122,10 +122,10 @@ fn to_api_error(error: &ControllerError) -> ApiError {
     }
 }
 
-impl Metadata for NodeCluster {
+impl<P: Platform> Metadata for NodeCluster<P> {
     async fn execute(&self, partition: PartitionId, command: Command) -> Result<Reply, ExecuteError> {
         let encoded = command.encode();
-        let started = Instant::now();
+        let started = self.parts.timer.monotonic();
         let mut pause = RETRY_PAUSE_MIN;
         // Once a try may have been carried out, only an answer can say that the command was not.
         let mut unknown = false;
@@ -141,10 +141,10 @@ impl Metadata for NodeCluster {
                 Ok(Outcome::Refused(refusal)) => return Err(refusal.into()),
                 Err(fault) => {
                     unknown |= matches!(fault, PeerFault::OutcomeUnknown | PeerFault::Device { .. });
-                    if !Self::may_retry(&command, &fault) || started.elapsed() >= RETRY_FOR {
+                    if !Self::may_retry(&command, &fault) || self.elapsed(started) >= RETRY_FOR {
                         return Err(if unknown { PeerFault::OutcomeUnknown } else { fault }.into());
                     }
-                    glommio::timer::sleep(pause).await;
+                    self.parts.timer.sleep(pause).await;
                     pause = (pause * 2).min(RETRY_PAUSE_MAX);
                 }
             }
@@ -192,8 +192,10 @@ impl Metadata for NodeCluster {
 
     async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
         let controller = self.parts.control.controller();
-        let bucket =
-            controller.create_bucket(name, clock::unix_ms()).await.map_err(|error| to_api_error(&error))?;
+        let bucket = controller
+            .create_bucket(name, self.parts.timer.unix_ms())
+            .await
+            .map_err(|error| to_api_error(&error))?;
         self.spread(|table| table.by_name.get(name).is_some_and(|known| known.id >= bucket.id)).await
     }
 

@@ -15,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::future::LocalBoxFuture;
@@ -28,7 +28,10 @@ use quarry_object::{
 };
 use quarry_storage::device::BufferPool;
 
-use crate::{control::ControlHandle, host::NodeDevice, runtime::mesh::Mesh};
+use crate::{
+    control::ControlHandle,
+    platform::{Platform, Timer},
+};
 
 /// Read errors of a device within [`READ_ERROR_WINDOW`] after which it is out.
 const READ_ERRORS_MAX: u32 = 16;
@@ -67,14 +70,15 @@ impl Progress {
 }
 
 /// What a core is made of, for [`NodeCluster::new`].
-pub(crate) struct CoreParts {
+pub(crate) struct CoreParts<P: Platform> {
     pub(crate) core: usize,
     pub(crate) cores: usize,
     pub(crate) node: NodeId,
     pub(crate) incarnation: Incarnation,
-    pub(crate) mesh: Rc<Mesh>,
+    pub(crate) transport: Rc<P::Transport>,
+    pub(crate) timer: P::Timer,
     /// Every device of the node, through this core's ring.
-    pub(crate) devices: BTreeMap<DeviceId, Rc<NodeDevice>>,
+    pub(crate) devices: BTreeMap<DeviceId, Rc<P::Device>>,
     pub(crate) buffers: BufferPool,
     pub(crate) control: ControlHandle,
     pub(crate) progress: Progress,
@@ -84,19 +88,18 @@ pub(crate) struct CoreParts {
 }
 
 /// See the module.
-pub(crate) struct NodeCluster {
-    parts: CoreParts,
+pub(crate) struct NodeCluster<P: Platform> {
+    parts: CoreParts<P>,
     map: RefCell<Rc<ClusterMap>>,
     buckets: RefCell<Arc<BucketTable>>,
     latency: ReadLatency,
     blob_counter: Cell<u64>,
     random: Cell<u64>,
-    started: Instant,
-    read_errors: RefCell<BTreeMap<DeviceId, (Instant, u32)>>,
+    read_errors: RefCell<BTreeMap<DeviceId, (Duration, u32)>>,
 }
 
-impl NodeCluster {
-    pub(crate) fn new(parts: CoreParts, published: &Published) -> Rc<Self> {
+impl<P: Platform> NodeCluster<P> {
+    pub(crate) fn new(parts: CoreParts<P>, published: &Published) -> Rc<Self> {
         let random = Cell::new(parts.seed | 1);
         Rc::new(Self {
             parts,
@@ -105,7 +108,6 @@ impl NodeCluster {
             latency: ReadLatency::new(),
             blob_counter: Cell::new(0),
             random,
-            started: Instant::now(),
             read_errors: RefCell::default(),
         })
     }
@@ -150,10 +152,11 @@ impl NodeCluster {
     }
 
     async fn ask(&self, to: Address, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
-        let frame = self.parts.mesh.call(to, request.encode().into()).await.map_err(|error| match error {
-            TransportError::Overloaded => PeerFault::Busy,
-            TransportError::Unreachable => PeerFault::DeviceOut,
-        })?;
+        let frame =
+            self.parts.transport.call(to, request.encode().into()).await.map_err(|error| match error {
+                TransportError::Overloaded => PeerFault::Busy,
+                TransportError::Unreachable => PeerFault::DeviceOut,
+            })?;
         match PeerResponse::decode(&frame) {
             Ok(PeerResponse::Failed(fault)) => Err(fault),
             Ok(response) => Ok(response),
@@ -168,10 +171,10 @@ impl NodeCluster {
 
     /// A device answered a read with an error: it is out when that happens often.
     fn read_failed(&self, device: DeviceId, problem: &str) {
-        let now = Instant::now();
+        let now = self.parts.timer.monotonic();
         let mut errors = self.read_errors.borrow_mut();
         let (since, count) = errors.entry(device).or_insert((now, 0));
-        if now.duration_since(*since) > READ_ERROR_WINDOW {
+        if now.saturating_sub(*since) > READ_ERROR_WINDOW {
             (*since, *count) = (now, 0);
         }
         *count += 1;

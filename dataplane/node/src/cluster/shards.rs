@@ -14,30 +14,30 @@ use quarry_object::{
 use quarry_storage::device::{BufferPool, Device, DeviceError, IoBuf};
 
 use super::{NodeCluster, reads::Reading, unexpected};
-use crate::{host::NodeDevice, runtime::clock, runtime::mesh::Mesh};
+use crate::platform::{Platform, Timer};
 
 /// Space on a device for a shard that is being written.
-pub(crate) struct ReservedShard {
+pub(crate) struct ReservedShard<D> {
     device: DeviceId,
     name: ShardName,
     epoch: Epoch,
-    io: Rc<NodeDevice>,
+    io: Rc<D>,
     runs: Vec<Run>,
 }
 
 /// A pinned shard. Dropping it drops the pin.
-pub(crate) struct OpenedShard {
+pub(crate) struct OpenedShard<P: Platform> {
     device: DeviceId,
     pin: u64,
-    io: Rc<NodeDevice>,
+    io: Rc<P::Device>,
     runs: Vec<Run>,
-    mesh: Rc<Mesh>,
+    transport: Rc<P::Transport>,
 }
 
-impl Drop for OpenedShard {
+impl<P: Platform> Drop for OpenedShard<P> {
     fn drop(&mut self) {
         let close = PeerRequest::CloseShard { pin: self.pin };
-        if let Err(error) = self.mesh.send(Address::Device(self.device), close.encode().into()) {
+        if let Err(error) = self.transport.send(Address::Device(self.device), close.encode().into()) {
             // The extents stay pinned until the node restarts: space, not safety.
             tracing::warn!(event = "pin_left", device = %self.device, %error);
         }
@@ -76,15 +76,15 @@ fn pieces(runs: &[Run], offset: u64, len: u64) -> Option<Vec<(u64, u64)>> {
     None
 }
 
-impl NodeCluster {
-    fn device(&self, device: DeviceId) -> Result<Rc<NodeDevice>, PeerError> {
+impl<P: Platform> NodeCluster<P> {
+    fn device(&self, device: DeviceId) -> Result<Rc<P::Device>, PeerError> {
         self.parts.devices.get(&device).cloned().ok_or(PeerError::DeviceOut)
     }
 }
 
-impl Cluster for NodeCluster {
-    type Reserved = ReservedShard;
-    type Opened = OpenedShard;
+impl<P: Platform> Cluster for NodeCluster<P> {
+    type Reserved = ReservedShard<P::Device>;
+    type Opened = OpenedShard<P>;
     type Reading = Reading;
 
     fn reading(&self, blobs: &[BlobId]) -> Reading {
@@ -96,11 +96,11 @@ impl Cluster for NodeCluster {
     }
 
     fn now_ms(&self) -> u64 {
-        clock::unix_ms()
+        self.parts.timer.unix_ms()
     }
 
     fn monotonic(&self) -> Duration {
-        self.started.elapsed()
+        self.parts.timer.monotonic()
     }
 
     fn next_blob_id(&self) -> BlobId {
@@ -112,7 +112,7 @@ impl Cluster for NodeCluster {
     }
 
     async fn sleep(&self, duration: Duration) {
-        glommio::timer::sleep(duration).await;
+        self.parts.timer.sleep(duration).await;
     }
 
     fn spawn(&self, task: LocalBoxFuture<'static, ()>) {
@@ -136,7 +136,7 @@ impl Cluster for NodeCluster {
         &self,
         device: DeviceId,
         request: ReserveShard,
-    ) -> Result<ReservedShard, PeerError> {
+    ) -> Result<Self::Reserved, PeerError> {
         let io = self.device(device)?;
         let ReserveShard { pg, epoch, blob, shard, len_bytes } = request;
         let name = ShardName { pg, blob, shard };
@@ -151,7 +151,7 @@ impl Cluster for NodeCluster {
 
     async fn write_shard(
         &self,
-        shard: &ReservedShard,
+        shard: &Self::Reserved,
         offset: u64,
         buf: IoBuf,
     ) -> (Result<(), PeerError>, IoBuf) {
@@ -161,7 +161,7 @@ impl Cluster for NodeCluster {
         let (result, buf) = match pieces[..] {
             [(at, _)] => shard.io.write(at, buf).await,
             // A fragmented device: the block spans extents, so its pieces are copied out.
-            _ => (write_pieces(&shard.io, &pieces, &buf).await, buf),
+            _ => (write_pieces(&*shard.io, &pieces, &buf).await, buf),
         };
         let result = result.map_err(|error| {
             self.write_failed(shard.device, &error.to_string());
@@ -172,7 +172,7 @@ impl Cluster for NodeCluster {
 
     async fn commit_shard(
         &self,
-        shard: ReservedShard,
+        shard: Self::Reserved,
         owner: PartitionId,
         checksums: Vec<u32>,
     ) -> Result<(), PeerError> {
@@ -183,7 +183,7 @@ impl Cluster for NodeCluster {
         }
     }
 
-    async fn abort_shard(&self, shard: ReservedShard) {
+    async fn abort_shard(&self, shard: Self::Reserved) {
         let request = PeerRequest::AbortShard { name: shard.name, epoch: shard.epoch };
         if let Err(fault) = self.ask(Address::Device(shard.device), request).await {
             tracing::debug!(event = "abort_failed", device = %shard.device, %fault);
@@ -211,12 +211,13 @@ impl Cluster for NodeCluster {
         pg: PgId,
         blob: BlobId,
         shard: ShardIndex,
-    ) -> Result<OpenShard<OpenedShard>, PeerError> {
+    ) -> Result<OpenShard<Self::Opened>, PeerError> {
         let io = self.device(device)?;
         let request = PeerRequest::OpenShard { name: ShardName { pg, blob, shard } };
         match self.ask(Address::Device(device), request).await {
             Ok(PeerResponse::Opened { pin, len_bytes, runs, checksums }) => {
-                let handle = OpenedShard { device, pin, io, runs, mesh: Rc::clone(&self.parts.mesh) };
+                let handle =
+                    OpenedShard { device, pin, io, runs, transport: Rc::clone(&self.parts.transport) };
                 Ok(OpenShard { handle, len_bytes, checksums })
             }
             Ok(_) => Err(to_peer_error(&unexpected())),
@@ -226,7 +227,7 @@ impl Cluster for NodeCluster {
 
     async fn read_shard(
         &self,
-        shard: &OpenedShard,
+        shard: &Self::Opened,
         offset: u64,
         buf: IoBuf,
     ) -> (Result<(), PeerError>, IoBuf) {
@@ -235,7 +236,7 @@ impl Cluster for NodeCluster {
         };
         let (result, buf) = match pieces[..] {
             [(at, _)] => shard.io.read(at, buf).await,
-            _ => read_pieces(&shard.io, &pieces, buf).await,
+            _ => read_pieces(&*shard.io, &pieces, buf).await,
         };
         let result = result.map_err(|error| {
             self.read_failed(shard.device, &error.to_string());
@@ -245,7 +246,7 @@ impl Cluster for NodeCluster {
     }
 }
 
-async fn write_pieces(io: &NodeDevice, pieces: &[(u64, u64)], buf: &IoBuf) -> Result<(), DeviceError> {
+async fn write_pieces(io: &impl Device, pieces: &[(u64, u64)], buf: &IoBuf) -> Result<(), DeviceError> {
     let mut from = 0;
     for (at, len) in pieces {
         let to = from + usize::try_from(*len).expect("a piece is part of one buffer");
@@ -256,7 +257,7 @@ async fn write_pieces(io: &NodeDevice, pieces: &[(u64, u64)], buf: &IoBuf) -> Re
 }
 
 async fn read_pieces(
-    io: &NodeDevice,
+    io: &impl Device,
     pieces: &[(u64, u64)],
     mut buf: IoBuf,
 ) -> (Result<(), DeviceError>, IoBuf) {

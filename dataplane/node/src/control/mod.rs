@@ -9,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
+use futures::future::LocalBoxFuture;
 use quarry_clustermap::{DeviceId, Epoch, PartitionId};
 use quarry_controller::{Controller, ControllerHandle, ControllerOptions, Published};
 use quarry_metastore::Embedded;
@@ -21,7 +22,7 @@ use crate::{config::Config, metrics::Metrics, runtime::clock};
 const EVENTS_MAX: usize = 4096;
 
 /// Something a core noticed.
-enum Event {
+pub(crate) enum Event {
     DeviceFailed { device: DeviceId, reason: String },
     Joined { partition: PartitionId, epoch: Epoch, device: DeviceId },
 }
@@ -37,6 +38,15 @@ pub(crate) struct ControlHandle {
 }
 
 impl ControlHandle {
+    /// The handle, and where what cores noticed comes out: run [`pass_events`] on it.
+    pub(crate) fn new(
+        controller: ControllerHandle,
+        metrics: Arc<Metrics>,
+    ) -> (Self, async_channel::Receiver<Event>) {
+        let (events, inbox) = async_channel::bounded(EVENTS_MAX);
+        (Self { controller, events, metrics, failed: Arc::default() }, inbox)
+    }
+
     /// Requests that have an answer.
     pub(crate) fn controller(&self) -> &ControllerHandle {
         &self.controller
@@ -107,19 +117,15 @@ impl Control {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let options = ControllerOptions { policy, clock_ms: clock::unix_ms };
         let (controller, controller_handle) = Controller::new(metastore, options);
-        let (events, inbox) = async_channel::bounded(EVENTS_MAX);
-        let handle = ControlHandle {
-            controller: controller_handle.clone(),
-            events,
-            metrics: Arc::clone(&admin.metrics),
-            failed: Arc::default(),
-        };
+        let (handle, inbox) = ControlHandle::new(controller_handle.clone(), Arc::clone(&admin.metrics));
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             runtime.block_on(async move {
                 let local = tokio::task::LocalSet::new();
                 local.spawn_local(controller.run());
-                local.spawn_local(pass_events(inbox, controller_handle.clone()));
+                local.spawn_local(pass_events(inbox, controller_handle.clone(), |task| {
+                    tokio::task::spawn_local(task);
+                }));
                 local.spawn_local(watch_map(controller_handle, Arc::clone(&admin)));
                 local.spawn_local(admin::serve(listener, admin));
                 local.spawn_local(wait_for_signal(stopping));
@@ -143,11 +149,16 @@ impl Control {
     }
 }
 
-async fn pass_events(inbox: async_channel::Receiver<Event>, controller: ControllerHandle) {
+/// Tells the controller what cores noticed.
+pub(crate) async fn pass_events(
+    inbox: async_channel::Receiver<Event>,
+    controller: ControllerHandle,
+    spawn: impl Fn(LocalBoxFuture<'static, ()>),
+) {
     while let Ok(event) = inbox.recv().await {
         let controller = controller.clone();
         // Each in a task of its own, so that the controller can plan what is queued together.
-        tokio::task::spawn_local(async move {
+        spawn(Box::pin(async move {
             let result = match event {
                 Event::DeviceFailed { device, reason } => {
                     controller.device_failed(device, reason).await.map(drop)
@@ -159,7 +170,7 @@ async fn pass_events(inbox: async_channel::Receiver<Event>, controller: Controll
             if let Err(error) = result {
                 tracing::error!(event = "report_failed", %error);
             }
-        });
+        }));
     }
 }
 

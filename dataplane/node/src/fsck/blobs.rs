@@ -129,11 +129,13 @@ impl<'m> Blobs<'m> {
         }
         let expected = Layout::new(blob.profile, blob.size_bytes).shard_len_bytes();
         if row.owner_partition != blob.owner {
-            let what = || format!("{} on {device}: of {}, owned by {}", name(row), row.owner_partition, blob.owner);
+            let what =
+                || format!("{} on {device}: of {}, owned by {}", name(row), row.owner_partition, blob.owner);
             findings.add(Class::WrongGeneration, what);
         }
         if let Some(group) = group.filter(|group| row.epoch > group.epoch) {
-            let what = || format!("{} on {device}: {}, the group is at {}", name(row), row.epoch, group.epoch);
+            let what =
+                || format!("{} on {device}: {}, the group is at {}", name(row), row.epoch, group.epoch);
             findings.add(Class::WrongGeneration, what);
         }
         if row.len_bytes != expected {
@@ -149,8 +151,10 @@ impl<'m> Blobs<'m> {
     pub(super) fn finish(&self, known: &BTreeMap<DeviceId, Known>, findings: &mut Findings) {
         for (pg, blobs) in &self.groups {
             let members = self.map.placement_groups.get(pg).map(|group| &group.members[..]);
-            let must_have = |device: &DeviceId| known.get(device) == Some(&Known::Whole) && self.map.is_in(*device);
-            let judged = members.unwrap_or_default().iter().enumerate().filter(|(_, device)| must_have(device));
+            let must_have =
+                |device: &DeviceId| known.get(device) == Some(&Known::Whole) && self.map.is_in(*device);
+            let judged =
+                members.unwrap_or_default().iter().enumerate().filter(|(_, device)| must_have(device));
             let judged: u32 = judged.map(|(position, _)| 1 << position).sum();
             for blob in blobs.iter().filter(|blob| blob.claim == Claim::Live) {
                 self.finish_blob(*pg, blob, judged, findings);
@@ -172,7 +176,8 @@ impl<'m> Blobs<'m> {
             });
         }
         let left = (blob.found & all).count_ones() as usize;
-        let what = || format!("{pg} blob {id} of {owner}: {left} of {total} shards, {} needed", blob.profile.data());
+        let what =
+            || format!("{pg} blob {id} of {owner}: {left} of {total} shards, {} needed", blob.profile.data());
         if left < blob.profile.data() {
             findings.add(Class::ManifestWithoutShards, what);
         } else if left < total {
@@ -192,7 +197,9 @@ pub(super) fn orphan(
 ) {
     let ended = map.nodes.get(&row.blob.writer).is_some_and(|node| row.blob.incarnation <= node.incarnation);
     let class = match status {
-        Some(BlobStatus::Unknown | BlobStatus::Revoked | BlobStatus::Freed) if ended => Class::PendingCollection,
+        Some(BlobStatus::Unknown | BlobStatus::Revoked | BlobStatus::Freed) if ended => {
+            Class::PendingCollection
+        }
         _ => Class::ExtraShard,
     };
     findings.add(class, || {

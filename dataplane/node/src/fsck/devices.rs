@@ -78,7 +78,8 @@ pub(super) fn open_all(
     }
     for (id, entry) in map.devices.iter().filter(|(id, _)| !opened.contains_key(id)) {
         let reason = refused.get(Path::new(&entry.location));
-        let class = if reason.is_some() && map.is_in(*id) { Class::DamagedDevice } else { Class::MissingDevice };
+        let class =
+            if reason.is_some() && map.is_in(*id) { Class::DamagedDevice } else { Class::MissingDevice };
         let reason = reason.map_or("not found", String::as_str);
         findings.add(class, || format!("{id} at {}: {reason}", entry.location));
     }
@@ -215,7 +216,8 @@ impl Shards<'_> {
                 return self.open.take().map(|open| self.close(open, findings));
             };
             let damaged = |findings: &mut Findings, reason: &dyn std::fmt::Display| {
-                findings.add(Class::DamagedRow, || format!("{id}: shard row {}: {reason}", hex::encode(&key)));
+                findings
+                    .add(Class::DamagedRow, || format!("{id}: shard row {}: {reason}", hex::encode(&key)));
             };
             let Some((shard, _)) = rows::parse_shard_key(&key) else {
                 damaged(findings, &"malformed key");
@@ -291,11 +293,10 @@ mod tests {
         };
         let cut = |damaged: &[KeyRange]| Vec::from(healthy((key(10), key(20)), damaged));
         assert_eq!(cut(&[]), [(key(10), key(20))]);
-        assert_eq!(cut(&[bad(15, Some(17)), bad(12, Some(13))]), [
-            (key(10), key(12)),
-            (key(13), key(15)),
-            (key(17), key(20))
-        ]);
+        assert_eq!(
+            cut(&[bad(15, Some(17)), bad(12, Some(13))]),
+            [(key(10), key(12)), (key(13), key(15)), (key(17), key(20))]
+        );
         assert_eq!(cut(&[bad(5, Some(12)), bad(18, None)]), [(key(12), key(18))]);
         assert_eq!(cut(&[bad(12, Some(16)), bad(13, Some(14))]), [(key(10), key(12)), (key(16), key(20))]);
         assert_eq!(cut(&[bad(0, None)]), []);

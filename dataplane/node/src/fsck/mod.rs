@@ -71,10 +71,13 @@ fn check(data: &Path, verify: bool) -> anyhow::Result<Report> {
     }
     // Held to the end: no node can start meanwhile.
     let metastore = Embedded::open(data).map_err(|error| match error {
-        MetastoreError::Locked { .. } => anyhow::anyhow!("a node is running on {}: stop it first", data.display()),
+        MetastoreError::Locked { .. } => {
+            anyhow::anyhow!("a node is running on {}: stop it first", data.display())
+        }
         error => error.into(),
     })?;
-    let map = crate::read_map(&metastore)?.context("the metastore holds no cluster map: no node has ever started")?;
+    let map = crate::read_map(&metastore)?
+        .context("the metastore holds no cluster map: no node has ever started")?;
     map.validate().context("the cluster map breaks a rule")?;
     let mut findings = Findings::default();
     let opened = devices::open_all(data, &map, &mut findings)?;
@@ -151,7 +154,9 @@ impl Check<'_> {
             };
             shards += 1;
             shard_bytes += row.len_bytes;
-            used.extend(row.extents.iter().map(|piece| Used { extent: piece.extent, purpose: Purpose::Shard }));
+            used.extend(
+                row.extents.iter().map(|piece| Used { extent: piece.extent, purpose: Purpose::Shard }),
+            );
             self.shard(device, &name, &row).await;
         }
         let whole = listed.whole();

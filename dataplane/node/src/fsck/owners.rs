@@ -83,7 +83,10 @@ impl Owners {
         for (blob, _) in self.blobs.iter().filter(|(_, claim)| *claim == Claim::Live) {
             if self.owned.binary_search(&blob.blob).is_err() {
                 findings.add(Class::DamagedRow, || {
-                    format!("{} blob {}: a manifest or part names it, but it has no owner row", self.partition, blob.blob)
+                    format!(
+                        "{} blob {}: a manifest or part names it, but it has no owner row",
+                        self.partition, blob.blob
+                    )
                 });
             }
         }

@@ -118,8 +118,10 @@ async fn compare_replicas(partition: PartitionId, replicas: &[&OpenDevice], find
     }
     advance(&mut heads, None, partition, findings).await;
     while let Some(key) = heads.iter().filter_map(Head::key).min().cloned() {
-        let at_key: Vec<(DeviceId, Option<&Bytes>)> =
-            heads.iter().map(|head| (head.device, head.row.as_ref().filter(|row| row.0 == key).map(|row| &row.1))).collect();
+        let at_key: Vec<(DeviceId, Option<&Bytes>)> = heads
+            .iter()
+            .map(|head| (head.device, head.row.as_ref().filter(|row| row.0 == key).map(|row| &row.1)))
+            .collect();
         judge_row(partition, &key, &at_key, findings);
         advance(&mut heads, Some(&key), partition, findings).await;
     }
@@ -138,7 +140,12 @@ impl Head<'_> {
 }
 
 /// Steps every replica that stands at `key` (all, at first); one that cannot be read on is left out from then on.
-async fn advance(heads: &mut Vec<Head<'_>>, key: Option<&Bytes>, partition: PartitionId, findings: &mut Findings) {
+async fn advance(
+    heads: &mut Vec<Head<'_>>,
+    key: Option<&Bytes>,
+    partition: PartitionId,
+    findings: &mut Findings,
+) {
     let mut index = 0;
     while index < heads.len() {
         let head = &mut heads[index];

@@ -161,13 +161,19 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for DeviceReport { device, path, opened, shards, shard_bytes, free_bytes } in &self.devices {
             if *opened {
-                writeln!(f, "{device} {path}: {shards} shards of {shard_bytes} bytes, {free_bytes} bytes free")?;
+                writeln!(
+                    f,
+                    "{device} {path}: {shards} shards of {shard_bytes} bytes, {free_bytes} bytes free"
+                )?;
             } else {
                 writeln!(f, "{device} {path}: not read")?;
             }
         }
         let Totals { partitions, objects, blobs, shards, bytes, verified_bytes } = self.totals;
-        writeln!(f, "{partitions} partitions, {objects} objects, {blobs} blobs, {shards} shards of {bytes} bytes")?;
+        writeln!(
+            f,
+            "{partitions} partitions, {objects} objects, {blobs} blobs, {shards} shards of {bytes} bytes"
+        )?;
         if verified_bytes > 0 {
             writeln!(f, "{verified_bytes} bytes verified")?;
         }

@@ -41,7 +41,11 @@ impl ReplicaRows {
     ///
     /// # Errors
     /// An entry that cannot be decoded.
-    pub(super) fn new(store: &Store<SyncDevice>, partition: PartitionId, through: Sequence) -> Result<Self, String> {
+    pub(super) fn new(
+        store: &Store<SyncDevice>,
+        partition: PartitionId,
+        through: Sequence,
+    ) -> Result<Self, String> {
         let mut tail = BTreeMap::new();
         let log = store.recovered_log(partition);
         for entry in log.tail.iter().filter(|entry| entry.sequence <= through) {
@@ -74,7 +78,8 @@ impl ReplicaRows {
             return Ok((stored, next));
         }
         let end = next.as_deref().or(to).map_or(Unbounded, Excluded);
-        let mut rows: BTreeMap<Bytes, Option<Bytes>> = stored.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        let mut rows: BTreeMap<Bytes, Option<Bytes>> =
+            stored.into_iter().map(|(key, value)| (key, Some(value))).collect();
         for (key, value) in self.tail.range::<[u8], _>((Included(from), end)) {
             rows.insert(key.clone(), value.clone());
         }
@@ -117,7 +122,12 @@ impl View for ReplicaRows {
         self.row(key).await.map_err(view_error)
     }
 
-    async fn scan(&self, from: &[u8], to: &[u8], limit_rows: usize) -> Result<Vec<(Bytes, Bytes)>, ViewError> {
+    async fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit_rows: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, ViewError> {
         let (mut found, mut from) = (Vec::new(), from.to_vec());
         while found.len() < limit_rows {
             let (page, next) = self.page(&from, Some(to), limit_rows).await.map_err(view_error)?;

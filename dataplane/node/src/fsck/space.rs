@@ -60,19 +60,25 @@ pub(super) fn judge(
     for Run { start, end, used } in runs {
         let covered_to = used_to.max(free_to);
         if whole && start > covered_to && covered_to < area.end {
-            findings.add(Class::LeakedExtent, || format!("{name}: {}", Blocks(covered_to, start.min(area.end))));
+            findings
+                .add(Class::LeakedExtent, || format!("{name}: {}", Blocks(covered_to, start.min(area.end))));
         }
         let overlap = |to: u64| Blocks(start, end.min(to));
         match used {
             Some(purpose) => {
                 if start < area.start || end > area.end {
-                    let what = || format!("{name}: {} ({purpose:?}) outside the data area", Blocks(start, end));
+                    let what =
+                        || format!("{name}: {} ({purpose:?}) outside the data area", Blocks(start, end));
                     findings.add(Class::DoubleUsedExtent, what);
                 } else if start < used_to {
-                    findings.add(Class::DoubleUsedExtent, || format!("{name}: {} ({purpose:?})", overlap(used_to)));
+                    findings.add(Class::DoubleUsedExtent, || {
+                        format!("{name}: {} ({purpose:?})", overlap(used_to))
+                    });
                 }
                 if start < free_to && end > area.start {
-                    findings.add(Class::FreeButUsedExtent, || format!("{name}: {} ({purpose:?})", overlap(free_to)));
+                    findings.add(Class::FreeButUsedExtent, || {
+                        format!("{name}: {} ({purpose:?})", overlap(free_to))
+                    });
                 }
                 used_to = used_to.max(end);
             }

@@ -1,12 +1,6 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{
-    cell::RefCell,
-    collections::BTreeSet,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
@@ -18,38 +12,35 @@ use quarry_object::{
 };
 
 use super::SpaceTable;
-use crate::{cluster::Progress, control::ControlHandle, runtime::mesh::Mesh};
+use crate::{
+    cluster::Progress,
+    control::ControlHandle,
+    platform::{Platform, Timer},
+};
 
 /// See the module.
-pub(crate) struct Links {
-    mesh: Rc<Mesh>,
+pub(crate) struct Links<P: Platform> {
+    transport: Rc<P::Transport>,
     /// Starts a task on this core.
     pub(crate) spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
     /// The control plane.
     pub(crate) control: ControlHandle,
     progress: Progress,
     space: SpaceTable,
-    started: Instant,
+    timer: P::Timer,
     open_buckets: RefCell<BTreeSet<BucketId>>,
 }
 
-impl Links {
+impl<P: Platform> Links<P> {
     pub(crate) fn new(
-        mesh: Rc<Mesh>,
+        transport: Rc<P::Transport>,
+        timer: P::Timer,
         spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
         control: ControlHandle,
         progress: Progress,
         space: SpaceTable,
     ) -> Self {
-        Self {
-            mesh,
-            spawn,
-            control,
-            progress,
-            space,
-            started: Instant::now(),
-            open_buckets: RefCell::default(),
-        }
+        Self { transport, spawn, control, progress, space, timer, open_buckets: RefCell::default() }
     }
 
     /// From now on only these buckets take writes.
@@ -74,19 +65,23 @@ impl Links {
             return false;
         }
         while !self.progress.epoch_reached(epoch) {
-            glommio::timer::sleep(Duration::from_millis(1)).await;
+            self.timer.sleep(Duration::from_millis(1)).await;
         }
         true
     }
 
     pub(super) fn monotonic_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.timer.monotonic().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn unix_ms(&self) -> u64 {
+        self.timer.unix_ms()
     }
 
     /// Sends a replication message; it may be lost, the state machine sends it again.
     pub(super) fn send(&self, from: DeviceId, to: DeviceId, partition: PartitionId, message: Bytes) {
         let request = PeerRequest::Replicate { partition, from, message: message.to_vec() };
-        if let Err(error) = self.mesh.send(Address::Device(to), request.encode().into()) {
+        if let Err(error) = self.transport.send(Address::Device(to), request.encode().into()) {
             tracing::debug!(event = "replication_message_lost", %partition, %to, %error);
         }
     }

@@ -12,20 +12,21 @@ use quarry_object::{
 use quarry_partition::command::{Command, Entry, Framed, List, Reply};
 
 use super::PartitionHost;
+use crate::platform::Platform;
 
 /// Entries asked of one partition beyond its fair share, so that few are asked twice.
 const SLACK: u32 = 8;
 
 /// Entries of one partition, in order, fetched piece by piece.
-struct Source {
-    replica: Rc<PartitionHost>,
+struct Source<P: Platform> {
+    replica: Rc<PartitionHost<P>>,
     entries: VecDeque<Entry>,
     /// More can be fetched after the last entry fetched.
     truncated: bool,
     last: Option<String>,
 }
 
-impl Source {
+impl<P: Platform> Source<P> {
     async fn fetch(&mut self, list: &List, max: u32) -> Result<(), PeerFault> {
         let after = self.last.clone().or_else(|| list.after.clone());
         let command = Command::List(List { after, max, ..list.clone() });
@@ -46,7 +47,10 @@ impl Source {
 }
 
 /// One page over the given primaries.
-pub(crate) async fn list(primaries: &[Rc<PartitionHost>], list: &[u8]) -> Result<PeerResponse, PeerFault> {
+pub(crate) async fn list<P: Platform>(
+    primaries: &[Rc<PartitionHost<P>>],
+    list: &[u8],
+) -> Result<PeerResponse, PeerFault> {
     let list = match Command::decode(list) {
         Ok(Command::List(list)) => list,
         Ok(_) => return Err(PeerFault::Damaged { detail: "not a listing".into() }),
@@ -54,7 +58,7 @@ pub(crate) async fn list(primaries: &[Rc<PartitionHost>], list: &[u8]) -> Result
     };
     let partitions = u32::try_from(primaries.len()).unwrap_or(u32::MAX).max(1);
     let share = (list.max / partitions * 5 / 4 + SLACK).min(list.max);
-    let mut sources: Vec<Source> = primaries
+    let mut sources: Vec<Source<P>> = primaries
         .iter()
         .map(|replica| Source {
             replica: Rc::clone(replica),
@@ -74,7 +78,11 @@ pub(crate) async fn list(primaries: &[Rc<PartitionHost>], list: &[u8]) -> Result
     })
 }
 
-async fn merge(sources: &mut [Source], list: &List, share: u32) -> Result<(Vec<Entry>, bool), PeerFault> {
+async fn merge<P: Platform>(
+    sources: &mut [Source<P>],
+    list: &List,
+    share: u32,
+) -> Result<(Vec<Entry>, bool), PeerFault> {
     let mut heap = BinaryHeap::new();
     for (index, source) in sources.iter().enumerate() {
         if let Some(entry) = source.entries.front() {
@@ -103,8 +111,8 @@ async fn merge(sources: &mut [Source], list: &List, share: u32) -> Result<(Vec<E
 }
 
 /// Whether none of the given primaries holds anything of a bucket.
-pub(crate) async fn is_empty(
-    primaries: &[Rc<PartitionHost>],
+pub(crate) async fn is_empty<P: Platform>(
+    primaries: &[Rc<PartitionHost<P>>],
     bucket: BucketId,
 ) -> Result<PeerResponse, PeerFault> {
     for replica in primaries {

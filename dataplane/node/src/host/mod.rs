@@ -21,10 +21,7 @@ use quarry_object::{
     transport::Address,
 };
 use quarry_partition::command::{Command, Framed, Outcome};
-use quarry_storage::{
-    device::{FaultDevice, UringDevice},
-    store::{Store, StoreError},
-};
+use quarry_storage::store::{Store, StoreError};
 
 use self::shards::Shards;
 pub(crate) use self::{
@@ -32,28 +29,26 @@ pub(crate) use self::{
     partition::{PartitionHost, into_mutations},
     space::{DeviceSpace, SpaceTable},
 };
-
-/// A device as the node uses it: our ring, behind a switch that can inject errors.
-pub(crate) type NodeDevice = FaultDevice<UringDevice>;
+use crate::platform::Platform;
 
 /// One device that this core owns.
-pub(crate) struct DeviceHost {
-    pub(crate) store: Store<NodeDevice>,
-    pub(crate) shards: Shards,
-    partitions: RefCell<BTreeMap<PartitionId, Rc<PartitionHost>>>,
+pub(crate) struct DeviceHost<P: Platform> {
+    pub(crate) store: Store<P::Device>,
+    pub(crate) shards: Shards<P::Device>,
+    partitions: RefCell<BTreeMap<PartitionId, Rc<PartitionHost<P>>>>,
 }
 
 /// All devices that this core owns.
-pub(crate) struct CoreHost {
-    devices: BTreeMap<DeviceId, Rc<DeviceHost>>,
+pub(crate) struct CoreHost<P: Platform> {
+    devices: BTreeMap<DeviceId, Rc<DeviceHost<P>>>,
     map: RefCell<Arc<ClusterMap>>,
-    links: Rc<Links>,
+    links: Rc<Links<P>>,
 }
 
-impl CoreHost {
+impl<P: Platform> CoreHost<P> {
     /// Takes the recovered stores; nothing is served before the first [`CoreHost::set_map`].
-    pub(crate) fn new(stores: Vec<Store<NodeDevice>>, map: Arc<ClusterMap>, links: Rc<Links>) -> Rc<Self> {
-        let host = |store: Store<NodeDevice>| {
+    pub(crate) fn new(stores: Vec<Store<P::Device>>, map: Arc<ClusterMap>, links: Rc<Links<P>>) -> Rc<Self> {
+        let host = |store: Store<P::Device>| {
             let (control, id) = (links.control.clone(), store.device_id());
             let report = Box::new(move |error: &StoreError| control.device_failed(id, error.to_string()));
             let shards = Shards::new(store.clone(), report);
@@ -64,7 +59,7 @@ impl CoreHost {
     }
 
     /// The devices of this core.
-    pub(crate) fn devices(&self) -> impl Iterator<Item = (DeviceId, &Rc<DeviceHost>)> {
+    pub(crate) fn devices(&self) -> impl Iterator<Item = (DeviceId, &Rc<DeviceHost<P>>)> {
         self.devices.iter().map(|(id, host)| (*id, host))
     }
 
@@ -113,7 +108,7 @@ impl CoreHost {
     }
 
     /// Replicas of this core that serve as primaries now, by partition.
-    pub(crate) fn primaries(&self) -> Vec<Rc<PartitionHost>> {
+    pub(crate) fn primaries(&self) -> Vec<Rc<PartitionHost<P>>> {
         let mut primaries: Vec<_> = self
             .devices
             .iter()
@@ -183,7 +178,10 @@ impl CoreHost {
     }
 }
 
-async fn execute(replica: &Rc<PartitionHost>, command: &[u8]) -> Result<PeerResponse, PeerFault> {
+async fn execute<P: Platform>(
+    replica: &Rc<PartitionHost<P>>,
+    command: &[u8],
+) -> Result<PeerResponse, PeerFault> {
     let command =
         Command::decode(command).map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
     let outcome = match replica.execute(&command).await {

@@ -25,8 +25,8 @@ use quarry_partition::{
 };
 use quarry_storage::store::{LogEntry, Mutation, Store, StoreError};
 
-use super::{Links, NodeDevice, proposed::Proposed, view::RowView};
-use crate::runtime::clock::unix_ms as wall_ms;
+use super::{Links, proposed::Proposed, view::RowView};
+use crate::platform::Platform;
 
 /// Rows of one backfill page.
 const BACKFILL_ROWS: usize = 256;
@@ -36,11 +36,11 @@ const BACKFILL_BYTES: usize = 1 << 20;
 const READ_ATTEMPTS: usize = 8;
 
 /// One replica on one device.
-pub(crate) struct PartitionHost {
+pub(crate) struct PartitionHost<P: Platform> {
     partition: PartitionId,
     device: DeviceId,
-    store: Store<NodeDevice>,
-    links: Rc<Links>,
+    store: Store<P::Device>,
+    links: Rc<Links<P>>,
     replica: RefCell<Replica>,
     members: RefCell<Vec<DeviceId>>,
     /// Inputs that arrived while another was being carried out.
@@ -57,13 +57,13 @@ pub(crate) struct PartitionHost {
     freed_something: Cell<bool>,
 }
 
-impl PartitionHost {
+impl<P: Platform> PartitionHost<P> {
     pub(crate) fn new(
         partition: PartitionId,
         device: DeviceId,
         min_copies: usize,
-        store: Store<NodeDevice>,
-        links: Rc<Links>,
+        store: Store<P::Device>,
+        links: Rc<Links<P>>,
     ) -> Rc<Self> {
         let recovered = store.recovered_log(partition);
         let log = quarry_partition::RecoveredLog {
@@ -148,7 +148,7 @@ impl PartitionHost {
             }
             let before = self.replica.borrow().committed();
             let view = RowView::committed(&self.store, self.partition);
-            let result = evaluate(&view, wall_ms(), command).await;
+            let result = evaluate(&view, self.links.unix_ms(), command).await;
             let unchanged = self.replica.borrow().committed() == before;
             match result {
                 Ok(evaluated) if self.is_serving_primary() => return Ok(evaluated.reply),
@@ -175,7 +175,7 @@ impl PartitionHost {
             }
         }
         let view = RowView::proposed(&self.store, self.partition, &self.proposed);
-        let evaluated = evaluate(&view, wall_ms(), command).await;
+        let evaluated = evaluate(&view, self.links.unix_ms(), command).await;
         let (token, outcome) = self.new_waiter();
         match &evaluated {
             Ok(evaluated) if !evaluated.rows.is_empty() => self.propose(token, evaluated.rows.clone())?,
@@ -311,7 +311,7 @@ impl PartitionHost {
         self: &Rc<Self>,
         epoch: Epoch,
         through: Sequence,
-        operation: impl AsyncFnOnce(&Store<NodeDevice>) -> Result<(), StoreError> + 'static,
+        operation: impl AsyncFnOnce(&Store<P::Device>) -> Result<(), StoreError> + 'static,
     ) {
         let (host, store) = (Rc::clone(self), self.store.clone());
         let mut operation = Box::pin(async move { operation(&store).await });

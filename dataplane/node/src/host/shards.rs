@@ -11,12 +11,10 @@ use std::{
 use quarry_clustermap::{Epoch, PartitionId};
 use quarry_object::peer::{PeerFault, PeerResponse, Run, ShardName};
 use quarry_storage::{
-    device::BLOCK_BYTES,
+    device::{BLOCK_BYTES, Device},
     extent::Extent,
     store::{CHECKSUM_UNIT_BYTES, ShardExtent, ShardPin, ShardRow, Store, StoreError},
 };
-
-use super::NodeDevice;
 
 /// Reservations and pins of one device, more than any load that its queue admits.
 const HELD_MAX: usize = 65_536;
@@ -31,16 +29,16 @@ struct Reservation {
 pub(crate) type Report = Box<dyn Fn(&StoreError)>;
 
 /// See the module.
-pub(crate) struct Shards {
-    store: Store<NodeDevice>,
+pub(crate) struct Shards<D: Device> {
+    store: Store<D>,
     reserved: RefCell<BTreeMap<ShardName, Reservation>>,
     pins: RefCell<HashMap<u64, ShardPin>>,
     next_pin: Cell<u64>,
     report: Report,
 }
 
-impl Shards {
-    pub(crate) fn new(store: Store<NodeDevice>, report: Report) -> Self {
+impl<D: Device + 'static> Shards<D> {
+    pub(crate) fn new(store: Store<D>, report: Report) -> Self {
         Self { store, report, reserved: RefCell::default(), pins: RefCell::default(), next_pin: Cell::new(0) }
     }
 

@@ -8,27 +8,30 @@ use quarry_partition::{
     Row,
     command::{View, ViewError},
 };
-use quarry_storage::store::{Store, StoreError};
+use quarry_storage::{
+    device::Device,
+    store::{Store, StoreError},
+};
 
-use super::{NodeDevice, proposed::Proposed};
+use super::proposed::Proposed;
 
 /// Rows of one partition on one device.
-pub(crate) struct RowView<'a> {
-    store: &'a Store<NodeDevice>,
+pub(crate) struct RowView<'a, D: Device> {
+    store: &'a Store<D>,
     partition: PartitionId,
     proposed: Option<&'a RefCell<Proposed>>,
     device_is_bad: Cell<bool>,
 }
 
-impl<'a> RowView<'a> {
+impl<'a, D: Device + 'static> RowView<'a, D> {
     /// Committed rows only.
-    pub(crate) fn committed(store: &'a Store<NodeDevice>, partition: PartitionId) -> Self {
+    pub(crate) fn committed(store: &'a Store<D>, partition: PartitionId) -> Self {
         Self { store, partition, proposed: None, device_is_bad: Cell::new(false) }
     }
 
     /// Committed and proposed rows.
     pub(crate) fn proposed(
-        store: &'a Store<NodeDevice>,
+        store: &'a Store<D>,
         partition: PartitionId,
         proposed: &'a RefCell<Proposed>,
     ) -> Self {
@@ -82,7 +85,7 @@ impl<'a> RowView<'a> {
     }
 }
 
-impl View for RowView<'_> {
+impl<D: Device + 'static> View for RowView<'_, D> {
     async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
         if let Some(pending) = self.proposed.and_then(|proposed| proposed.borrow().get(key)) {
             return Ok(pending);

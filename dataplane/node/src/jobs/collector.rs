@@ -7,13 +7,14 @@
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
 use quarry_clustermap::{Incarnation, NodeId, PartitionId};
-use quarry_object::metadata::Metadata;
+use quarry_object::{cluster::Cluster, metadata::Metadata};
 use quarry_partition::command::{BlobStatus, Command, Reply};
 use quarry_storage::store::ShardRow;
 
 use crate::{
     cluster::NodeCluster,
     host::{CoreHost, DeviceHost},
+    platform::Platform,
 };
 
 /// Shards looked at in one step.
@@ -24,7 +25,12 @@ const RETRY: Duration = Duration::from_secs(1);
 const BREATH: Duration = Duration::from_millis(1);
 
 /// Runs to its end: all shards of incarnations before `current` have been decided.
-pub(crate) async fn run(host: Rc<CoreHost>, cluster: Rc<NodeCluster>, node: NodeId, current: Incarnation) {
+pub(crate) async fn run<P: Platform>(
+    host: Rc<CoreHost<P>>,
+    cluster: Rc<NodeCluster<P>>,
+    node: NodeId,
+    current: Incarnation,
+) {
     let Some(last_run) = current.0.checked_sub(1).map(Incarnation) else { return };
     let mut collector = Collector { cluster, node, last_run, revoked: BTreeSet::new(), freed: 0 };
     for (id, device) in host.devices() {
@@ -34,8 +40,8 @@ pub(crate) async fn run(host: Rc<CoreHost>, cluster: Rc<NodeCluster>, node: Node
     tracing::info!(event = "collector_done", freed = collector.freed);
 }
 
-struct Collector {
-    cluster: Rc<NodeCluster>,
+struct Collector<P: Platform> {
+    cluster: Rc<NodeCluster<P>>,
     node: NodeId,
     last_run: Incarnation,
     /// Partitions that have logged the revocation in this run.
@@ -43,8 +49,8 @@ struct Collector {
     freed: u64,
 }
 
-impl Collector {
-    async fn device(&mut self, device: &Rc<DeviceHost>) {
+impl<P: Platform> Collector<P> {
+    async fn device(&mut self, device: &Rc<DeviceHost<P>>) {
         let mut after = None;
         loop {
             let rows = match device.store.shards(after, BATCH).await {
@@ -58,11 +64,11 @@ impl Collector {
                     self.decide(device, row).await;
                 }
             }
-            glommio::timer::sleep(BREATH).await;
+            self.cluster.sleep(BREATH).await;
         }
     }
 
-    async fn decide(&mut self, device: &Rc<DeviceHost>, row: &ShardRow) {
+    async fn decide(&mut self, device: &Rc<DeviceHost<P>>, row: &ShardRow) {
         loop {
             match self.status(row).await {
                 Some(BlobStatus::Live | BlobStatus::Unknown) => return,
@@ -79,7 +85,7 @@ impl Collector {
                     }
                     return;
                 }
-                None => glommio::timer::sleep(RETRY).await,
+                None => self.cluster.sleep(RETRY).await,
             }
         }
     }

@@ -17,6 +17,7 @@ use quarry_partition::{
 use crate::{
     cluster::NodeCluster,
     host::{CoreHost, PartitionHost},
+    platform::Platform,
 };
 
 /// Pause between rounds in which nothing was to be done.
@@ -29,7 +30,7 @@ const BATCH: u32 = 64;
 const EXPIRE_BATCH: u32 = 500;
 
 /// Runs until the core stops.
-pub(crate) async fn run(host: Rc<CoreHost>, cluster: Rc<NodeCluster>) {
+pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeCluster<P>>) {
     let mut round = 0_u32;
     loop {
         let full = round.is_multiple_of(FULL_ROUND);
@@ -44,12 +45,12 @@ pub(crate) async fn run(host: Rc<CoreHost>, cluster: Rc<NodeCluster>) {
             }
         }
         round = round.wrapping_add(1);
-        glommio::timer::sleep(IDLE).await;
+        cluster.sleep(IDLE).await;
     }
 }
 
 /// Works a partition's free list off; `false`: something could not be freed now.
-async fn drain(partition: &Rc<PartitionHost>, cluster: &Rc<NodeCluster>) -> bool {
+async fn drain<P: Platform>(partition: &Rc<PartitionHost<P>>, cluster: &Rc<NodeCluster<P>>) -> bool {
     let mut after = None;
     let mut complete = true;
     loop {
@@ -77,7 +78,7 @@ async fn drain(partition: &Rc<PartitionHost>, cluster: &Rc<NodeCluster>) -> bool
 }
 
 /// Frees all shards of a blob; `true` when every member that still counts has confirmed.
-async fn free(cluster: &Rc<NodeCluster>, blob: &BlobRef) -> bool {
+async fn free<P: Platform>(cluster: &Rc<NodeCluster<P>>, blob: &BlobRef) -> bool {
     if cluster.reads().contains(blob.blob) {
         return false;
     }
@@ -92,6 +93,6 @@ async fn free(cluster: &Rc<NodeCluster>, blob: &BlobRef) -> bool {
     join_all(asked).await.into_iter().all(|result| result.is_ok())
 }
 
-async fn expire(partition: &Rc<PartitionHost>) {
+async fn expire<P: Platform>(partition: &Rc<PartitionHost<P>>) {
     while let Ok(Reply::More(true)) = partition.execute(&Command::Expire { limit: EXPIRE_BATCH }).await {}
 }

@@ -7,7 +7,9 @@ use quarry_clustermap::{BlobId, BucketId};
 
 use super::RowProblem;
 use super::frame::Framed;
-use super::manifest::{BlobOwner, CompletedUpload, Manifest, Part, RevokedWriter, Segment, SegmentRun, Upload};
+use super::manifest::{
+    BlobOwner, CompletedUpload, Manifest, Part, RevokedWriter, Segment, SegmentRun, Upload,
+};
 use super::rows;
 use super::state::SEGMENTS_PER_ROW;
 use crate::BlobRef;
