@@ -10,8 +10,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File, TryLockError},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -90,10 +91,15 @@ impl Embedded {
     }
 }
 
+/// The metastore names every object's device: nobody else needs to read it.
+fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
 fn lock(directory: &Path) -> Result<File, MetastoreError> {
     let path = directory.join(LOCK_NAME);
     let io = |operation, source| MetastoreError::Io { operation, path: path.clone(), source };
-    let file = File::create(&path).map_err(|source| io("creating", source))?;
+    let file = create_private(&path).map_err(|source| io("creating", source))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(MetastoreError::Locked { path: directory.to_owned() }),
@@ -118,7 +124,7 @@ impl Shared {
     fn replace_file(&self, state: &mut State, content: &ContentV1) -> Result<(), MetastoreError> {
         let path = self.directory.join(TEMPORARY_NAME);
         let write = |path: &Path| -> io::Result<()> {
-            let mut file = File::create(path)?;
+            let mut file = create_private(path)?;
             file.write_all(&frame::encode(content))?;
             file.sync_all()
         };

@@ -75,6 +75,11 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         println!("the configuration is valid");
         return Ok(());
     }
+    // The executors share the port; without this look, another node would share it too.
+    drop(
+        std::net::TcpListener::bind(config.listen)
+            .with_context(|| format!("cannot listen on {}", config.listen))?,
+    );
     std::fs::create_dir_all(&config.data)
         .with_context(|| format!("cannot create {}", config.data.display()))?;
     let credentials = credentials::load(&config.data)?;

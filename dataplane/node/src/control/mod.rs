@@ -4,7 +4,10 @@
 
 mod admin;
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+};
 
 use futures::future::LocalBoxFuture;
 use quarry_clustermap::{DeviceId, Epoch, PartitionId};
@@ -30,6 +33,8 @@ pub(crate) struct ControlHandle {
     controller: ControllerHandle,
     events: async_channel::Sender<Event>,
     metrics: Arc<Metrics>,
+    /// Devices reported in this run: each is out until the next start.
+    failed: Arc<Mutex<BTreeSet<DeviceId>>>,
 }
 
 impl ControlHandle {
@@ -39,7 +44,7 @@ impl ControlHandle {
         metrics: Arc<Metrics>,
     ) -> (Self, async_channel::Receiver<Event>) {
         let (events, inbox) = async_channel::bounded(EVENTS_MAX);
-        (Self { controller, events, metrics }, inbox)
+        (Self { controller, events, metrics, failed: Arc::default() }, inbox)
     }
 
     /// Requests that have an answer.
@@ -53,6 +58,9 @@ impl ControlHandle {
 
     /// A device is broken. Repeating it is fine.
     pub(crate) fn device_failed(&self, device: DeviceId, reason: String) {
+        if !self.failed.lock().expect("nothing panics under this lock").insert(device) {
+            return;
+        }
         tracing::error!(event = "device_failed", %device, reason);
         self.metrics.devices_failed.inc();
         self.send(Event::DeviceFailed { device, reason });

@@ -21,7 +21,7 @@ use quarry_object::{
     transport::Address,
 };
 use quarry_partition::command::{Command, Framed, Outcome};
-use quarry_storage::store::Store;
+use quarry_storage::store::{Store, StoreError};
 
 use self::shards::Shards;
 pub(crate) use self::{
@@ -49,8 +49,10 @@ impl<P: Platform> CoreHost<P> {
     /// Takes the recovered stores; nothing is served before the first [`CoreHost::set_map`].
     pub(crate) fn new(stores: Vec<Store<P::Device>>, map: Arc<ClusterMap>, links: Rc<Links<P>>) -> Rc<Self> {
         let host = |store: Store<P::Device>| {
-            let shards = Shards::new(store.clone());
-            (store.device_id(), Rc::new(DeviceHost { store, shards, partitions: RefCell::default() }))
+            let (control, id) = (links.control.clone(), store.device_id());
+            let report = Box::new(move |error: &StoreError| control.device_failed(id, error.to_string()));
+            let shards = Shards::new(store.clone(), report);
+            (id, Rc::new(DeviceHost { store, shards, partitions: RefCell::default() }))
         };
         let devices = stores.into_iter().map(host).collect();
         Rc::new(Self { devices, map: RefCell::new(map), links })

@@ -155,7 +155,7 @@ impl<P: Platform> PartitionHost<P> {
                 Ok(_) => return Err(PeerFault::NotPrimary.into()),
                 // A row that another row names may be gone because a commit came between the two reads.
                 Err(EvaluateError::Damaged { .. }) if !unchanged => {}
-                Err(error) => return Err(to_execute_error(error)),
+                Err(error) => return Err(self.evaluation_failed(error, view.device_is_bad())),
             }
         }
         Err(PeerFault::Busy.into())
@@ -187,7 +187,18 @@ impl<P: Platform> PartitionHost<P> {
             Ok(Err(refusal)) => return Err(refusal_to_fault(refusal).into()),
             Err(oneshot::Canceled) => return Err(PeerFault::OutcomeUnknown.into()),
         }
-        evaluated.map(|evaluated| evaluated.reply).map_err(to_execute_error)
+        let bad = view.device_is_bad();
+        evaluated.map(|evaluated| evaluated.reply).map_err(|error| self.evaluation_failed(error, bad))
+    }
+
+    /// A primary that cannot read its rows is of no use: its device is reported, another replica takes over, and the
+    /// caller tries again there.
+    fn evaluation_failed(&self, error: EvaluateError, device_is_bad: bool) -> ExecuteError {
+        if device_is_bad {
+            self.links.control.device_failed(self.device, error.to_string());
+            return PeerFault::DeviceOut.into();
+        }
+        to_execute_error(error)
     }
 
     fn propose(self: &Rc<Self>, token: u64, rows: Vec<Row>) -> Result<(), PeerFault> {

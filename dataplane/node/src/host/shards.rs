@@ -25,17 +25,38 @@ struct Reservation {
     extents: Vec<Extent>,
 }
 
+/// Told when the device's shard table is damaged: the device is out then.
+pub(crate) type Report = Box<dyn Fn(&StoreError)>;
+
 /// See the module.
 pub(crate) struct Shards<D: Device> {
     store: Store<D>,
     reserved: RefCell<BTreeMap<ShardName, Reservation>>,
     pins: RefCell<HashMap<u64, ShardPin>>,
     next_pin: Cell<u64>,
+    report: Report,
 }
 
 impl<D: Device + 'static> Shards<D> {
-    pub(crate) fn new(store: Store<D>) -> Self {
-        Self { store, reserved: RefCell::default(), pins: RefCell::default(), next_pin: Cell::new(0) }
+    pub(crate) fn new(store: Store<D>, report: Report) -> Self {
+        Self { store, report, reserved: RefCell::default(), pins: RefCell::default(), next_pin: Cell::new(0) }
+    }
+
+    /// What a peer is told about an error of the store.
+    fn fault(&self, error: StoreError) -> PeerFault {
+        match error {
+            StoreError::Full { .. } => PeerFault::Full,
+            StoreError::StalePgEpoch { seen, .. } | StoreError::StaleEpoch { seen, .. } => {
+                PeerFault::StaleEpoch { seen }
+            }
+            StoreError::Overloaded { .. } => PeerFault::Busy,
+            other => {
+                if matches!(other, StoreError::Index { .. } | StoreError::Device(_)) {
+                    (self.report)(&other);
+                }
+                PeerFault::Device { detail: other.to_string() }
+            }
+        }
     }
 
     pub(crate) fn reserve(
@@ -59,7 +80,7 @@ impl<D: Device + 'static> Shards<D> {
         if epoch < seen {
             return Err(PeerFault::StaleEpoch { seen });
         }
-        let extents = self.store.reserve(len_bytes).map_err(fault)?;
+        let extents = self.store.reserve(len_bytes).map_err(|error| self.fault(error))?;
         let runs = extents.iter().map(|extent| run(*extent)).collect();
         self.reserved.borrow_mut().insert(name, Reservation { epoch, len_bytes, extents });
         Ok(PeerResponse::Reserved { runs })
@@ -90,7 +111,7 @@ impl<D: Device + 'static> Shards<D> {
             len_bytes: reservation.len_bytes,
             extents: split(&reservation, &checksums),
         };
-        self.store.commit_shard(row).await.map_err(fault)?;
+        self.store.commit_shard(row).await.map_err(|error| self.fault(error))?;
         Ok(PeerResponse::Done)
     }
 
@@ -99,7 +120,10 @@ impl<D: Device + 'static> Shards<D> {
         match reserved {
             Some(reservation) => self.store.release(reservation.extents),
             None => {
-                self.store.free_shard(name.pg, epoch, name.blob, name.shard).await.map_err(fault)?;
+                self.store
+                    .free_shard(name.pg, epoch, name.blob, name.shard)
+                    .await
+                    .map_err(|error| self.fault(error))?;
             }
         }
         Ok(PeerResponse::Done)
@@ -115,7 +139,7 @@ impl<D: Device + 'static> Shards<D> {
             .store
             .shard(name.pg, name.blob, name.shard)
             .await
-            .map_err(fault)?
+            .map_err(|error| self.fault(error))?
             .ok_or(PeerFault::NotFound)?;
         let pin = self.next_pin.get();
         self.next_pin.set(pin + 1);
@@ -131,7 +155,10 @@ impl<D: Device + 'static> Shards<D> {
     }
 
     pub(crate) async fn free(&self, name: ShardName, epoch: Epoch) -> Result<PeerResponse, PeerFault> {
-        self.store.free_shard(name.pg, epoch, name.blob, name.shard).await.map_err(fault)?;
+        self.store
+            .free_shard(name.pg, epoch, name.blob, name.shard)
+            .await
+            .map_err(|error| self.fault(error))?;
         Ok(PeerResponse::Done)
     }
 }
@@ -161,16 +188,4 @@ fn split(reservation: &Reservation, checksums: &[u32]) -> Vec<ShardExtent> {
             }
         })
         .collect()
-}
-
-/// What a peer is told about an error of the store.
-pub(crate) fn fault(error: StoreError) -> PeerFault {
-    match error {
-        StoreError::Full { .. } => PeerFault::Full,
-        StoreError::StalePgEpoch { seen, .. } | StoreError::StaleEpoch { seen, .. } => {
-            PeerFault::StaleEpoch { seen }
-        }
-        StoreError::Overloaded { .. } => PeerFault::Busy,
-        other => PeerFault::Device { detail: other.to_string() },
-    }
 }

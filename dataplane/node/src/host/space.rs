@@ -17,14 +17,15 @@ use quarry_storage::store::SpaceUsage;
 pub(crate) struct DeviceSpace {
     capacity_bytes: AtomicU64,
     free_bytes: AtomicU64,
-    reserve_bytes: AtomicU64,
+    /// The store's reserve, and what its next checkpoint may take.
+    kept_bytes: AtomicU64,
 }
 
 impl DeviceSpace {
     pub(crate) fn set(&self, usage: SpaceUsage) {
         self.capacity_bytes.store(usage.capacity_bytes, Ordering::Relaxed);
         self.free_bytes.store(usage.free_bytes, Ordering::Relaxed);
-        self.reserve_bytes.store(usage.reserve_bytes, Ordering::Relaxed);
+        self.kept_bytes.store(usage.reserve_bytes + usage.pending_bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn capacity_bytes(&self) -> u64 {
@@ -37,7 +38,7 @@ impl DeviceSpace {
 
     /// Only the reserve is left: it is for deletes and checkpoints.
     fn is_full(&self) -> bool {
-        self.free_bytes() <= self.reserve_bytes.load(Ordering::Relaxed)
+        self.free_bytes() <= self.kept_bytes.load(Ordering::Relaxed)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a command sees of its partition: committed rows of the store, with proposed ones laid over them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use bytes::Bytes;
 use quarry_clustermap::PartitionId;
@@ -20,12 +20,13 @@ pub(crate) struct RowView<'a, D: Device> {
     store: &'a Store<D>,
     partition: PartitionId,
     proposed: Option<&'a RefCell<Proposed>>,
+    device_is_bad: Cell<bool>,
 }
 
 impl<'a, D: Device + 'static> RowView<'a, D> {
     /// Committed rows only.
     pub(crate) fn committed(store: &'a Store<D>, partition: PartitionId) -> Self {
-        Self { store, partition, proposed: None }
+        Self { store, partition, proposed: None, device_is_bad: Cell::new(false) }
     }
 
     /// Committed and proposed rows.
@@ -34,7 +35,7 @@ impl<'a, D: Device + 'static> RowView<'a, D> {
         partition: PartitionId,
         proposed: &'a RefCell<Proposed>,
     ) -> Self {
-        Self { store, partition, proposed: Some(proposed) }
+        Self { store, partition, proposed: Some(proposed), device_is_bad: Cell::new(false) }
     }
 
     /// Rows from a key on, at most so many and about so many bytes; and where the next page starts.
@@ -62,18 +63,26 @@ impl<'a, D: Device + 'static> RowView<'a, D> {
         }
     }
 
+    /// Whether the device gave an error or damaged rows: it cannot serve as primary then.
+    pub(crate) fn device_is_bad(&self) -> bool {
+        self.device_is_bad.get()
+    }
+
+    fn failed(&self, error: &StoreError) -> ViewError {
+        if matches!(error, StoreError::Index { .. } | StoreError::Device(_)) {
+            self.device_is_bad.set(true);
+        }
+        ViewError { detail: error.to_string() }
+    }
+
     async fn scan_committed(
         &self,
         from: &[u8],
         to: &[u8],
         limit: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, ViewError> {
-        self.store.rows(self.partition, from, Some(to), limit).await.map_err(failed)
+        self.store.rows(self.partition, from, Some(to), limit).await.map_err(|error| self.failed(&error))
     }
-}
-
-fn failed(error: StoreError) -> ViewError {
-    ViewError { detail: error.to_string() }
 }
 
 impl<D: Device + 'static> View for RowView<'_, D> {
@@ -81,7 +90,7 @@ impl<D: Device + 'static> View for RowView<'_, D> {
         if let Some(pending) = self.proposed.and_then(|proposed| proposed.borrow().get(key)) {
             return Ok(pending);
         }
-        self.store.row(self.partition, key).await.map_err(failed)
+        self.store.row(self.partition, key).await.map_err(|error| self.failed(&error))
     }
 
     async fn scan(

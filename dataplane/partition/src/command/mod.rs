@@ -15,6 +15,7 @@
 //! are [`EvaluateError::View`] or [`EvaluateError::Damaged`], and the caller must answer "unavailable".
 
 mod conditions;
+mod decoded;
 mod evaluate;
 mod frame;
 mod manifest;
@@ -26,6 +27,7 @@ mod tests;
 
 use bytes::Bytes;
 
+pub use decoded::{DecodedRow, NamedRow, decode_row};
 pub use evaluate::evaluate;
 pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, Framed};
 pub use manifest::{

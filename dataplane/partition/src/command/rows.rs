@@ -22,18 +22,18 @@ use quarry_clustermap::{BlobId, BucketId, NodeId};
 
 use super::manifest::UploadId;
 
-const VERSION: u8 = 0x01;
-const BODY: u8 = 0x02;
-const CONTINUATION: u8 = 0x03;
-const UPLOAD: u8 = 0x10;
-const PART: u8 = 0x11;
-const PART_BODY: u8 = 0x12;
+pub(super) const VERSION: u8 = 0x01;
+pub(super) const BODY: u8 = 0x02;
+pub(super) const CONTINUATION: u8 = 0x03;
+pub(super) const UPLOAD: u8 = 0x10;
+pub(super) const PART: u8 = 0x11;
+pub(super) const PART_BODY: u8 = 0x12;
 pub(super) const COMPLETED: u8 = 0x13;
 pub(super) const OWNER: u8 = 0x20;
-const FREE: u8 = 0x21;
-const DEGRADED: u8 = 0x22;
-const REVOKED: u8 = 0x23;
-const EXPIRY: u8 = 0x30;
+pub(super) const FREE: u8 = 0x21;
+pub(super) const DEGRADED: u8 = 0x22;
+pub(super) const REVOKED: u8 = 0x23;
+pub(super) const EXPIRY: u8 = 0x30;
 
 /// Longest escaped key: with the longest other fields (kind, bucket, terminator, upload: 27 bytes) and the 3 bytes
 /// that the index puts before it, a row key stays within the 2,048 bytes of an index key.
@@ -120,7 +120,7 @@ pub(super) fn parse_version(row: &[u8]) -> Option<(BucketId, String, u64)> {
     Some((bucket, key, !u64::from_be_bytes(rest.try_into().ok()?)))
 }
 
-fn parse_key(kind: u8, row: &[u8]) -> Option<(BucketId, String, &[u8])> {
+pub(super) fn parse_key(kind: u8, row: &[u8]) -> Option<(BucketId, String, &[u8])> {
     let (bucket, mut rest) = row.strip_prefix(&[kind])?.split_first_chunk::<8>()?;
     let mut key = Vec::with_capacity(rest.len());
     loop {

@@ -78,6 +78,7 @@ impl DeviceFile {
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(path)
             .map_err(|error| open_error("create", path, &error))?;
         let created = allocate(&file, path, length).and_then(|()| {

@@ -26,11 +26,15 @@ use crate::format::rows;
 use crate::format::superblock::{
     FREE_MAP_EXTENTS_MAX, FreeMapPlace, ROOT_BYTES, ReplayStart, Superblock, slot_offset, slots_of,
 };
-use crate::index::{Applied, TREE_ROOT_BYTES, TreeRoot};
+use crate::index::{Applied, PAGE_BYTES, TREE_ROOT_BYTES, TreeRoot};
 use crate::journal::{Class, Pending, Subject};
 
 /// The overlay stays below this part of the reserve, so that its pages fit into it.
 const OVERLAY_PER_RESERVE: usize = 8;
+/// Index pages that one changed row may cause to be written anew: its leaf, and its share of the pages above.
+const PAGES_PER_ROW: u64 = 2;
+/// What changed rows may cost is never taken for more than this part of the data area: the pages of the whole index.
+const INDEX_PART_MAX: u64 = 16;
 /// Bytes of one write of the free map.
 const WRITE_BYTES_MAX: usize = 1 << 20;
 
@@ -64,7 +68,9 @@ impl<D: Device + 'static> Inner<D> {
         let overlay_bytes = self.core.borrow().active.bytes();
         let wanted = self.checkpoint_wanted.get()
             || self.ring.borrow().wants_checkpoint()
-            || overlay_bytes > self.overlay_bytes_max();
+            || overlay_bytes > self.overlay_bytes_max()
+            || self.pages_wanted_bytes(self.core.borrow().active.rows().len())
+                > self.space.usage().free_bytes / 2;
         if !wanted || self.checkpoint_running() {
             return;
         }
@@ -80,6 +86,21 @@ impl<D: Device + 'static> Inner<D> {
             inner.work.notify(usize::MAX);
             inner.progress.notify(usize::MAX);
         }));
+    }
+
+    /// At worst, what the pages of a checkpoint of so many rows take before the old ones are given back.
+    fn pages_wanted_bytes(&self, rows: usize) -> u64 {
+        rows as u64 * PAGES_PER_ROW * PAGE_BYTES as u64
+    }
+
+    /// What the rows that are not in the index yet will take, at worst.
+    pub(super) fn pending_bytes(&self) -> u64 {
+        let core = self.core.borrow();
+        let frozen = core.frozen.as_ref().map_or((0, 0), |layer| (layer.rows().len(), layer.bytes()));
+        let (rows, bytes) = (core.active.rows().len() + frozen.0, core.active.bytes() + frozen.1);
+        let pages_max = self.space.usage().capacity_bytes / INDEX_PART_MAX;
+        // A value of its own is rounded up to blocks: at most doubled, as it is longer than a quarter of one.
+        bytes as u64 * 2 + self.pages_wanted_bytes(rows).min(pages_max)
     }
 
     fn overlay_bytes_max(&self) -> usize {

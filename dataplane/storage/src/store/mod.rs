@@ -17,6 +17,7 @@
 mod checkpoint;
 mod core;
 mod error;
+mod examine;
 mod log;
 mod overlay;
 mod reads;
@@ -115,7 +116,7 @@ impl<D: Device + 'static> Store<D> {
     #[must_use]
     pub fn space(&self) -> SpaceUsage {
         self.0.space.collect();
-        self.0.space.usage()
+        SpaceUsage { pending_bytes: self.0.pending_bytes(), ..self.0.space.usage() }
     }
 
     /// Counters; the handle may be read from any thread.

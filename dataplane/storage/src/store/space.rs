@@ -73,6 +73,7 @@ impl Space {
             capacity_bytes: self.capacity_blocks * block,
             free_bytes: self.free.borrow().free_blocks() * block,
             reserve_bytes: self.reserve_blocks * block,
+            pending_bytes: 0,
         }
     }
 

@@ -100,6 +100,8 @@ pub struct SpaceUsage {
     pub free_bytes: u64,
     /// Part of the free bytes that only deletes and checkpoints may use.
     pub reserve_bytes: u64,
+    /// Part of the free bytes that the next checkpoint may take, at worst.
+    pub pending_bytes: u64,
 }
 
 /// Names one shard on a device.
