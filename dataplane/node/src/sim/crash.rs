@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Power cuts tried per seed in a normal run, spread over the whole workload.
-const CUTS_PER_SEED: usize = 40;
+const CUTS_PER_SEED: usize = 24;
 /// One cut in so many is followed by a second one that loses everything not flushed.
 const SECOND_CUT_EVERY: usize = 3;
 
@@ -115,7 +115,7 @@ fn one_device_without_redundancy_survives_a_power_cut() {
 }
 
 /// Lets clients work for so many turns, then stops everything where it is.
-fn work_until_killed(
+pub(super) fn work_until_killed(
     machine: &Machine,
     node: &mut Node,
     history: &Rc<History>,
@@ -135,7 +135,7 @@ fn work_until_killed(
 }
 
 /// The machine as the next node finds it: after a power cut, or as the killed process left it, caches included.
-fn after_kill(machine: Machine, node: Node, power_cut: bool, seed: u64) -> Machine {
+pub(super) fn after_kill(machine: Machine, node: Node, power_cut: bool, seed: u64) -> Machine {
     let metastore = node.metastore();
     drop(node);
     let survivor = |(index, device): (usize, &SimDevice)| {

@@ -9,9 +9,9 @@ use quarry_storage::device::{Fault, Operation, SimDevice, When};
 use super::{
     Doing, Random,
     clients::{self, BUCKET, LARGE_BYTES, Mix},
-    executor,
+    crash, executor,
     history::{Content, History},
-    machine::{Limits, Machine, NodeParts, device_id},
+    machine::{Limits, Machine, Node, NodeParts, device_id},
     seeds, verify,
 };
 use crate::platform::Timer;
@@ -20,8 +20,13 @@ const MIX: Mix = Mix { clients: 3, keys_per_client: 4, operations_per_client: 8 
 /// Turns of the executor, after the start of the second half of the work, within which the devices fail.
 const FAIL_WITHIN_TURNS: u64 = 2000;
 
-fn fail(device: &SimDevice) {
-    device.inject(Fault::Error, When::any());
+/// The device fails while other tasks work.
+fn fail_soon(machine: &Machine, node: &Node, device: usize, random: &Random) {
+    let (device, after) = (machine.devices.all()[device].clone(), random.below(FAIL_WITHIN_TURNS));
+    (node.spawn())(Box::pin(async move {
+        executor::turns(after).await;
+        device.inject(Fault::Error, When::any());
+    }));
 }
 
 /// Puts until the map is without the devices; then puts succeed, with the profile that is left.
@@ -53,13 +58,7 @@ fn lose(lost: [usize; 2], seed: u64) {
     assert!(errors.is_empty(), "{errors:?}");
 
     let random = Random::new(seed);
-    for device in lost {
-        let (device, after) = (machine.devices.all()[device].clone(), random.below(FAIL_WITHIN_TURNS));
-        (node.spawn())(Box::pin(async move {
-            executor::turns(after).await;
-            fail(&device);
-        }));
-    }
+    lost.iter().for_each(|device| fail_soon(&machine, &node, *device, &random));
     let noted = Rc::clone(&history);
     let errors = node.run(move |node| clients::run(node, noted, MIX, seed + 1));
     for error in errors {
@@ -99,6 +98,38 @@ fn any_two_devices_may_fail() {
             for second in first + 1..6 {
                 let _doing = Doing(format!("losing devices {first} and {second}, seed {seed}"));
                 lose([first, second], seed * 100 + first as u64 * 10 + second as u64);
+            }
+        }
+    }
+}
+
+/// The power fails while two devices do: what was acknowledged is on the others.
+fn lose_and_cut(lost: [usize; 2], seed: u64) {
+    let machine = Machine::new("4+2", Limits::TIGHT, seed);
+    let mut node = machine.start();
+    node.run(|node| async move { node.objects.create_bucket(BUCKET).await.unwrap() });
+    let history = Rc::new(History::default());
+    let random = Random::new(seed);
+    lost.iter().for_each(|device| fail_soon(&machine, &node, *device, &random));
+    crash::work_until_killed(&machine, &mut node, &history, MIX, seed, random.below(2 * FAIL_WITHIN_TURNS));
+    let mut machine = crash::after_kill(machine, node, true, seed);
+    machine.missing = lost.to_vec();
+    let mut node = machine.start();
+    node.run(move |node| async move {
+        history.settle(&verify::check_keys(&node, &history.allowed_now()).await);
+        verify::check_owners(&node).await;
+        put_until_out(&node, &history, lost, seed).await;
+        verify::check_keys(&node, &history.allowed_now()).await;
+    });
+}
+
+#[test]
+fn any_two_devices_may_fail_with_the_power() {
+    for seed in seeds(1) {
+        for first in 0..6 {
+            for second in first + 1..6 {
+                let _doing = Doing(format!("losing devices {first}, {second} and power, seed {seed}"));
+                lose_and_cut([first, second], seed * 100 + first as u64 * 10 + second as u64);
             }
         }
     }
