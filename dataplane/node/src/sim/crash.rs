@@ -151,7 +151,7 @@ pub(super) fn after_kill(machine: Machine, node: Node, power_cut: bool, seed: u6
 
 fn live_many_lives(profile: &str, seed: u64) {
     const LIVES: u64 = 6;
-    const TURNS_MAX: u64 = 4000;
+    const TURNS_MAX: u64 = 1200;
     let mix = Mix { clients: 3, keys_per_client: 3, operations_per_client: 12 };
     let random = Random::new(seed);
     let mut machine = Machine::new(profile, Limits::TIGHT, seed);

@@ -18,7 +18,7 @@ use crate::platform::Timer;
 
 const MIX: Mix = Mix { clients: 3, keys_per_client: 4, operations_per_client: 8 };
 /// Turns of the executor, after the start of the second half of the work, within which the devices fail.
-const FAIL_WITHIN_TURNS: u64 = 2000;
+const FAIL_WITHIN_TURNS: u64 = 600;
 
 /// The device fails while other tasks work.
 fn fail_soon(machine: &Machine, node: &Node, device: usize, random: &Random) {
