@@ -170,8 +170,8 @@ def test_three_devices_lost_gives_errors_and_never_wrong_bytes(make_node):
     node, objects = make_filled_node(make_node)
     for device in list(node.device_paths())[:3]:
         node.inject(device, "all")
-    client = node.client(read_timeout=20)
-    deadline = time.monotonic() + 40
+    client = node.client(read_timeout=10)
+    deadline = time.monotonic() + 12
     for key in objects.sizes:
         if time.monotonic() > deadline:
             break
