@@ -181,7 +181,7 @@ class Node:
 
     def client(self, retries=0, **options):
         access, secret = self.credentials()
-        options = {"connect_timeout": 5, "read_timeout": 60, "max_pool_connections": 64, **options}
+        options = {"connect_timeout": 5, "read_timeout": 60, "max_pool_connections": 64, "signature_version": "s3v4", **options}
         config = Config(
             retries={"total_max_attempts": retries + 1, "mode": "standard"}, s3={"addressing_style": "path"}, **options,
         )

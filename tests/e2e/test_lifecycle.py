@@ -93,7 +93,7 @@ def make_ext4(path):
 
 
 FOREIGN = {
-    "ext4": (make_ext4, ["ext4"]),
+    "ext4": (make_ext4, ["ext2/3/4"]),
     "xfs": (lambda path: path.write_bytes(b"XFSB" + bytes(64 * MIB - 4)), ["xfs"]),
     "text": (lambda path: path.write_bytes(b"holiday photos\n" * 5_000_000), []),
     "noise": (lambda path: path.write_bytes(content("noise", 1, 64 * MIB)), []),
