@@ -202,3 +202,9 @@ class Node:
         """Runs fsck on the stopped node; returns (exit code, report)."""
         run = run_quarryd("fsck", "--data", self.data, "--json", *flags, timeout=600)
         return run.returncode, json.loads(run.stdout) if run.stdout else run.stderr
+
+    def assert_fsck_is_clean(self):
+        """Every owner has its shards, every shard its owner, every block one user; all bytes match their checksums."""
+        code, report = self.fsck("--verify-data")
+        assert code == 0 and report["clean"], f"fsck (exit code {code}) found: {report}"
+        return report

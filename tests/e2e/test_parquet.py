@@ -175,6 +175,7 @@ def test_a_partitioned_data_set_in_and_out_and_after_a_restart(make_node, scratc
     aws(node, "s3", "cp", "--recursive", "--only-show-errors", data_set, "s3://lake/table")
     check_aws_copy_out(node, expected, scratch)
     node.stop()
+    node.assert_fsck_is_clean()
 
 
 def test_many_clients_copy_at_once(make_node, scratch):
@@ -197,3 +198,4 @@ def test_many_clients_copy_at_once(make_node, scratch):
     for number in range(4):
         assert sums(scratch / str(number)) == expected, f"copy {number} differs"
     node.stop()
+    node.assert_fsck_is_clean()

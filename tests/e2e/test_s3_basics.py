@@ -17,3 +17,4 @@ def test_every_s3_basics_check_passes(make_node):
     assert closing, f"no closing line:\n{run.stdout}\n{run.stderr}"
     assert run.returncode == 0 and int(closing[2]) == 0 and int(closing[1]) > 0, f"{run.stdout}\n{run.stderr}"
     node.stop()
+    node.assert_fsck_is_clean()

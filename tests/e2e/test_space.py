@@ -83,6 +83,7 @@ def test_full_refuses_deletes_work_and_space_comes_back(make_node):
         client.delete_object(Bucket=BUCKET, Key="again")
     assert min(written) > 0.9 * written[0], f"less fits in every time: {written} objects of 1 MiB"
     node.stop()
+    node.assert_fsck_is_clean()
 
 
 def test_full_of_inline_objects(make_node):
@@ -99,6 +100,7 @@ def test_full_of_inline_objects(make_node):
     client.delete_object(Bucket=BUCKET, Key="again")
     space_is_back(node, at_start, capacity, "after inline objects")
     node.stop()
+    node.assert_fsck_is_clean()
 
 
 def test_a_full_node_restarts_and_still_deletes(make_node):
@@ -121,6 +123,7 @@ def test_a_full_node_restarts_and_still_deletes(make_node):
     space_is_back(node, at_start, capacity, "after two restarts")
     client.put_object(Bucket=BUCKET, Key="again", Body=b"x" * MIB)
     node.stop()
+    node.assert_fsck_is_clean()
 
 
 def test_space_of_overwrites_aborts_and_failed_puts_comes_back(make_node):
@@ -152,3 +155,4 @@ def test_space_of_overwrites_aborts_and_failed_puts_comes_back(make_node):
             client.put_object(Bucket=BUCKET, Key="bad", Body=b"q" * 4 * MIB, ContentMD5="AAAAAAAAAAAAAAAAAAAAAA==")
     space_is_back(node, at_start, capacity, "overwrites, aborts and failed PUTs")
     node.stop()
+    node.assert_fsck_is_clean()
