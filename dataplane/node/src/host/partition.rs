@@ -249,7 +249,7 @@ impl<P: Platform> PartitionHost<P> {
         match output {
             Output::RaiseEpoch { epoch, through } => {
                 let partition = self.partition;
-                self.journal(epoch, through, async move |store| {
+                self.journal(Input::Persisted { epoch, through }, async move |store| {
                     store.raise_partition_epoch(partition, epoch).await
                 });
             }
@@ -262,12 +262,16 @@ impl<P: Platform> PartitionHost<P> {
                     payload: entry.payload,
                 };
                 let sequence = entry.sequence;
-                self.journal(epoch, sequence, async move |store| store.append(epoch, entry).await);
+                self.journal(Input::Persisted { epoch, through: sequence }, async move |store| {
+                    store.append(epoch, entry).await
+                });
             }
             Output::Truncate { epoch, after } => {
                 self.proposed.borrow_mut().forget_after(after);
                 let partition = self.partition;
-                self.journal(epoch, after, async move |store| store.truncate(partition, epoch, after).await);
+                self.journal(Input::Persisted { epoch, through: after }, async move |store| {
+                    store.truncate(partition, epoch, after).await
+                });
             }
             Output::Reset { epoch, base } => self.reset(epoch, base),
             Output::Apply { sequence, payload } => self.apply(sequence, &payload),
@@ -309,8 +313,7 @@ impl<P: Platform> PartitionHost<P> {
     /// Starts a journal operation now, so that operations reach the journal in order, and waits for it in a task.
     fn journal(
         self: &Rc<Self>,
-        epoch: Epoch,
-        through: Sequence,
+        done: Input,
         operation: impl AsyncFnOnce(&Store<P::Device>) -> Result<(), StoreError> + 'static,
     ) {
         let (host, store) = (Rc::clone(self), self.store.clone());
@@ -323,25 +326,24 @@ impl<P: Platform> PartitionHost<P> {
                 Poll::Pending => operation.await,
             };
             match result {
-                Ok(()) => host.input(Input::Persisted { epoch, through }),
-                Err(error) => host.journal_failed(&error),
+                Ok(()) => host.input(done),
+                // A newer epoch has overtaken it: no fault of the device, and nobody waits for it any more.
+                Err(error @ StoreError::StaleEpoch { .. }) => {
+                    tracing::debug!(event = "journal_overtaken", partition = %host.partition, %error);
+                }
+                Err(error) => {
+                    tracing::error!(event = "journal_failed", partition = %host.partition, device = %host.device, %error);
+                    host.input(Input::PersistFailed);
+                }
             }
         }));
-    }
-
-    fn journal_failed(self: &Rc<Self>, error: &StoreError) {
-        tracing::error!(event = "journal_failed", partition = %self.partition, device = %self.device, %error);
-        self.input(Input::PersistFailed);
     }
 
     fn reset(self: &Rc<Self>, epoch: Epoch, base: Sequence) {
-        let host = Rc::clone(self);
-        (self.links.spawn)(Box::pin(async move {
-            match host.store.reset(host.partition, epoch, base).await {
-                Ok(()) => host.input(Input::ResetDone { epoch }),
-                Err(error) => host.journal_failed(&error),
-            }
-        }));
+        let partition = self.partition;
+        self.journal(Input::ResetDone { epoch }, async move |store| {
+            store.reset(partition, epoch, base).await
+        });
     }
 
     fn apply(self: &Rc<Self>, sequence: Sequence, payload: &Bytes) {

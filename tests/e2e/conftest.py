@@ -1,0 +1,45 @@
+"""Fixtures: a directory for device files, and nodes in it that end with the test."""
+
+import os
+import pathlib
+import shutil
+import tempfile
+
+import pytest
+from harness import ROOT, Node
+
+# Device files need O_DIRECT, which a temporary file system in memory may not have.
+SCRATCH = pathlib.Path(os.environ.get("QUARRY_E2E_DIR", ROOT / "target" / "e2e"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    if call.when == "call":
+        item.failed = outcome.get_result().failed
+
+
+@pytest.fixture
+def scratch():
+    """An empty directory on a real file system, gone after the test."""
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    path = pathlib.Path(tempfile.mkdtemp(dir=SCRATCH))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def make_node(request, scratch):
+    """`make_node(*flags, device_size=..., name=...)`: a started node. Its log is shown when the test fails."""
+    nodes = []
+
+    def make(*flags, name="data", **options):
+        node = Node(scratch / name, *flags, **options)
+        nodes.append(node)
+        return node.start()
+
+    yield make
+    for node in nodes:
+        if getattr(request.node, "failed", True):
+            print(f"--- log of {node.data.name}, its end:\n{node.tail()}")
+        node.close()
