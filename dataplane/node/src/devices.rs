@@ -198,7 +198,7 @@ fn examine(path: &Path, may_format: bool) -> Result<Examined, DevicesError> {
 
 /// Opens a device, waiting for the last process to be gone: the kernel takes io_uring apart, and lets go of the files
 /// in it, some time after a process has ended.
-fn open_when_free(path: &Path) -> Result<DeviceFile, DeviceError> {
+pub(crate) fn open_when_free(path: &Path) -> Result<DeviceFile, DeviceError> {
     let started = Instant::now();
     loop {
         match DeviceFile::open(path, OpenMode::ReadWrite) {

@@ -75,11 +75,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         println!("the configuration is valid");
         return Ok(());
     }
-    // The executors share the port; without this look, another node would share it too.
-    drop(
-        std::net::TcpListener::bind(config.listen)
-            .with_context(|| format!("cannot listen on {}", config.listen))?,
-    );
+    check_address(&config)?;
     std::fs::create_dir_all(&config.data)
         .with_context(|| format!("cannot create {}", config.data.display()))?;
     let credentials = credentials::load(&config.data)?;
@@ -132,6 +128,22 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         tracing::error!(event = "pulse_panicked");
     }
     result
+}
+
+/// The executors share the port; without this look, another node would share it too. As with the devices, the kernel
+/// may hold on to the sockets of the last process for a while.
+fn check_address(config: &Config) -> anyhow::Result<()> {
+    const IN_USE_FOR: Duration = Duration::from_secs(10);
+    let started = std::time::Instant::now();
+    loop {
+        match std::net::TcpListener::bind(config.listen) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && started.elapsed() < IN_USE_FOR => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot listen on {}", config.listen)),
+        }
+    }
 }
 
 /// The map of the last run, if there was one.

@@ -129,6 +129,13 @@ impl<P: Platform> Metadata for NodeCluster<P> {
         let mut pause = RETRY_PAUSE_MIN;
         // Once a try may have been carried out, only an answer can say that the command was not.
         let mut unknown = false;
+        let changes = !matches!(
+            command,
+            Command::Head { .. }
+                | Command::Get { .. }
+                | Command::GetUpload { .. }
+                | Command::ListParts { .. }
+        );
         loop {
             match self.execute_once(partition, &encoded).await {
                 Ok(Outcome::Done(reply)) => return Ok(reply),
@@ -140,7 +147,8 @@ impl<P: Platform> Metadata for NodeCluster<P> {
                 }
                 Ok(Outcome::Refused(refusal)) => return Err(refusal.into()),
                 Err(fault) => {
-                    unknown |= matches!(fault, PeerFault::OutcomeUnknown | PeerFault::Device { .. });
+                    unknown |=
+                        changes && matches!(fault, PeerFault::OutcomeUnknown | PeerFault::Device { .. });
                     if !Self::may_retry(&command, &fault) || self.elapsed(started) >= RETRY_FOR {
                         return Err(if unknown { PeerFault::OutcomeUnknown } else { fault }.into());
                     }

@@ -58,12 +58,14 @@ impl ControlHandle {
 
     /// A device is broken. Repeating it is fine.
     pub(crate) fn device_failed(&self, device: DeviceId, reason: String) {
-        if !self.failed.lock().expect("nothing panics under this lock").insert(device) {
+        if self.failed.lock().expect("nothing panics under this lock").contains(&device) {
             return;
         }
         tracing::error!(event = "device_failed", %device, reason);
         self.metrics.devices_failed.inc();
-        self.send(Event::DeviceFailed { device, reason });
+        if self.send(Event::DeviceFailed { device, reason }) {
+            self.failed.lock().expect("nothing panics under this lock").insert(device);
+        }
     }
 
     /// A joiner's history is whole. The replica repeats it until the map says so.
@@ -87,10 +89,13 @@ impl ControlHandle {
         }
     }
 
-    fn send(&self, event: Event) {
-        if self.events.try_send(event).is_err() {
+    /// `false`: the queue is full, say it again.
+    fn send(&self, event: Event) -> bool {
+        let sent = self.events.try_send(event).is_ok();
+        if !sent {
             tracing::warn!(event = "control_queue_full");
         }
+        sent
     }
 }
 

@@ -26,6 +26,7 @@ use super::{
     rows::decode_entry,
     space::{Purpose, Used},
 };
+use crate::devices::open_when_free;
 
 /// Rows of the shard table read at once.
 const PAGE_ROWS: usize = 1024;
@@ -98,7 +99,7 @@ fn candidates(data: &Path, map: &ClusterMap) -> Vec<PathBuf> {
 
 /// Opened for writing only because that takes the lock; where writing is not allowed the lock is done without.
 fn lock(path: &Path) -> Result<DeviceFile, DeviceError> {
-    match DeviceFile::open(path, OpenMode::ReadWrite) {
+    match open_when_free(path) {
         Err(DeviceError::Open { .. }) => DeviceFile::open(path, OpenMode::ReadOnly),
         other => other,
     }
