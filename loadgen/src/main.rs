@@ -2,7 +2,7 @@
 //!
 //! [`content`] makes bodies that name their key and version, [`expect`] knows what each key may hold and checks bodies
 //! against it, [`client`] and [`sigv4`] speak S3, [`worker`] is one closed loop, [`run`] a measured run of many,
-//! [`journal`] and [`audit`] prove that what a server acknowledged is still there. See `--help` for use.
+//! [`journal`] and [`mod@audit`] prove that what a server acknowledged is still there. See `--help` for use.
 
 mod args;
 mod audit;

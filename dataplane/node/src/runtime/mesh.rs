@@ -1,6 +1,6 @@
 //! Frames between the cores of one process: a bounded queue per core, woken across threads.
 //!
-//! A request is answered exactly once, or fails with [`MeshError`]; nothing waits for ever, because a full queue
+//! A request is answered exactly once, or fails with [`TransportError`]; nothing waits for ever, because a full queue
 //! refuses at once and a dead core fails the process. Frames are serialised messages, the same that will travel
 //! between nodes: this is the in-process implementation of [`Transport`].
 
