@@ -21,11 +21,12 @@ mod sim;
 
 use std::{
     collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -130,20 +131,31 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     result
 }
 
-/// The executors share the port; without this look, another node would share it too. As with the devices, the kernel
-/// may hold on to the sockets of the last process for a while.
+/// The executors share the port, so a second node would share it too, and take half of the first one's connections: if
+/// somebody answers there, it is refused. As with the devices, the kernel may hold on to the sockets of the last
+/// process for a while. (Binding without sharing would tell less: it also fails for connections that have ended.)
 fn check_address(config: &Config) -> anyhow::Result<()> {
     const IN_USE_FOR: Duration = Duration::from_secs(10);
-    let started = std::time::Instant::now();
-    loop {
-        match std::net::TcpListener::bind(config.listen) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && started.elapsed() < IN_USE_FOR => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Err(error) => return Err(error).with_context(|| format!("cannot listen on {}", config.listen)),
-        }
+    const CONNECT_FOR: Duration = Duration::from_millis(500);
+    let mut address = config.listen;
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            Ipv6Addr::LOCALHOST.into()
+        });
     }
+    let started = Instant::now();
+    while std::net::TcpStream::connect_timeout(&address, CONNECT_FOR).is_ok() {
+        if started.elapsed() > IN_USE_FOR {
+            anyhow::bail!(
+                "cannot listen on {}: another process answers there (address in use)",
+                config.listen
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// The map of the last run, if there was one.
