@@ -14,7 +14,7 @@ use futures::future::{LocalBoxFuture, join_all};
 use super::error::IndexError;
 use super::page::{self, ChildRef, HEADER_BYTES, Item, PAGE_BLOCKS, PAGE_BYTES, Page, Payload, ValuePointer};
 use super::tree::{Bounds, Purpose, Tree, TreeRoot};
-use super::writer::Writer;
+use super::writer::{End, Writer};
 use super::yielding::Pace;
 use super::{INLINE_VALUE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, value};
 use crate::device::Device;
@@ -65,12 +65,14 @@ impl<D: Device> Tree<D> {
             pace.spend(1).await;
         }
         let root = self.hold_root();
-        let writer = Writer::new(self.device(), space);
-        let mut applier = Applier { tree: self, writer, freed: Vec::new(), pace };
+        let pages = Writer::new(self.device(), space, End::High);
+        let values = Writer::new(self.device(), space, End::Low);
+        let mut applier = Applier { tree: self, pages, values, freed: Vec::new(), pace };
         match applier.run(*root, &changes).await {
             Ok((root, written_bytes)) => Ok(Applied { root, freed: applier.freed, written_bytes }),
             Err(error) => {
-                applier.writer.abort().await;
+                applier.pages.abort().await;
+                applier.values.abort().await;
                 Err(error)
             }
         }
@@ -79,7 +81,8 @@ impl<D: Device> Tree<D> {
 
 struct Applier<'a, D> {
     tree: &'a Tree<D>,
-    writer: Writer<'a, D>,
+    pages: Writer<'a, D>,
+    values: Writer<'a, D>,
     freed: Vec<Extent>,
     pace: Pace,
 }
@@ -104,7 +107,7 @@ impl<D: Device> Applier<'_, D> {
                 (old.height, self.rewrite(old.child(), page, bounds, changes).await?)
             }
         };
-        let Some(mut items) = items else { return Ok((root, self.writer.finish().await?)) };
+        let Some(mut items) = items else { return Ok((root, self.finish().await?)) };
         while items.len() > 1 || level == 0 {
             if items.is_empty() {
                 break;
@@ -112,7 +115,7 @@ impl<D: Device> Applier<'_, D> {
             items = self.pack(level, Bytes::new(), &items).await?;
             level += 1;
         }
-        let written_bytes = self.writer.finish().await?;
+        let written_bytes = self.finish().await?;
         let new_root = match items.first() {
             Some(Item { payload: Payload::Child(child), .. }) => Some(self.shorten(*child, level - 1).await?),
             _ => None,
@@ -185,6 +188,11 @@ impl<D: Device> Applier<'_, D> {
         Ok(changed.then_some(items))
     }
 
+    /// Waits until everything is written; returns the bytes written.
+    async fn finish(&mut self) -> Result<u64, IndexError> {
+        Ok(self.values.finish().await? + self.pages.finish().await?)
+    }
+
     /// How a value stands in its row; a long one is put out of line now.
     async fn payload(&mut self, bytes: &Bytes) -> Result<Payload, IndexError> {
         if bytes.len() <= INLINE_VALUE_BYTES_MAX {
@@ -193,7 +201,7 @@ impl<D: Device> Applier<'_, D> {
         let blocks = value::blocks(bytes.len());
         // A long value costs a copy and a checksum: about a unit of work per block.
         self.pace.spend(blocks as usize).await;
-        let pointer = self.writer.place(blocks, |start, out| {
+        let pointer = self.values.place(blocks, |start, out| {
             out[..bytes.len()].copy_from_slice(bytes);
             ValuePointer {
                 extent: Extent { start, blocks },
@@ -312,7 +320,7 @@ impl<D: Device> Applier<'_, D> {
                 start => separator(&items[start - 1].key, &items[start].key),
             };
             let items = &items[range];
-            let built = self.writer.place(PAGE_BLOCKS, |address, out| {
+            let built = self.pages.place(PAGE_BLOCKS, |address, out| {
                 page::build(out, address, level, items);
                 let child = ChildRef { page: address, checksum: crc32c::crc32c(out) };
                 (child, Page::built(Bytes::copy_from_slice(out)))

@@ -27,9 +27,19 @@ struct Run {
     buf: IoBuf,
 }
 
+/// Which end of the free space is used first. Pages and values keep apart, so that the holes that replaced pages leave
+/// are filled by pages, and a nearly full device still has long runs for values.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// Where shards are.
+    Low,
+    High,
+}
+
 pub(super) struct Writer<'a, D> {
     device: &'a D,
     space: &'a RefCell<FreeMap>,
+    end: End,
     run: Option<Run>,
     next_run_blocks: u32,
     in_flight: FuturesUnordered<LocalBoxFuture<'a, Result<(), DeviceError>>>,
@@ -39,10 +49,11 @@ pub(super) struct Writer<'a, D> {
 }
 
 impl<'a, D: Device> Writer<'a, D> {
-    pub(super) fn new(device: &'a D, space: &'a RefCell<FreeMap>) -> Self {
+    pub(super) fn new(device: &'a D, space: &'a RefCell<FreeMap>, end: End) -> Self {
         Writer {
             device,
             space,
+            end,
             run: None,
             next_run_blocks: RUN_BLOCKS_MIN,
             in_flight: FuturesUnordered::new(),
@@ -91,7 +102,11 @@ impl<'a, D: Device> Writer<'a, D> {
         let mut wanted = self.next_run_blocks.max(blocks);
         self.next_run_blocks = (self.next_run_blocks * 2).min(RUN_BLOCKS_MAX);
         let extent = loop {
-            if let Some(extent) = self.space.borrow_mut().allocate_high(wanted) {
+            let extent = match self.end {
+                End::Low => self.space.borrow_mut().allocate_low(wanted),
+                End::High => self.space.borrow_mut().allocate_high(wanted),
+            };
+            if let Some(extent) = extent {
                 break extent;
             }
             if wanted == blocks {
