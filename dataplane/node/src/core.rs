@@ -264,6 +264,7 @@ async fn recover(
                 let space = shared.space.of(id).expect("made for every device found");
                 shared.metrics.add_device(id.to_string(), store.stats(), Arc::clone(&space));
                 watch_space(&store, space, queues);
+                checkpoint_when_quiet(&store, queues);
                 stores.push(store);
             }
             Err(error) => shared.control.device_failed(id, format!("it cannot be recovered: {error}")),
@@ -281,6 +282,27 @@ fn watch_space(store: &Store<NodeDevice>, known: Arc<DeviceSpace>, queues: Queue
         loop {
             glommio::timer::sleep(EVERY).await;
             known.set(store.space());
+        }
+    }));
+}
+
+/// Writes a checkpoint when none was written for a while and rows wait for one: what was deleted comes back also when
+/// nothing else happens, and a restart has little to replay. An idle device is left alone after that.
+fn checkpoint_when_quiet(store: &Store<NodeDevice>, queues: Queues) {
+    const EVERY: Duration = Duration::from_secs(10);
+    let store = store.clone();
+    spawner(queues.background)(Box::pin(async move {
+        let mut written = 0;
+        loop {
+            glommio::timer::sleep(EVERY).await;
+            let now = store.stats().load().checkpoints;
+            if now == written
+                && store.space().pending_bytes > 0
+                && let Err(error) = store.checkpoint().await
+            {
+                return tracing::debug!(event = "checkpoints_ended", %error);
+            }
+            written = now;
         }
     }));
 }
