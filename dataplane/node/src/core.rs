@@ -387,7 +387,8 @@ fn start_pulse(
     serving
 }
 
-/// Connections are taken only when every partition whose primary is here serves, or cannot for now.
+/// Connections are taken when every partition whose primary is here serves, or after a bounded wait: one that has lost
+/// its replicas must not keep the others from serving.
 async fn wait_until_serving(shared: &Shared, host: &Rc<CoreHost<Production>>) {
     const PATIENCE: Duration = Duration::from_secs(10);
     let started = Instant::now();
