@@ -127,6 +127,7 @@ fn spawner(queue: TaskQueueHandle) -> Rc<dyn Fn(LocalBoxFuture<'static, ()>)> {
 
 /// Runs core `index` until the node stops.
 pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
+    shared.pulses[index].begin().await;
     let queues = Queues::new();
     let buffers = BufferPool::new(shared.config.buffers_per_core_bytes / BUFFER_BYTES)?;
     let ring = start_ring(&buffers, queues)?;

@@ -31,7 +31,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Parser;
-use glommio::{LocalExecutorBuilder, Placement};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use quarry_clustermap::{ClusterMap, NodeId, PARTITIONS_STANDALONE, Tier};
 use quarry_controller::{DeviceReport, NodeRegistration, Registered};
 use quarry_metastore::{Embedded, Metastore};
@@ -46,7 +46,10 @@ use crate::{
     devices::FoundDevice,
     host::SpaceTable,
     metrics::Metrics,
-    runtime::{mesh::Inbox, pulse::CorePulse},
+    runtime::{
+        mesh::Inbox,
+        pulse::{Beginning, CorePulse},
+    },
 };
 
 /// The only node of a standalone cluster.
@@ -183,16 +186,36 @@ fn registration(found: &[FoundDevice]) -> NodeRegistration {
 
 /// Runs one pinned executor per core until all have ended; the first error stops the others.
 fn run_cores(shared: &Shared) -> anyhow::Result<()> {
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut handles = Vec::new();
     for index in 0..shared.config.cores {
+        handles.push(start_core(shared, index)?);
+    }
+    for handle in handles {
+        match handle.join() {
+            Ok(result) => result?,
+            Err(error) => anyhow::bail!("an executor died: {error}"),
+        }
+    }
+    Ok(())
+}
+
+/// Starts the executor of a core, again if need be: one that goes to sleep before its first task cannot be woken (see
+/// `runtime::pulse`); its thread stays behind, asleep.
+fn start_core(shared: &Shared, index: usize) -> anyhow::Result<ExecutorJoinHandle<anyhow::Result<()>>> {
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    loop {
         let shared = shared.clone();
-        let builder = LocalExecutorBuilder::new(Placement::Fixed(index % cpus))
+        let beginning = Arc::new(Beginning::default());
+        let begun = Arc::clone(&beginning);
+        let handle = LocalExecutorBuilder::new(Placement::Fixed(index % cpus))
             .name(&format!("core-{index}"))
-            .preempt_timer(PREEMPT_TIMER);
-        let stopping = Arc::clone(&shared.stopping);
-        let handle = builder
+            .preempt_timer(PREEMPT_TIMER)
             .spawn(move || async move {
+                if !begun.begin() {
+                    return Ok(());
+                }
+                let stopping = Arc::clone(&shared.stopping);
                 let result = core::run(shared, index).await;
                 if let Err(error) = &result {
                     tracing::error!(event = "core_failed", core = index, %error);
@@ -203,15 +226,11 @@ fn run_cores(shared: &Shared) -> anyhow::Result<()> {
                 result
             })
             .map_err(|error| anyhow::anyhow!("cannot start executor {index}: {error}"))?;
-        handles.push(handle);
-    }
-    for handle in handles {
-        match handle.join() {
-            Ok(result) => result?,
-            Err(error) => anyhow::bail!("an executor died: {error}"),
+        if beginning.wait(PATIENCE) {
+            return Ok(handle);
         }
+        tracing::warn!(event = "executor_overslept", core = index, "it is started again");
     }
-    Ok(())
 }
 
 /// Says where everything is, once every core takes connections.
