@@ -2,7 +2,7 @@
 //! buffers, recovery of the devices it owns, transport, map, jobs; and, once every core is that far, connections.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     collections::BTreeMap,
     rc::Rc,
     sync::{
@@ -474,20 +474,43 @@ async fn serve(
     gauges: &Arc<CoreGauges>,
     queues: Queues,
 ) -> anyhow::Result<()> {
+    let gateway = gateway(shared, index, cluster);
+    let stop = Event::new();
+    take_connections(shared, &gateway, gauges, queues, (index, &stop)).await?;
+    stop.notify(usize::MAX);
+    let deadline = Instant::now() + DRAIN_FOR;
+    while gauges.connections.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+        glommio::timer::sleep(Duration::from_millis(5)).await;
+    }
+    // Requests of other cores need this one's devices.
+    shared.drained.fetch_add(1, Ordering::AcqRel);
+    wait_for_all(&shared.drained, shared.config.cores).await;
+    Ok(())
+}
+
+/// Serves every connection in a task of its own; returns when the node stops.
+async fn take_connections(
+    shared: &Shared,
+    gateway: &Gateway,
+    gauges: &Arc<CoreGauges>,
+    queues: Queues,
+    (index, stop): (usize, &Event),
+) -> anyhow::Result<()> {
     let listener = TcpListener::bind(shared.config.listen)
         .map_err(|error| anyhow::anyhow!("cannot listen on {}: {error}", shared.config.listen))?;
     shared.admin.core_ready();
-    let gateway = gateway(shared, index, cluster);
-    let stop = Rc::new(RefCell::new(Event::new()));
+    // Kept over the looks at the clock: dropping it drops a connection that the kernel has just taken for it.
+    let mut accepting = std::pin::pin!(listener.accept().fuse());
     while !shared.stopping.load(Ordering::Acquire) {
         if gauges.connections.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
             glommio::timer::sleep(Duration::from_millis(5)).await;
             continue;
         }
         let accepted = futures::select_biased! {
-            accepted = listener.accept().fuse() => accepted,
+            accepted = accepting => accepted,
             () = glommio::timer::sleep(Duration::from_millis(200)).fuse() => continue,
         };
+        accepting.set(listener.accept().fuse());
         let stream = match accepted {
             Ok(stream) => stream,
             Err(error) => {
@@ -502,7 +525,7 @@ async fn serve(
         }
         gauges.connections.fetch_add(1, Ordering::Relaxed);
         shared.pulses[index].set_busy(true);
-        let (gateway, gauges, stopped) = (gateway.clone(), Arc::clone(gauges), stop.borrow().listen());
+        let (gateway, gauges, stopped) = (gateway.clone(), Arc::clone(gauges), stop.listen());
         spawner(queues.client)(Box::pin(async move {
             if let Err(error) = gateway.serve_connection(HyperStream::new(stream), stopped).await
                 && !error.is_client_gone()
@@ -512,14 +535,5 @@ async fn serve(
             gauges.connections.fetch_sub(1, Ordering::Relaxed);
         }));
     }
-    drop(listener);
-    stop.borrow().notify(usize::MAX);
-    let deadline = Instant::now() + DRAIN_FOR;
-    while gauges.connections.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
-        glommio::timer::sleep(Duration::from_millis(5)).await;
-    }
-    // Requests of other cores need this one's devices.
-    shared.drained.fetch_add(1, Ordering::AcqRel);
-    wait_for_all(&shared.drained, shared.config.cores).await;
     Ok(())
 }
