@@ -82,6 +82,8 @@ pub struct OpenShard<H> {
     pub len_bytes: u64,
     /// One per `CHECKSUM_UNIT_BYTES`, as committed.
     pub checksums: Vec<u32>,
+    /// The partition whose manifest owns the blob, as committed.
+    pub owner: PartitionId,
 }
 
 /// What a reader found wrong with a shard.

@@ -1,4 +1,4 @@
-//! An object across devices: stripes, shards, quorums, degraded reads.
+//! An object across devices: stripes, shards, quorums, degraded reads, repair.
 
 pub mod api;
 pub mod checksum;
@@ -8,6 +8,7 @@ pub mod metadata;
 pub mod objects;
 pub mod peer;
 pub mod reader;
+pub mod repair;
 pub mod stripe;
 #[cfg(test)]
 mod test_cluster;

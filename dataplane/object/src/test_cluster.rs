@@ -35,6 +35,7 @@ type ShardKey = (PgId, BlobId, ShardIndex);
 pub(crate) struct Stored {
     pub(crate) bytes: Vec<u8>,
     pub(crate) checksums: Vec<u32>,
+    pub(crate) owner: PartitionId,
 }
 
 /// One device and its fault switches.
@@ -45,6 +46,8 @@ pub(crate) struct Disk {
     /// Answers `DeviceOut` to everything, though the map says it is in.
     pub(crate) out: Cell<bool>,
     pub(crate) full: Cell<bool>,
+    /// A shard may take the place of an older copy of itself: repair.
+    pub(crate) may_replace: Cell<bool>,
     pub(crate) stale: RefCell<Vec<PgId>>,
     /// So many writes succeed, then none.
     pub(crate) writes_left: Cell<Option<u32>>,
@@ -357,7 +360,7 @@ impl Cluster for TestCluster {
     async fn commit_shard(
         &self,
         shard: TestReserved,
-        _: PartitionId,
+        owner: PartitionId,
         checksums: Vec<u32>,
     ) -> Result<(), PeerError> {
         let reached = self.reach(shard.device).await;
@@ -365,9 +368,9 @@ impl Cluster for TestCluster {
         disk.reserved.set(disk.reserved.get() - 1);
         reached?;
         let ReserveShard { pg, blob, shard: index, .. } = shard.request;
-        let stored = Stored { bytes: shard.bytes.into_inner(), checksums };
+        let stored = Stored { bytes: shard.bytes.into_inner(), checksums, owner };
         let before = disk.shards.borrow_mut().insert((pg, blob, index), Rc::new(RefCell::new(stored)));
-        assert!(before.is_none(), "a shard is written once");
+        assert!(before.is_none() || disk.may_replace.get(), "a shard is written once");
         if disk.commit_times_out.get() { Err(PeerError::Timeout) } else { Ok(()) }
     }
 
@@ -399,11 +402,11 @@ impl Cluster for TestCluster {
     ) -> Result<OpenShard<TestOpened>, PeerError> {
         let disk = self.reach(device).await?;
         let shard = disk.shards.borrow().get(&(pg, blob, shard)).cloned().ok_or(PeerError::NotFound)?;
-        let (len_bytes, checksums) = {
+        let (len_bytes, checksums, owner) = {
             let stored = shard.borrow();
-            (stored.bytes.len() as u64, stored.checksums.clone())
+            (stored.bytes.len() as u64, stored.checksums.clone(), stored.owner)
         };
-        Ok(OpenShard { handle: TestOpened { device, shard }, len_bytes, checksums })
+        Ok(OpenShard { handle: TestOpened { device, shard }, len_bytes, checksums, owner })
     }
 
     async fn read_shard(

@@ -28,6 +28,20 @@ pub struct ShardName {
     pub shard: ShardIndex,
 }
 
+/// Shards of one listing or look-up.
+pub const LIST_SHARDS_MAX: u32 = 1000;
+
+/// A shard in a listing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// Blob.
+    pub blob: BlobId,
+    /// Position in the erasure set.
+    pub shard: ShardIndex,
+    /// Partition whose manifest owns the blob.
+    pub owner: PartitionId,
+}
+
 /// A run of bytes on the device: start and length, both multiples of the block size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct Run {
@@ -84,6 +98,27 @@ pub enum PeerRequest {
         /// Epoch of its placement group.
         epoch: Epoch,
     },
+    /// Refuse every older epoch of a placement group from now on: what was committed under one is listed after this.
+    FenceGroup {
+        /// Which group.
+        pg: PgId,
+        /// The oldest epoch that still counts.
+        epoch: Epoch,
+    },
+    /// Shards of a placement group, whether a manifest names them or not.
+    ListShards {
+        /// Which group.
+        pg: PgId,
+        /// Only later ones.
+        after: Option<(BlobId, ShardIndex)>,
+        /// At most so many, and at most [`LIST_SHARDS_MAX`].
+        limit: u32,
+    },
+    /// Which of these shards are here, and how long they are.
+    ShardLengths {
+        /// At most [`LIST_SHARDS_MAX`].
+        names: Vec<ShardName>,
+    },
     /// Evaluate a command of the partition crate on its primary.
     Execute {
         /// Which partition.
@@ -132,6 +167,18 @@ pub enum PeerResponse {
         runs: Vec<Run>,
         /// Checksum of each unit.
         checksums: Vec<u32>,
+        /// Partition whose manifest owns the blob.
+        owner: PartitionId,
+    },
+    /// Answer to `ListShards`.
+    Shards {
+        /// In order of blob and position.
+        shards: Vec<ShardEntry>,
+    },
+    /// Answer to `ShardLengths`: one per name, in order; `None`: not here.
+    Lengths {
+        /// Bytes of each shard.
+        lengths: Vec<Option<u64>>,
     },
     /// Encoded reply or refusal of the partition crate.
     Executed {

@@ -2,4 +2,7 @@
 
 mod message;
 
-pub use message::{FrameError, PAYLOAD_BYTES_MAX, PeerFault, PeerRequest, PeerResponse, Run, ShardName};
+pub use message::{
+    FrameError, LIST_SHARDS_MAX, PAYLOAD_BYTES_MAX, PeerFault, PeerRequest, PeerResponse, Run, ShardEntry,
+    ShardName,
+};

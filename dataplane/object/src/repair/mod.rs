@@ -1,0 +1,188 @@
+//! One shard made anew from the others.
+//!
+//! All shards of a blob have one length, and coding works byte by byte across them, so a shard follows from any k
+//! others at the same offsets: no manifest is needed, only the placement group and the length.
+//!
+//! Order, so that a delete and a repair never leave a shard behind:
+//! 1. the sources are opened (and pinned), then space is reserved under the shard's name;
+//! 2. the owner is asked whether the blob still counts: a free that was begun before shows here;
+//! 3. a free that comes later meets the reservation on the device, which then refuses the commit.
+//!
+//! Verified sources and a checksum list of the damaged copy that disagree are an error: never guess which is right.
+
+mod budget;
+mod sources;
+
+use std::rc::Rc;
+
+use quarry_clustermap::{BlobId, DeviceId, PartitionId, SHARD_BLOCK_BYTES};
+use quarry_storage::device::IoBuf;
+
+pub use self::budget::Budget;
+use self::sources::Sources;
+use crate::{
+    checksum::{unit_checksums, verify},
+    cluster::{Cluster, OpenShard, PeerError, ReserveShard},
+    peer::ShardName,
+};
+
+/// What a repair came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Repaired {
+    /// The shard is there and whole; nothing was done.
+    Healthy,
+    /// It was made anew, and is durable.
+    Rebuilt {
+        /// Its length.
+        bytes: u64,
+    },
+    /// The blob does not count any more: nothing is to be repaired.
+    Gone,
+}
+
+/// Why a shard could not be repaired.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RepairError {
+    /// Too few shards are whole, and none of the others will come back: data is lost.
+    #[error("{present} whole shards are left of the {needed} that are needed")]
+    Lost {
+        /// Whole ones.
+        present: usize,
+        /// k.
+        needed: usize,
+    },
+    /// Perhaps later: a device is out, an owner does not answer, somebody else repairs it.
+    #[error("the shard cannot be repaired now")]
+    Unavailable,
+    /// The device has no room for it.
+    #[error("the device is full")]
+    Full,
+    /// What was computed is not what the damaged copy's checksums say.
+    #[error("whole shards and the checksums of the damaged one contradict each other")]
+    Contradiction,
+}
+
+impl From<PeerError> for RepairError {
+    fn from(error: PeerError) -> Self {
+        match error {
+            PeerError::Full => Self::Full,
+            _ => Self::Unavailable,
+        }
+    }
+}
+
+/// Whether the owner still wants a blob; `None`: it could not be asked.
+pub trait Owners {
+    /// Asks the owner partition; `true` also for a blob whose commit is under way.
+    fn counts(&self, owner: PartitionId, blob: BlobId) -> impl Future<Output = Option<bool>>;
+}
+
+/// Makes the shard anew on the member of its placement group if it is not whole there.
+///
+/// # Errors
+/// [`RepairError`]; then nothing has changed.
+pub async fn repair_shard<C: Cluster>(
+    cluster: &Rc<C>,
+    owners: &impl Owners,
+    budget: &Budget,
+    name: ShardName,
+) -> Result<Repaired, RepairError> {
+    let map = cluster.map();
+    let Some(group) = map.placement_groups.get(&name.pg) else { return Ok(Repaired::Gone) };
+    let position = usize::from(name.shard.0);
+    let Some(device) = group.members.get(position).copied() else { return Ok(Repaired::Gone) };
+    if !map.is_in(device) {
+        return Err(RepairError::Unavailable);
+    }
+    let job = Job { cluster, budget, name, device };
+    let known = match cluster.open_shard(device, name.pg, name.blob, name.shard).await {
+        Ok(open) if job.is_whole(&open).await? => return Ok(Repaired::Healthy),
+        Ok(open) => Some(open),
+        Err(PeerError::NotFound) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let mut sources = Sources::open(cluster, &name, group).await?;
+    let (len_bytes, owner) = sources.agreed();
+    let request =
+        ReserveShard { pg: name.pg, epoch: group.epoch, blob: name.blob, shard: name.shard, len_bytes };
+    let reserved = cluster.reserve_shard(device, request).await?;
+    match owners.counts(owner, name.blob).await {
+        Some(true) => {}
+        counts => {
+            cluster.abort_shard(reserved).await;
+            return if counts.is_some() { Ok(Repaired::Gone) } else { Err(RepairError::Unavailable) };
+        }
+    }
+    let expected = known.filter(|open| open.len_bytes == len_bytes).map(|open| open.checksums);
+    match job.rebuild(&mut sources, &reserved, len_bytes, expected.as_deref()).await {
+        Ok(checksums) => {
+            cluster.commit_shard(reserved, owner, checksums).await?;
+            Ok(Repaired::Rebuilt { bytes: len_bytes })
+        }
+        Err(error) => {
+            cluster.abort_shard(reserved).await;
+            Err(error)
+        }
+    }
+}
+
+struct Job<'j, C: Cluster> {
+    cluster: &'j Rc<C>,
+    budget: &'j Budget,
+    name: ShardName,
+    device: DeviceId,
+}
+
+/// The pieces in which a shard is read and written: (offset, length).
+fn windows(len_bytes: u64) -> impl Iterator<Item = (u64, usize)> {
+    let step = SHARD_BLOCK_BYTES as u64;
+    (0..len_bytes.div_ceil(step)).map(move |index| {
+        let offset = index * step;
+        (offset, usize::try_from(step.min(len_bytes - offset)).expect("at most one block"))
+    })
+}
+
+impl<C: Cluster> Job<'_, C> {
+    /// Reads all of the copy that is there.
+    async fn is_whole(&self, open: &OpenShard<C::Opened>) -> Result<bool, RepairError> {
+        let (blob, shard) = (self.name.blob, self.name.shard);
+        for (offset, len) in windows(open.len_bytes) {
+            self.budget.spend(&**self.cluster, len as u64).await;
+            let mut buf = self.cluster.buffers().take().await;
+            buf.set_len(len);
+            let (result, buf) = self.cluster.read_shard(&open.handle, offset, buf).await;
+            match result {
+                Ok(()) if verify(blob, shard, offset, &buf, &open.checksums) => {}
+                Ok(()) | Err(PeerError::Io) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes every window of the new copy; its checksums.
+    async fn rebuild(
+        &self,
+        sources: &mut Sources<'_, C>,
+        reserved: &C::Reserved,
+        len_bytes: u64,
+        expected: Option<&[u32]>,
+    ) -> Result<Vec<u32>, RepairError> {
+        let (blob, shard) = (self.name.blob, self.name.shard);
+        let mut checksums = Vec::new();
+        for (offset, len) in windows(len_bytes) {
+            self.budget.spend(&**self.cluster, len as u64 * (sources.needed() as u64 + 1)).await;
+            let buf: IoBuf = sources.decode(offset, len).await?;
+            if expected.is_some_and(|expected| !verify(blob, shard, offset, &buf, expected)) {
+                return Err(RepairError::Contradiction);
+            }
+            checksums.extend(unit_checksums(blob, shard, offset, &buf));
+            self.cluster.write_shard(reserved, offset, buf).await.0?;
+        }
+        tracing::debug!(event = "shard_rebuilt", blob = %blob, %shard, device = %self.device, len_bytes);
+        Ok(checksums)
+    }
+}
+
+#[cfg(test)]
+mod tests;
