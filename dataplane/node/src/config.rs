@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -108,6 +109,9 @@ struct ConfigFile {
     cache_per_device: Option<Bytes>,
     buffers_per_core: Option<Bytes>,
     inline_below: Option<Bytes>,
+    repair_per_second: Option<Bytes>,
+    scrub_per_second: Option<Bytes>,
+    scrub_every_hours: Option<u64>,
 }
 
 /// A validated configuration.
@@ -135,6 +139,12 @@ pub(crate) struct Config {
     pub(crate) buffers_per_core_bytes: usize,
     /// Bodies shorter than this ride inside the commit record.
     pub(crate) inline_below_bytes: u64,
+    /// What repair may read and write, all devices together.
+    pub(crate) repair_bytes_per_second: u64,
+    /// What the scrub may read, all devices together.
+    pub(crate) scrub_bytes_per_second: u64,
+    /// Time from one scrub to the next; zero: only when asked for.
+    pub(crate) scrub_every: Duration,
     /// Whether devices that hold something else may be formatted.
     pub(crate) may_format: bool,
     /// Whether the admin address may inject faults.
@@ -169,6 +179,10 @@ const DEFAULT_CACHE: u64 = 32 << 20;
 const DEFAULT_BUFFERS: u64 = 64 << 20;
 /// Below this a body costs less as part of three commit records than as shards on k+m devices (bench/results).
 const DEFAULT_INLINE_BELOW: u64 = 32 << 10;
+/// Redundancy comes back soon, and clients keep most of a device.
+const DEFAULT_REPAIR_PER_SECOND: u64 = 200 << 20;
+const DEFAULT_SCRUB_PER_SECOND: u64 = 50 << 20;
+const DEFAULT_SCRUB_EVERY_HOURS: u64 = 7 * 24;
 const DEVICE_SIZE_MIN: u64 = 64 << 20;
 
 impl Config {
@@ -203,6 +217,11 @@ impl Config {
             cache_per_device_bytes: to_usize(file.cache_per_device.map_or(DEFAULT_CACHE, |size| size.0)),
             buffers_per_core_bytes: to_usize(file.buffers_per_core.map_or(DEFAULT_BUFFERS, |size| size.0)),
             inline_below_bytes: file.inline_below.map_or(DEFAULT_INLINE_BELOW, |size| size.0),
+            repair_bytes_per_second: file.repair_per_second.map_or(DEFAULT_REPAIR_PER_SECOND, |rate| rate.0),
+            scrub_bytes_per_second: file.scrub_per_second.map_or(DEFAULT_SCRUB_PER_SECOND, |rate| rate.0),
+            scrub_every: Duration::from_secs(
+                3600 * file.scrub_every_hours.unwrap_or(DEFAULT_SCRUB_EVERY_HOURS),
+            ),
             may_format: args.format_devices_losing_their_data,
             fault_injection: args.enable_fault_injection,
         };

@@ -18,7 +18,10 @@ use glommio::{Latency, Shares, TaskQueueHandle, net::TcpListener};
 use quarry_clustermap::{DeviceId, Incarnation, NodeId};
 use quarry_controller::Published;
 use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
-use quarry_object::objects::{ObjectOptions, Objects};
+use quarry_object::{
+    objects::{ObjectOptions, Objects},
+    repair::Budget,
+};
 use quarry_partition::Payload;
 use quarry_storage::{
     device::{BufferPool, FaultDevice, Ring, UringDevice},
@@ -26,7 +29,7 @@ use quarry_storage::{
 };
 
 use crate::{
-    cluster::{CoreParts, NodeCluster, Progress, Reads},
+    cluster::{CoreParts, NodeCluster, Progress, Reads, Repairs},
     config::Config,
     control::{AdminState, ControlHandle, FaultSwitches},
     credentials::Credentials,
@@ -81,6 +84,7 @@ pub(crate) struct Shared {
     pub(crate) progress: Progress,
     pub(crate) space: SpaceTable,
     pub(crate) reads: Reads,
+    pub(crate) repairs: Repairs,
     pub(crate) control: ControlHandle,
     pub(crate) admin: Arc<AdminState>,
     pub(crate) metrics: Arc<Metrics>,
@@ -160,6 +164,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
         control: shared.control.clone(),
         progress: shared.progress.clone(),
         reads: shared.reads.clone(),
+        repairs: shared.repairs.clone(),
         spawn: spawner(queues.client),
         seed: u64::from_le_bytes(crate::credentials::random()?),
     };
@@ -175,6 +180,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     start_ticks(&host, queues);
     let background = spawner(queues.background);
     background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
+    let budget = Rc::new(Budget::new(shared.config.repair_bytes_per_second / shared.config.cores as u64));
+    background(Box::pin(jobs::repair::run(Rc::clone(&host), Rc::clone(&cluster), budget)));
     let collector =
         jobs::collector::run(Rc::clone(&host), Rc::clone(&cluster), shared.node, shared.incarnation);
     background(Box::pin(collector));

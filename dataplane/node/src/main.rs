@@ -38,7 +38,7 @@ use quarry_metastore::{Embedded, Metastore};
 use quarry_planner::Policy;
 
 use crate::{
-    cluster::{Progress, Reads},
+    cluster::{Progress, Reads, Repairs},
     config::{Cli, Command, Config, RunArgs},
     control::{AdminState, Control},
     core::Shared,
@@ -108,6 +108,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         inboxes: (0..config.cores).map(|_| Inbox::new()).collect(),
         progress: Progress::new(config.cores),
         reads: Reads::default(),
+        repairs: Repairs::default(),
         space: SpaceTable::new(found.iter().map(|device| device.id)),
         recovered: Arc::new(AtomicU64::new(0)),
         drained: Arc::new(AtomicU64::new(0)),

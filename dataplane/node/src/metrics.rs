@@ -52,6 +52,9 @@ pub(crate) struct Metrics {
     pub(crate) devices_failed: IntCounter,
     pub(crate) blobs_freed: IntCounter,
     pub(crate) blobs_collected: IntCounter,
+    pub(crate) shards_rebuilt: IntCounter,
+    pub(crate) rebuilt_bytes: IntCounter,
+    pub(crate) shards_lost: IntCounter,
     map_version: IntGauge,
     devices: IntGaugeVec,
     groups_open: IntGauge,
@@ -107,6 +110,17 @@ impl Metrics {
                 &registry,
                 "quarry_blob_collected_total",
                 "Shards of blobs without manifest freed",
+            )?,
+            shards_rebuilt: counter(
+                &registry,
+                "quarry_repair_shards_total",
+                "Shards made anew from the others",
+            )?,
+            rebuilt_bytes: counter(&registry, "quarry_repair_bytes_total", "Bytes of shards made anew")?,
+            shards_lost: counter(
+                &registry,
+                "quarry_repair_lost_total",
+                "Shards that could not be made anew: too few others are whole",
             )?,
             map_version: gauge(&registry, "quarry_map_version", "Version of the cluster map in use")?,
             devices: add(

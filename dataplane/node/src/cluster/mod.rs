@@ -3,9 +3,10 @@
 
 mod metadata;
 mod reads;
+mod repairs;
 mod shards;
 
-pub(crate) use self::reads::Reads;
+pub(crate) use self::{reads::Reads, repairs::Repairs};
 
 use std::{
     cell::{Cell, RefCell},
@@ -83,6 +84,7 @@ pub(crate) struct CoreParts<P: Platform> {
     pub(crate) control: ControlHandle,
     pub(crate) progress: Progress,
     pub(crate) reads: Reads,
+    pub(crate) repairs: Repairs,
     pub(crate) spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
     pub(crate) seed: u64,
 }
@@ -126,6 +128,21 @@ impl<P: Platform> NodeCluster<P> {
         &self.parts.reads
     }
 
+    /// Shards of this node's groups that are to be repaired.
+    pub(crate) fn repairs(&self) -> &Repairs {
+        &self.parts.repairs
+    }
+
+    /// This core, of how many.
+    pub(crate) fn core(&self) -> (usize, usize) {
+        (self.parts.core, self.parts.cores)
+    }
+
+    /// The control plane.
+    pub(crate) fn control(&self) -> &ControlHandle {
+        &self.parts.control
+    }
+
     /// The node's metrics.
     pub(crate) fn metrics(&self) -> &crate::metrics::Metrics {
         self.parts.control.metrics()
@@ -151,7 +168,7 @@ impl<P: Platform> NodeCluster<P> {
         x.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    async fn ask(&self, to: Address, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
+    pub(crate) async fn ask(&self, to: Address, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
         let frame =
             self.parts.transport.call(to, request.encode().into()).await.map_err(|error| match error {
                 TransportError::Overloaded => PeerFault::Busy,

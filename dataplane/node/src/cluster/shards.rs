@@ -130,6 +130,7 @@ impl<P: Platform> Cluster for NodeCluster<P> {
     fn report_damage(&self, pg: PgId, blob: BlobId, shard: ShardIndex, kind: DamageKind) {
         tracing::warn!(event = "shard_damaged", %pg, %blob, %shard, ?kind);
         self.parts.control.count_damage();
+        self.parts.repairs.push(ShardName { pg, blob, shard });
     }
 
     async fn reserve_shard(
@@ -215,10 +216,10 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         let io = self.device(device)?;
         let request = PeerRequest::OpenShard { name: ShardName { pg, blob, shard } };
         match self.ask(Address::Device(device), request).await {
-            Ok(PeerResponse::Opened { pin, len_bytes, runs, checksums }) => {
+            Ok(PeerResponse::Opened { pin, len_bytes, runs, checksums, owner }) => {
                 let handle =
                     OpenedShard { device, pin, io, runs, transport: Rc::clone(&self.parts.transport) };
-                Ok(OpenShard { handle, len_bytes, checksums })
+                Ok(OpenShard { handle, len_bytes, checksums, owner })
             }
             Ok(_) => Err(to_peer_error(&unexpected())),
             Err(fault) => Err(to_peer_error(&fault)),

@@ -151,6 +151,9 @@ impl<P: Platform> CoreHost<P> {
             PeerRequest::OpenShard { name } => host.shards.open(name).await,
             PeerRequest::CloseShard { pin } => Ok(host.shards.close(pin)),
             PeerRequest::FreeShard { name, epoch } => host.shards.free(name, epoch).await,
+            PeerRequest::FenceGroup { pg, epoch } => host.shards.fence(pg, epoch).await,
+            PeerRequest::ListShards { pg, after, limit } => host.shards.list(pg, after, limit).await,
+            PeerRequest::ShardLengths { names } => host.shards.lengths(&names).await,
             PeerRequest::Execute { partition, command } => {
                 let replica =
                     host.partitions.borrow().get(&partition).cloned().ok_or(PeerFault::NotPrimary)?;

@@ -1,19 +1,20 @@
 //! Shards of one device: reservations, commits, pins, frees.
 //!
-//! A reservation lives in memory only: it ends by commit, by abort, or with the process. A pin keeps the extents of
-//! a shard from being reused while somebody reads them.
+//! A reservation lives in memory only: it ends by commit, by abort, or with the process. One whose blob is freed
+//! meanwhile (a repair that a delete overtakes) can only be given back. A pin keeps the extents of a shard from being
+//! reused while somebody reads them.
 
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
 };
 
-use quarry_clustermap::{Epoch, PartitionId};
-use quarry_object::peer::{PeerFault, PeerResponse, Run, ShardName};
+use quarry_clustermap::{BlobId, Epoch, PartitionId, PgId, ShardIndex};
+use quarry_object::peer::{LIST_SHARDS_MAX, PeerFault, PeerResponse, Run, ShardEntry, ShardName};
 use quarry_storage::{
     device::{BLOCK_BYTES, Device},
     extent::Extent,
-    store::{CHECKSUM_UNIT_BYTES, ShardExtent, ShardPin, ShardRow, Store, StoreError},
+    store::{CHECKSUM_UNIT_BYTES, ShardExtent, ShardKey, ShardPin, ShardRow, Store, StoreError},
 };
 
 /// Reservations and pins of one device, more than any load that its queue admits.
@@ -23,6 +24,8 @@ struct Reservation {
     epoch: Epoch,
     len_bytes: u64,
     extents: Vec<Extent>,
+    /// The shard was freed since: the commit is refused.
+    freed: bool,
 }
 
 /// Told when the device's shard table is damaged: the device is out then.
@@ -82,7 +85,7 @@ impl<D: Device + 'static> Shards<D> {
         }
         let extents = self.store.reserve(len_bytes).map_err(|error| self.fault(error))?;
         let runs = extents.iter().map(|extent| run(*extent)).collect();
-        self.reserved.borrow_mut().insert(name, Reservation { epoch, len_bytes, extents });
+        self.reserved.borrow_mut().insert(name, Reservation { epoch, len_bytes, extents, freed: false });
         Ok(PeerResponse::Reserved { runs })
     }
 
@@ -94,6 +97,10 @@ impl<D: Device + 'static> Shards<D> {
         checksums: Vec<u32>,
     ) -> Result<PeerResponse, PeerFault> {
         let reservation = self.reserved.borrow_mut().remove(&name).ok_or(PeerFault::NotFound)?;
+        if reservation.freed {
+            self.store.release(reservation.extents);
+            return Err(PeerFault::NotFound);
+        }
         let units = reservation.len_bytes.div_ceil(CHECKSUM_UNIT_BYTES);
         if epoch != reservation.epoch || checksums.len() as u64 != units {
             self.store.release(reservation.extents);
@@ -145,8 +152,9 @@ impl<D: Device + 'static> Shards<D> {
         self.next_pin.set(pin + 1);
         self.pins.borrow_mut().insert(pin, held);
         let runs = row.extents.iter().map(|piece| run(piece.extent)).collect();
+        let owner = row.owner_partition;
         let checksums = row.extents.into_iter().flat_map(|piece| piece.checksums).collect();
-        Ok(PeerResponse::Opened { pin, len_bytes: row.len_bytes, runs, checksums })
+        Ok(PeerResponse::Opened { pin, len_bytes: row.len_bytes, runs, checksums, owner })
     }
 
     pub(crate) fn close(&self, pin: u64) -> PeerResponse {
@@ -155,11 +163,51 @@ impl<D: Device + 'static> Shards<D> {
     }
 
     pub(crate) async fn free(&self, name: ShardName, epoch: Epoch) -> Result<PeerResponse, PeerFault> {
+        if let Some(reservation) = self.reserved.borrow_mut().get_mut(&name) {
+            reservation.freed = true;
+        }
         self.store
             .free_shard(name.pg, epoch, name.blob, name.shard)
             .await
             .map_err(|error| self.fault(error))?;
         Ok(PeerResponse::Done)
+    }
+
+    pub(crate) async fn fence(&self, pg: PgId, epoch: Epoch) -> Result<PeerResponse, PeerFault> {
+        self.store.raise_pg_epoch(pg, epoch).await.map_err(|error| self.fault(error))?;
+        Ok(PeerResponse::Done)
+    }
+
+    pub(crate) async fn list(
+        &self,
+        pg: PgId,
+        after: Option<(BlobId, ShardIndex)>,
+        limit: u32,
+    ) -> Result<PeerResponse, PeerFault> {
+        let from = match after {
+            Some((blob, shard)) => Some(ShardKey { pg, blob, shard }),
+            // The last key that the group before could have.
+            None => pg.0.checked_sub(1).map(|before| ShardKey {
+                pg: PgId(before),
+                blob: BlobId::from_bytes([0xff; BlobId::ENCODED_BYTES]),
+                shard: ShardIndex(u8::MAX),
+            }),
+        };
+        let limit = limit.min(LIST_SHARDS_MAX) as usize;
+        let rows = self.store.shards(from, limit).await.map_err(|error| self.fault(error))?;
+        let of_group = rows.into_iter().filter(|row| row.pg == pg);
+        let entry =
+            |row: ShardRow| ShardEntry { blob: row.blob, shard: row.shard, owner: row.owner_partition };
+        Ok(PeerResponse::Shards { shards: of_group.map(entry).collect() })
+    }
+
+    pub(crate) async fn lengths(&self, names: &[ShardName]) -> Result<PeerResponse, PeerFault> {
+        let mut lengths = Vec::new();
+        for name in names.iter().take(LIST_SHARDS_MAX as usize) {
+            let row = self.store.shard(name.pg, name.blob, name.shard).await;
+            lengths.push(row.map_err(|error| self.fault(error))?.map(|row| row.len_bytes));
+        }
+        Ok(PeerResponse::Lengths { lengths })
     }
 }
 

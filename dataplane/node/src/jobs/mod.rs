@@ -3,3 +3,4 @@
 
 pub(crate) mod collector;
 pub(crate) mod freer;
+pub(crate) mod repair;

@@ -9,7 +9,10 @@ use quarry_controller::{
     Controller, ControllerHandle, ControllerOptions, DeviceReport, NodeRegistration, Published, Registered,
 };
 use quarry_metastore::Embedded;
-use quarry_object::objects::{ObjectOptions, Objects};
+use quarry_object::{
+    objects::{ObjectOptions, Objects},
+    repair::Budget,
+};
 use quarry_partition::Payload;
 use quarry_planner::Policy;
 use quarry_storage::{
@@ -24,7 +27,7 @@ use super::{
     transport::LocalTransport,
 };
 use crate::{
-    cluster::{CoreParts, NodeCluster, Progress, Reads},
+    cluster::{CoreParts, NodeCluster, Progress, Reads, Repairs},
     control::ControlHandle,
     host::{CoreHost, Links, SpaceTable, into_mutations},
     jobs,
@@ -42,6 +45,8 @@ pub(super) const INLINE_BELOW_BYTES: u64 = 4096;
 /// Stripes of 4+2 that fit the pool at once, times six.
 const BUFFERS: usize = 60;
 const TICK: Duration = Duration::from_millis(100);
+/// Small enough that repairs take turns with clients.
+const REPAIR_BYTES_PER_SECOND: u64 = 50 << 20;
 const WATCH_SPACE_EVERY: Duration = Duration::from_millis(20);
 
 /// What the simulation runs on.
@@ -246,6 +251,7 @@ impl Node {
             control,
             progress,
             reads: Reads::default(),
+            repairs: Repairs::default(),
             spawn: Rc::clone(&spawn),
             seed: machine.seed,
         };
@@ -349,6 +355,8 @@ fn start_tasks(
         }
     }));
     spawn(Box::pin(jobs::freer::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster))));
+    let budget = Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND));
+    spawn(Box::pin(jobs::repair::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster), budget)));
     let collecting = Rc::clone(parts);
     spawn(Box::pin(async move {
         let (host, cluster) = (Rc::clone(&collecting.host), Rc::clone(&collecting.cluster));

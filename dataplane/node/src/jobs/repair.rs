@@ -1,0 +1,145 @@
+//! Makes shards anew: those on the node's repair queue, and those that degraded blobs lack.
+//!
+//! A degraded blob was committed short, with its missing shards in the manifest; its partition keeps it on an ordered
+//! set until the repair is durable, so this work survives restarts. Each core repairs for the partitions whose primaries
+//! it has, and takes from the queue of the node whenever it has nothing else to do.
+
+use std::{rc::Rc, time::Duration};
+
+use quarry_clustermap::{BlobId, PartitionId, ShardIndex};
+use quarry_object::{
+    cluster::Cluster,
+    metadata::Metadata,
+    peer::ShardName,
+    repair::{Budget, Owners, RepairError, Repaired, repair_shard},
+};
+use quarry_partition::{
+    BlobRef,
+    command::{BlobStatus, Command, Reply},
+};
+
+use crate::{
+    cluster::NodeCluster,
+    host::{CoreHost, PartitionHost},
+    platform::Platform,
+};
+
+/// Pause when nothing is to be done.
+const IDLE: Duration = Duration::from_millis(250);
+/// Every so many idle rounds the degraded sets are looked at.
+const DEGRADED_ROUNDS: u32 = 20;
+/// Degraded blobs looked at in one step.
+const BATCH: u32 = 64;
+
+/// Asks the primaries of owner partitions.
+pub(crate) struct Primaries<'c, P: Platform>(pub(crate) &'c NodeCluster<P>);
+
+impl<P: Platform> Owners for Primaries<'_, P> {
+    async fn counts(&self, owner: PartitionId, blob: BlobId) -> Option<bool> {
+        match self.0.execute(owner, Command::BlobStatus { blob }).await {
+            // Unknown: its commit may be under way. If it never comes, the collector frees the shard with the others.
+            Ok(Reply::Blob(BlobStatus::Live | BlobStatus::Unknown)) => Some(true),
+            Ok(Reply::Blob(BlobStatus::Freed | BlobStatus::Revoked)) => Some(false),
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
+/// Runs until the core stops.
+pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeCluster<P>>, budget: Rc<Budget>) {
+    let mut round = 0_u32;
+    loop {
+        if round.is_multiple_of(DEGRADED_ROUNDS) {
+            for partition in host.primaries() {
+                degraded(&partition, &cluster, &budget).await;
+            }
+        }
+        while let Some(name) = cluster.repairs().take(cluster.monotonic()) {
+            queued(&cluster, &budget, name).await;
+        }
+        round = round.wrapping_add(1);
+        cluster.sleep(IDLE).await;
+    }
+}
+
+/// Repairs one shard and says what came of it.
+pub(crate) async fn repair<P: Platform>(
+    cluster: &Rc<NodeCluster<P>>,
+    budget: &Budget,
+    name: ShardName,
+) -> Result<Repaired, RepairError> {
+    let result = repair_shard(cluster, &Primaries(cluster), budget, name).await;
+    let metrics = cluster.metrics();
+    match result {
+        Ok(Repaired::Rebuilt { bytes }) => {
+            metrics.shards_rebuilt.inc();
+            metrics.rebuilt_bytes.inc_by(bytes);
+        }
+        Ok(Repaired::Healthy | Repaired::Gone) | Err(RepairError::Unavailable | RepairError::Full) => {}
+        Err(error @ (RepairError::Lost { .. } | RepairError::Contradiction)) => {
+            metrics.shards_lost.inc();
+            let ShardName { pg, blob, shard } = name;
+            tracing::error!(event = "shard_not_repairable", %pg, %blob, %shard, %error);
+        }
+    }
+    result
+}
+
+async fn queued<P: Platform>(cluster: &Rc<NodeCluster<P>>, budget: &Budget, name: ShardName) {
+    match repair(cluster, budget, name).await {
+        Ok(_) | Err(RepairError::Lost { .. } | RepairError::Contradiction) => cluster.repairs().done(name),
+        Err(error @ (RepairError::Unavailable | RepairError::Full)) => {
+            let ShardName { pg, blob, shard } = name;
+            let again = cluster.repairs().failed(name, cluster.monotonic());
+            tracing::debug!(event = "repair_failed", %pg, %blob, %shard, %error, again);
+        }
+    }
+}
+
+/// Works the degraded set of a partition off as far as the devices are there.
+async fn degraded<P: Platform>(
+    partition: &Rc<PartitionHost<P>>,
+    cluster: &Rc<NodeCluster<P>>,
+    budget: &Budget,
+) {
+    let mut after = None;
+    loop {
+        let next = Command::DegradedNext { after, limit: BATCH };
+        let Ok(Reply::Blobs { blobs, truncated }) = partition.execute(&next).await else { return };
+        after = blobs.last().map(|blob| blob.blob);
+        for blob in &blobs {
+            complete(partition, cluster, budget, blob).await;
+        }
+        if !truncated {
+            return;
+        }
+    }
+}
+
+/// Makes the shards that a blob lacks, and takes those that are durable off its manifest.
+async fn complete<P: Platform>(
+    partition: &Rc<PartitionHost<P>>,
+    cluster: &Rc<NodeCluster<P>>,
+    budget: &Budget,
+    blob: &BlobRef,
+) {
+    let mut missing = blob.missing_shards;
+    for index in (0..u8::try_from(blob.profile.total()).expect("a profile has few shards")).map(ShardIndex) {
+        let bit = 1 << index.0;
+        if missing & bit == 0 {
+            continue;
+        }
+        let name = ShardName { pg: blob.pg, blob: blob.blob, shard: index };
+        match repair(cluster, budget, name).await {
+            Ok(Repaired::Rebuilt { .. } | Repaired::Healthy) => missing &= !bit,
+            Ok(Repaired::Gone) => return,
+            Err(_) => {}
+        }
+    }
+    if missing != blob.missing_shards {
+        let repaired = Command::Repaired { blob: blob.blob, missing_shards: missing };
+        if let Err(error) = partition.execute(&repaired).await {
+            tracing::debug!(event = "repair_not_recorded", blob = %blob.blob, %error);
+        }
+    }
+}
