@@ -35,7 +35,10 @@ use crate::{
     credentials::Credentials,
     devices::FoundDevice,
     host::{CoreHost, DeviceSpace, Links, SpaceTable, into_mutations},
-    jobs,
+    jobs::{
+        self,
+        scrub::{ScrubBoard, ScrubOptions},
+    },
     metrics::{CoreGauges, Metrics},
     platform::Platform,
     runtime::{
@@ -85,6 +88,7 @@ pub(crate) struct Shared {
     pub(crate) space: SpaceTable,
     pub(crate) reads: Reads,
     pub(crate) repairs: Repairs,
+    pub(crate) scrub: ScrubBoard,
     pub(crate) control: ControlHandle,
     pub(crate) admin: Arc<AdminState>,
     pub(crate) metrics: Arc<Metrics>,
@@ -180,8 +184,20 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     start_ticks(&host, queues);
     let background = spawner(queues.background);
     background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
+    background(Box::pin(jobs::leftovers::run(Rc::clone(&host), Rc::clone(&cluster))));
     let budget = Rc::new(Budget::new(shared.config.repair_bytes_per_second / shared.config.cores as u64));
     background(Box::pin(jobs::repair::run(Rc::clone(&host), Rc::clone(&cluster), budget)));
+    background(Box::pin(jobs::scrub::run(
+        Rc::clone(&host),
+        Rc::clone(&cluster),
+        shared.scrub.clone(),
+        ScrubOptions {
+            every: shared.config.scrub_every,
+            budget: Budget::new(shared.config.scrub_bytes_per_second / shared.config.cores as u64),
+            node: shared.node,
+            incarnation: shared.incarnation,
+        },
+    )));
     let collector =
         jobs::collector::run(Rc::clone(&host), Rc::clone(&cluster), shared.node, shared.incarnation);
     background(Box::pin(collector));

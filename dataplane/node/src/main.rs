@@ -45,6 +45,7 @@ use crate::{
     credentials::Credentials,
     devices::FoundDevice,
     host::SpaceTable,
+    jobs::scrub::ScrubBoard,
     metrics::Metrics,
     runtime::{
         mesh::Inbox,
@@ -90,7 +91,8 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     let faults: BTreeMap<_, _> = found.iter().map(|device| (device.id, Default::default())).collect();
     let injectable = config.fault_injection.then(|| faults.clone());
-    let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable);
+    let scrub = ScrubBoard::new(config.cores);
+    let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable, scrub.clone());
     let stopping = Arc::new(AtomicBool::new(false));
     let policy = Policy { cluster, hot_profile: config.profile, partition_count: PARTITIONS_STANDALONE };
     let control = Control::start(&config, metastore, policy, Arc::clone(&admin), Arc::clone(&stopping))?;
@@ -109,6 +111,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         progress: Progress::new(config.cores),
         reads: Reads::default(),
         repairs: Repairs::default(),
+        scrub: scrub.clone(),
         space: SpaceTable::new(found.iter().map(|device| device.id)),
         recovered: Arc::new(AtomicU64::new(0)),
         drained: Arc::new(AtomicU64::new(0)),

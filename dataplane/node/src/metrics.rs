@@ -55,6 +55,8 @@ pub(crate) struct Metrics {
     pub(crate) shards_rebuilt: IntCounter,
     pub(crate) rebuilt_bytes: IntCounter,
     pub(crate) shards_lost: IntCounter,
+    pub(crate) scrub_bytes: IntCounter,
+    pub(crate) scrub_damage: IntCounter,
     map_version: IntGauge,
     devices: IntGaugeVec,
     groups_open: IntGauge,
@@ -121,6 +123,12 @@ impl Metrics {
                 &registry,
                 "quarry_repair_lost_total",
                 "Shards that could not be made anew: too few others are whole",
+            )?,
+            scrub_bytes: counter(&registry, "quarry_scrub_bytes_total", "Bytes that the scrub has read")?,
+            scrub_damage: counter(
+                &registry,
+                "quarry_scrub_damage_total",
+                "Missing or damaged shards that the scrub has found",
             )?,
             map_version: gauge(&registry, "quarry_map_version", "Version of the cluster map in use")?,
             devices: add(

@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use quarry_object::peer::ShardName;
+use quarry_clustermap::PartitionId;
+use quarry_object::{peer::ShardName, repair::Suspect};
 
 /// Shards that may wait; beyond, a report is dropped: the scrub finds the shard again.
 const WAITING_MAX: usize = 100_000;
@@ -23,11 +24,13 @@ pub(crate) struct Repairs(Arc<Mutex<Queue>>);
 
 #[derive(Default)]
 struct Queue {
-    ready: BTreeSet<ShardName>,
+    ready: BTreeMap<ShardName, Option<PartitionId>>,
     /// Failed before: when it may be tried again, and how often it was.
-    later: BTreeMap<ShardName, (Duration, u32)>,
+    later: BTreeMap<ShardName, (Duration, u32, Option<PartitionId>)>,
     /// Being repaired, with the attempts before.
     running: BTreeMap<ShardName, u32>,
+    /// Cannot be repaired: their repairs would report each other's damage for ever.
+    lost: BTreeSet<ShardName>,
 }
 
 impl Queue {
@@ -42,26 +45,29 @@ impl Repairs {
     }
 
     /// A shard may need repair; one that is known already stays where it is.
-    pub(crate) fn push(&self, name: ShardName) {
+    pub(crate) fn push(&self, Suspect { name, owner }: Suspect) {
         let mut queue = self.lock();
-        let known = queue.running.contains_key(&name) || queue.later.contains_key(&name);
+        let known = queue.running.contains_key(&name)
+            || queue.later.contains_key(&name)
+            || queue.lost.contains(&name);
         if !known && queue.len() < WAITING_MAX {
-            queue.ready.insert(name);
+            let known = queue.ready.entry(name).or_default();
+            *known = known.or(owner);
         }
     }
 
     /// The next shard; give it back with [`Repairs::done`] or [`Repairs::failed`].
-    pub(crate) fn take(&self, now: Duration) -> Option<ShardName> {
+    pub(crate) fn take(&self, now: Duration) -> Option<Suspect> {
         let mut queue = self.lock();
-        if let Some(name) = queue.ready.pop_first() {
+        if let Some((name, owner)) = queue.ready.pop_first() {
             queue.running.insert(name, 0);
-            return Some(name);
+            return Some(Suspect { name, owner });
         }
-        let due = queue.later.iter().find(|(_, (at, _))| *at <= now);
-        let (name, attempts) = due.map(|(name, (_, attempts))| (*name, *attempts))?;
+        let due = queue.later.iter().find(|(_, (at, ..))| *at <= now);
+        let (name, attempts, owner) = due.map(|(name, (_, attempts, owner))| (*name, *attempts, *owner))?;
         queue.later.remove(&name);
         queue.running.insert(name, attempts);
-        Some(name)
+        Some(Suspect { name, owner })
     }
 
     /// Nothing is left to do for it.
@@ -69,13 +75,27 @@ impl Repairs {
         self.lock().running.remove(&name);
     }
 
+    /// It cannot be repaired: reports of it mean nothing until [`Repairs::hope_again`].
+    pub(crate) fn lost(&self, name: ShardName) {
+        let mut queue = self.lock();
+        queue.running.remove(&name);
+        if queue.lost.len() < WAITING_MAX {
+            queue.lost.insert(name);
+        }
+    }
+
+    /// What was lost is tried again when it is reported again: a scrub begins.
+    pub(crate) fn hope_again(&self) {
+        self.lock().lost.clear();
+    }
+
     /// It is tried again after a while; `false`: it was tried often enough.
-    pub(crate) fn failed(&self, name: ShardName, now: Duration) -> bool {
+    pub(crate) fn failed(&self, Suspect { name, owner }: Suspect, now: Duration) -> bool {
         let mut queue = self.lock();
         let attempts = queue.running.remove(&name).unwrap_or_default() + 1;
         let again = attempts < ATTEMPTS_MAX;
         if again {
-            queue.later.insert(name, (now + RETRY_AFTER * (1 << (attempts - 1)), attempts));
+            queue.later.insert(name, (now + RETRY_AFTER * (1 << (attempts - 1)), attempts, owner));
         }
         again
     }
@@ -92,8 +112,9 @@ mod tests {
 
     use super::*;
 
-    fn name(shard: u8) -> ShardName {
-        ShardName { pg: PgId(1), blob: BlobId::default(), shard: ShardIndex(shard) }
+    fn name(shard: u8) -> Suspect {
+        let name = ShardName { pg: PgId(1), blob: BlobId::default(), shard: ShardIndex(shard) };
+        Suspect { name, owner: Some(PartitionId(7)) }
     }
 
     #[test]
@@ -108,8 +129,20 @@ mod tests {
         repairs.push(name(1));
         assert_eq!((repairs.take(Duration::from_secs(1)), repairs.len()), (None, 1));
         assert_eq!(repairs.take(Duration::from_secs(2)), Some(name(1)));
-        repairs.done(name(1));
+        repairs.done(name(1).name);
         assert_eq!(repairs.len(), 0);
+    }
+
+    #[test]
+    fn what_is_lost_is_tried_once_per_scrub() {
+        let repairs = Repairs::default();
+        repairs.push(name(0));
+        repairs.lost(repairs.take(Duration::ZERO).unwrap().name);
+        repairs.push(name(0));
+        assert_eq!(repairs.take(Duration::ZERO), None);
+        repairs.hope_again();
+        repairs.push(name(0));
+        assert_eq!(repairs.take(Duration::ZERO), Some(name(0)));
     }
 
     #[test]

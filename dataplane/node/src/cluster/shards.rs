@@ -9,6 +9,7 @@ use quarry_object::{
     ReadLatency,
     cluster::{Cluster, DamageKind, OpenShard, PeerError, ReserveShard},
     peer::{PeerFault, PeerRequest, PeerResponse, Run, ShardName},
+    repair::Suspect,
     transport::{Address, Transport},
 };
 use quarry_storage::device::{BufferPool, Device, DeviceError, IoBuf};
@@ -130,7 +131,7 @@ impl<P: Platform> Cluster for NodeCluster<P> {
     fn report_damage(&self, pg: PgId, blob: BlobId, shard: ShardIndex, kind: DamageKind) {
         tracing::warn!(event = "shard_damaged", %pg, %blob, %shard, ?kind);
         self.parts.control.count_damage();
-        self.parts.repairs.push(ShardName { pg, blob, shard });
+        self.parts.repairs.push(Suspect { name: ShardName { pg, blob, shard }, owner: None });
     }
 
     async fn reserve_shard(

@@ -1,4 +1,4 @@
-//! The admin listener: metrics, health, the map, and (only if enabled) fault injection.
+//! The admin listener: metrics, health, the map, the scrub, and (only if enabled) fault injection.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use quarry_clustermap::{ClusterMap, DeviceId};
 use quarry_storage::device::{FaultMode, FaultSwitch};
 
-use crate::metrics::Metrics;
+use crate::{jobs::scrub::ScrubBoard, metrics::Metrics};
 
 /// Connections at once; a scraper and a few people need a handful.
 const CONNECTIONS_MAX: usize = 64;
@@ -34,11 +34,17 @@ pub(crate) struct AdminState {
     map: Mutex<Option<Arc<ClusterMap>>>,
     /// `None`: fault injection is not enabled.
     faults: Option<FaultSwitches>,
+    scrub: ScrubBoard,
 }
 
 impl AdminState {
-    pub(crate) fn new(metrics: Arc<Metrics>, cores: usize, faults: Option<FaultSwitches>) -> Arc<Self> {
-        Arc::new(Self { metrics, starting: AtomicUsize::new(cores), map: Mutex::default(), faults })
+    pub(crate) fn new(
+        metrics: Arc<Metrics>,
+        cores: usize,
+        faults: Option<FaultSwitches>,
+        scrub: ScrubBoard,
+    ) -> Arc<Self> {
+        Arc::new(Self { metrics, starting: AtomicUsize::new(cores), map: Mutex::default(), faults, scrub })
     }
 
     /// One more core takes connections.
@@ -110,6 +116,15 @@ fn answer(state: &AdminState, request: &Request<Incoming>) -> Response<Full<Byte
                 }
                 None => respond(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "no map yet\n"),
             }
+        }
+        (&Method::POST, "/scrub") => {
+            let pass = state.scrub.ask();
+            respond(StatusCode::ACCEPTED, "application/json", format!("{{\"pass\":{pass}}}\n"))
+        }
+        (&Method::GET, "/scrub") => {
+            let (wanted, finished) = (state.scrub.wanted(), state.scrub.finished());
+            let text = format!("{{\"wanted\":{wanted},\"finished\":{finished}}}\n");
+            respond(StatusCode::OK, "application/json", text)
         }
         (&Method::POST, "/debug/fault") => inject(state, request.uri().query().unwrap_or_default()),
         _ => respond(StatusCode::NOT_FOUND, "text/plain", "not found\n"),

@@ -9,11 +9,16 @@ mod shards;
 mod space;
 mod view;
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{ClusterMap, DeviceId, PartitionId};
+use quarry_clustermap::{ClusterMap, DeviceId, PartitionId, Sequence};
 use quarry_controller::BucketTable;
 use quarry_object::{
     metadata::ExecuteError,
@@ -36,6 +41,8 @@ pub(crate) struct DeviceHost<P: Platform> {
     pub(crate) store: Store<P::Device>,
     pub(crate) shards: Shards<P::Device>,
     partitions: RefCell<BTreeMap<PartitionId, Rc<PartitionHost<P>>>>,
+    /// Partitions whose rows are being wiped: no replica is made before that has ended.
+    forgetting: RefCell<BTreeSet<PartitionId>>,
 }
 
 /// All devices that this core owns.
@@ -52,7 +59,15 @@ impl<P: Platform> CoreHost<P> {
             let (control, id) = (links.control.clone(), store.device_id());
             let report = Box::new(move |error: &StoreError| control.device_failed(id, error.to_string()));
             let shards = Shards::new(store.clone(), report);
-            (id, Rc::new(DeviceHost { store, shards, partitions: RefCell::default() }))
+            (
+                id,
+                Rc::new(DeviceHost {
+                    store,
+                    shards,
+                    partitions: RefCell::default(),
+                    forgetting: RefCell::default(),
+                }),
+            )
         };
         let devices = stores.into_iter().map(host).collect();
         Rc::new(Self { devices, map: RefCell::new(map), links })
@@ -76,6 +91,13 @@ impl<P: Platform> CoreHost<P> {
     /// A newer map: replicas are made for new members, and all are told their configuration.
     pub(crate) fn set_map(self: &Rc<Self>, map: Arc<ClusterMap>, buckets: Arc<BucketTable>) {
         self.links.set_buckets(&buckets);
+        *self.map.borrow_mut() = map;
+        self.configure();
+    }
+
+    /// Makes replicas for new members of the map, and tells all replicas their configuration.
+    fn configure(self: &Rc<Self>) {
+        let map = self.map();
         let min_copies = map.hot_profile.metadata_replicas().min(2);
         for (device, host) in &self.devices {
             for (index, config) in map.partitions.iter().enumerate() {
@@ -84,7 +106,7 @@ impl<P: Platform> CoreHost<P> {
                 let known = host.partitions.borrow().get(&id).cloned();
                 let replica = match known {
                     Some(replica) => replica,
-                    None if is_member => {
+                    None if is_member && !host.forgetting.borrow().contains(&id) => {
                         let store = host.store.clone();
                         let replica =
                             PartitionHost::new(id, *device, min_copies, store, Rc::clone(&self.links));
@@ -96,7 +118,42 @@ impl<P: Platform> CoreHost<P> {
                 replica.configure(config);
             }
         }
-        *self.map.borrow_mut() = map;
+    }
+
+    /// Partitions that a device holds rows of and is no member of.
+    pub(crate) fn leftovers(&self) -> Vec<(DeviceId, PartitionId)> {
+        let map = self.map();
+        let of_device = |(id, host): (&DeviceId, &Rc<DeviceHost<P>>)| {
+            let id = *id;
+            let is_member = |partition: &PartitionId| {
+                let config = map.partitions.get(usize::from(partition.0));
+                config.is_none_or(|config| config.members().any(|member| member == id))
+            };
+            let mut left = host.store.partitions();
+            left.retain(|partition| !is_member(partition) && host.store.has_rows(*partition));
+            left.into_iter().map(|partition| (id, partition)).collect::<Vec<_>>()
+        };
+        self.devices.iter().filter(|(id, _)| map.is_in(**id)).flat_map(of_device).collect()
+    }
+
+    /// Wipes what a device holds of a partition that the newest map does not have it as a member of.
+    ///
+    /// # Errors
+    /// A newer epoch than the map's was seen, or the store is not serving; nothing is lost then.
+    pub(crate) async fn forget(
+        self: &Rc<Self>,
+        device: DeviceId,
+        partition: PartitionId,
+    ) -> Result<(), StoreError> {
+        let host = Rc::clone(&self.devices[&device]);
+        let epoch = self.map().partition(partition).epoch;
+        host.partitions.borrow_mut().remove(&partition);
+        host.forgetting.borrow_mut().insert(partition);
+        let result = host.store.reset(partition, epoch, Sequence(0)).await;
+        host.forgetting.borrow_mut().remove(&partition);
+        // It may have become a member meanwhile.
+        self.configure();
+        result
     }
 
     /// Time passes for every replica.

@@ -53,7 +53,7 @@ pub(crate) struct PartitionHost<P: Platform> {
     next_token: Cell<u64>,
     activating: Cell<bool>,
     backfilling: Cell<bool>,
-    /// Set when the partition's primary has put blobs on its free list since the freer last looked.
+    /// Set when committed entries have put blobs on its free list since the freer last looked.
     freed_something: Cell<bool>,
 }
 
@@ -104,6 +104,15 @@ impl<P: Platform> PartitionHost<P> {
 
     pub(crate) fn is_serving_primary(&self) -> bool {
         self.replica.borrow().is_serving_primary()
+    }
+
+    /// Committed rows from a key on, keys without the partition's prefix: for the scrub.
+    pub(crate) async fn committed_rows(
+        &self,
+        from: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        self.store.rows(self.partition, from, None, limit).await
     }
 
     /// Whether anything may have been put on the free list since the last call.
@@ -202,7 +211,6 @@ impl<P: Platform> PartitionHost<P> {
     }
 
     fn propose(self: &Rc<Self>, token: u64, rows: Vec<Row>) -> Result<(), PeerFault> {
-        let frees = rows.iter().any(|row| row.value.is_some() && is_free_list_row(&row.key));
         let payload = Payload::Mutations(rows.clone()).encode().map_err(|error| {
             self.waiting.borrow_mut().remove(&token);
             PeerFault::Damaged { detail: format!("the change does not fit one log entry: {error}") }
@@ -213,9 +221,6 @@ impl<P: Platform> PartitionHost<P> {
         // Refused, or committed already (one replica whose flush is immediate): nothing is pending.
         if sequence > before && sequence > self.replica.borrow().committed() {
             self.proposed.borrow_mut().insert(sequence, rows);
-        }
-        if frees {
-            self.freed_something.set(true);
         }
         Ok(())
     }
@@ -349,6 +354,10 @@ impl<P: Platform> PartitionHost<P> {
     fn apply(self: &Rc<Self>, sequence: Sequence, payload: &Bytes) {
         let payload = Payload::decode(payload).expect("the state machine hands out checked payloads only");
         let mutations = into_mutations(payload);
+        // Now, not when it was proposed: the freer sees committed rows only.
+        if mutations.iter().any(|row| row.value.is_some() && is_free_list_row(&row.key)) {
+            self.freed_something.set(true);
+        }
         self.store.apply(self.partition, sequence, mutations);
         self.proposed.borrow_mut().forget_through(sequence);
     }

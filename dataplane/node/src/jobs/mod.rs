@@ -3,4 +3,6 @@
 
 pub(crate) mod collector;
 pub(crate) mod freer;
+pub(crate) mod leftovers;
 pub(crate) mod repair;
+pub(crate) mod scrub;

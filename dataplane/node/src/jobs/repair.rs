@@ -11,7 +11,7 @@ use quarry_object::{
     cluster::Cluster,
     metadata::Metadata,
     peer::ShardName,
-    repair::{Budget, Owners, RepairError, Repaired, repair_shard},
+    repair::{Budget, Owners, Ownership, RepairError, Repaired, Suspect, repair_shard},
 };
 use quarry_partition::{
     BlobRef,
@@ -35,11 +35,12 @@ const BATCH: u32 = 64;
 pub(crate) struct Primaries<'c, P: Platform>(pub(crate) &'c NodeCluster<P>);
 
 impl<P: Platform> Owners for Primaries<'_, P> {
-    async fn counts(&self, owner: PartitionId, blob: BlobId) -> Option<bool> {
+    async fn ownership(&self, owner: PartitionId, blob: BlobId) -> Option<Ownership> {
         match self.0.execute(owner, Command::BlobStatus { blob }).await {
-            // Unknown: its commit may be under way. If it never comes, the collector frees the shard with the others.
-            Ok(Reply::Blob(BlobStatus::Live | BlobStatus::Unknown)) => Some(true),
-            Ok(Reply::Blob(BlobStatus::Freed | BlobStatus::Revoked)) => Some(false),
+            Ok(Reply::Blob(BlobStatus::Live)) => Some(Ownership::Live),
+            // If its commit never comes, the collector frees this shard with the others.
+            Ok(Reply::Blob(BlobStatus::Unknown)) => Some(Ownership::Pending),
+            Ok(Reply::Blob(BlobStatus::Freed | BlobStatus::Revoked)) => Some(Ownership::Gone),
             Ok(_) | Err(_) => None,
         }
     }
@@ -54,8 +55,8 @@ pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeClus
                 degraded(&partition, &cluster, &budget).await;
             }
         }
-        while let Some(name) = cluster.repairs().take(cluster.monotonic()) {
-            queued(&cluster, &budget, name).await;
+        while let Some(suspect) = cluster.repairs().take(cluster.monotonic()) {
+            queued(&cluster, &budget, suspect).await;
         }
         round = round.wrapping_add(1);
         cluster.sleep(IDLE).await;
@@ -66,9 +67,9 @@ pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeClus
 pub(crate) async fn repair<P: Platform>(
     cluster: &Rc<NodeCluster<P>>,
     budget: &Budget,
-    name: ShardName,
+    suspect: Suspect,
 ) -> Result<Repaired, RepairError> {
-    let result = repair_shard(cluster, &Primaries(cluster), budget, name).await;
+    let result = repair_shard(cluster, &Primaries(cluster), budget, suspect).await;
     let metrics = cluster.metrics();
     match result {
         Ok(Repaired::Rebuilt { bytes }) => {
@@ -78,19 +79,21 @@ pub(crate) async fn repair<P: Platform>(
         Ok(Repaired::Healthy | Repaired::Gone) | Err(RepairError::Unavailable | RepairError::Full) => {}
         Err(error @ (RepairError::Lost { .. } | RepairError::Contradiction)) => {
             metrics.shards_lost.inc();
-            let ShardName { pg, blob, shard } = name;
+            let ShardName { pg, blob, shard } = suspect.name;
             tracing::error!(event = "shard_not_repairable", %pg, %blob, %shard, %error);
         }
     }
     result
 }
 
-async fn queued<P: Platform>(cluster: &Rc<NodeCluster<P>>, budget: &Budget, name: ShardName) {
-    match repair(cluster, budget, name).await {
-        Ok(_) | Err(RepairError::Lost { .. } | RepairError::Contradiction) => cluster.repairs().done(name),
+async fn queued<P: Platform>(cluster: &Rc<NodeCluster<P>>, budget: &Budget, suspect: Suspect) {
+    let name = suspect.name;
+    match repair(cluster, budget, suspect).await {
+        Ok(_) => cluster.repairs().done(name),
+        Err(RepairError::Lost { .. } | RepairError::Contradiction) => cluster.repairs().lost(name),
         Err(error @ (RepairError::Unavailable | RepairError::Full)) => {
             let ShardName { pg, blob, shard } = name;
-            let again = cluster.repairs().failed(name, cluster.monotonic());
+            let again = cluster.repairs().failed(suspect, cluster.monotonic());
             tracing::debug!(event = "repair_failed", %pg, %blob, %shard, %error, again);
         }
     }
@@ -130,7 +133,8 @@ async fn complete<P: Platform>(
             continue;
         }
         let name = ShardName { pg: blob.pg, blob: blob.blob, shard: index };
-        match repair(cluster, budget, name).await {
+        let suspect = Suspect { name, owner: Some(partition.partition()) };
+        match repair(cluster, budget, suspect).await {
             Ok(Repaired::Rebuilt { .. } | Repaired::Healthy) => missing &= !bit,
             Ok(Repaired::Gone) => return,
             Err(_) => {}

@@ -30,7 +30,10 @@ use crate::{
     cluster::{CoreParts, NodeCluster, Progress, Reads, Repairs},
     control::ControlHandle,
     host::{CoreHost, Links, SpaceTable, into_mutations},
-    jobs,
+    jobs::{
+        self,
+        scrub::{ScrubBoard, ScrubOptions},
+    },
     metrics::Metrics,
     platform::{Platform, Timer},
 };
@@ -219,6 +222,7 @@ pub(super) struct NodeParts {
     pub(super) cluster: Rc<NodeCluster<Sim>>,
     pub(super) objects: Objects<NodeCluster<Sim>>,
     pub(super) timer: SimTimer,
+    pub(super) scrub: ScrubBoard,
     collected: Cell<bool>,
 }
 
@@ -262,7 +266,8 @@ impl Node {
         cluster.set_published(&published);
         let options = ObjectOptions { inline_below_bytes: INLINE_BELOW_BYTES };
         let objects = Objects::new(Rc::clone(&cluster), options);
-        let parts = Rc::new(NodeParts { host, cluster, objects, timer, collected: Cell::new(false) });
+        let scrub = ScrubBoard::new(1);
+        let parts = Rc::new(NodeParts { host, cluster, objects, timer, scrub, collected: Cell::new(false) });
         watch_space(&parts, &spawn, &space);
         start_tasks(&parts, &spawn, handle, &published, incarnation);
         let serving = Rc::clone(&parts);
@@ -355,8 +360,17 @@ fn start_tasks(
         }
     }));
     spawn(Box::pin(jobs::freer::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster))));
+    spawn(Box::pin(jobs::leftovers::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster))));
     let budget = Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND));
     spawn(Box::pin(jobs::repair::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster), budget)));
+    let scrub = ScrubOptions {
+        every: Duration::ZERO,
+        budget: Budget::new(REPAIR_BYTES_PER_SECOND),
+        node: NODE,
+        incarnation,
+    };
+    let (host, cluster) = (Rc::clone(&parts.host), Rc::clone(&parts.cluster));
+    spawn(Box::pin(jobs::scrub::run(host, cluster, parts.scrub.clone(), scrub)));
     let collecting = Rc::clone(parts);
     spawn(Box::pin(async move {
         let (host, cluster) = (Rc::clone(&collecting.host), Rc::clone(&collecting.cluster));

@@ -13,6 +13,7 @@ mod flush_order;
 mod history;
 mod loss;
 mod machine;
+mod repair;
 mod transport;
 mod verify;
 

@@ -71,10 +71,30 @@ impl From<PeerError> for RepairError {
     }
 }
 
-/// Whether the owner still wants a blob; `None`: it could not be asked.
+/// What the owner partition says of a blob.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ownership {
+    /// A version or part has it.
+    Live,
+    /// It knows nothing of it: the commit may be under way.
+    Pending,
+    /// It is being freed, or can never be committed.
+    Gone,
+}
+
+/// Asks owners.
 pub trait Owners {
-    /// Asks the owner partition; `true` also for a blob whose commit is under way.
-    fn counts(&self, owner: PartitionId, blob: BlobId) -> impl Future<Output = Option<bool>>;
+    /// `None`: it could not be asked.
+    fn ownership(&self, owner: PartitionId, blob: BlobId) -> impl Future<Output = Option<Ownership>>;
+}
+
+/// Which shard, and what is known of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Suspect {
+    /// The shard.
+    pub name: ShardName,
+    /// Partition that owns the blob, where that is known; else it is taken from the other shards.
+    pub owner: Option<PartitionId>,
 }
 
 /// Makes the shard anew on the member of its placement group if it is not whole there.
@@ -85,8 +105,9 @@ pub async fn repair_shard<C: Cluster>(
     cluster: &Rc<C>,
     owners: &impl Owners,
     budget: &Budget,
-    name: ShardName,
+    suspect: Suspect,
 ) -> Result<Repaired, RepairError> {
+    let name = suspect.name;
     let map = cluster.map();
     let Some(group) = map.placement_groups.get(&name.pg) else { return Ok(Repaired::Gone) };
     let position = usize::from(name.shard.0);
@@ -101,16 +122,26 @@ pub async fn repair_shard<C: Cluster>(
         Err(PeerError::NotFound) => None,
         Err(error) => return Err(error.into()),
     };
-    let mut sources = Sources::open(cluster, &name, group).await?;
+    let mut sources = Sources::open(cluster, &name, group).await;
+    if let Err(error) = sources.check_enough() {
+        // While a blob is being freed, its shards go one after the other.
+        let owner = known.map(|open| open.owner).or(sources.owner()).or(suspect.owner);
+        let Some(owner) = owner else { return Ok(Repaired::Gone) };
+        return match owners.ownership(owner, name.blob).await {
+            Some(Ownership::Live) => Err(error),
+            Some(Ownership::Pending | Ownership::Gone) => Ok(Repaired::Gone),
+            None => Err(RepairError::Unavailable),
+        };
+    }
     let (len_bytes, owner) = sources.agreed();
     let request =
         ReserveShard { pg: name.pg, epoch: group.epoch, blob: name.blob, shard: name.shard, len_bytes };
     let reserved = cluster.reserve_shard(device, request).await?;
-    match owners.counts(owner, name.blob).await {
-        Some(true) => {}
-        counts => {
+    match owners.ownership(owner, name.blob).await {
+        Some(Ownership::Live | Ownership::Pending) => {}
+        ownership => {
             cluster.abort_shard(reserved).await;
-            return if counts.is_some() { Ok(Repaired::Gone) } else { Err(RepairError::Unavailable) };
+            return if ownership.is_some() { Ok(Repaired::Gone) } else { Err(RepairError::Unavailable) };
         }
     }
     let expected = known.filter(|open| open.len_bytes == len_bytes).map(|open| open.checksums);

@@ -26,12 +26,8 @@ pub(super) struct Sources<'j, C: Cluster> {
 }
 
 impl<'j, C: Cluster> Sources<'j, C> {
-    /// Opens every other shard that can be had; at least k.
-    pub(super) async fn open(
-        cluster: &'j Rc<C>,
-        name: &ShardName,
-        group: &PlacementGroup,
-    ) -> Result<Self, RepairError> {
+    /// Opens every other shard that can be had.
+    pub(super) async fn open(cluster: &'j Rc<C>, name: &ShardName, group: &PlacementGroup) -> Self {
         let map = cluster.map();
         let codec = Codec::new(group.profile).expect("a map holds valid profiles only");
         let others = group.members.iter().enumerate().map(|(index, device)| (shard_index(index), *device));
@@ -55,8 +51,12 @@ impl<'j, C: Cluster> Sources<'j, C> {
             }
         }
         sources.leave_out_strangers();
-        sources.check_enough()?;
-        Ok(sources)
+        sources
+    }
+
+    /// Who owns the blob, if any shard tells.
+    pub(super) fn owner(&self) -> Option<PartitionId> {
+        self.open.values().next().map(|open| open.owner)
     }
 
     /// k.
@@ -91,7 +91,8 @@ impl<'j, C: Cluster> Sources<'j, C> {
         self.cluster.report_damage(self.name.pg, self.name.blob, shard, kind);
     }
 
-    fn check_enough(&self) -> Result<(), RepairError> {
+    /// Whether there are k.
+    pub(super) fn check_enough(&self) -> Result<(), RepairError> {
         let (present, needed) = (self.open.len(), self.needed());
         match () {
             () if present >= needed => Ok(()),

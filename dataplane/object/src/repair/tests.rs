@@ -15,15 +15,13 @@ const OWNER: PartitionId = PartitionId(3);
 /// Answers what a test wants, and counts.
 #[derive(Default)]
 struct Answer {
-    counts: Cell<Option<bool>>,
-    asked: Cell<u32>,
+    ownership: Cell<Option<Ownership>>,
 }
 
 impl Owners for &Answer {
-    async fn counts(&self, owner: PartitionId, _: BlobId) -> Option<bool> {
+    async fn ownership(&self, owner: PartitionId, _: BlobId) -> Option<Ownership> {
         assert_eq!(owner, OWNER);
-        self.asked.set(self.asked.get() + 1);
-        self.counts.get()
+        self.ownership.get()
     }
 }
 
@@ -41,11 +39,17 @@ fn name(blob: &BlobRef, shard: u8) -> ShardName {
     ShardName { pg: blob.pg, blob: blob.blob, shard: ShardIndex(shard) }
 }
 
-fn repair(sim: &mut Sim, blob: &BlobRef, shard: u8, counts: Option<bool>) -> Result<Repaired, RepairError> {
-    let (cluster, name) = (Rc::clone(&sim.cluster), name(blob, shard));
+fn repair(
+    sim: &mut Sim,
+    blob: &BlobRef,
+    shard: u8,
+    ownership: Option<Ownership>,
+) -> Result<Repaired, RepairError> {
+    let (cluster, suspect) =
+        (Rc::clone(&sim.cluster), Suspect { name: name(blob, shard), owner: Some(OWNER) });
     let result = sim.run(async move {
-        let answer = Answer { counts: Cell::new(counts), ..Answer::default() };
-        repair_shard::<TestCluster>(&cluster, &&answer, &Budget::new(u64::MAX), name).await
+        let answer = Answer { ownership: Cell::new(ownership) };
+        repair_shard::<TestCluster>(&cluster, &&answer, &Budget::new(u64::MAX), suspect).await
     });
     sim.settle();
     result
@@ -69,16 +73,16 @@ fn a_missing_or_damaged_shard_comes_back_as_it_was() {
         let (mut sim, blob) = stored(len, seed);
         for shard in 0..6 {
             let before = bytes_of(&sim, &blob, shard);
-            assert_eq!(repair(&mut sim, &blob, shard, Some(true)), Ok(Repaired::Healthy));
+            assert_eq!(repair(&mut sim, &blob, shard, Some(Ownership::Live)), Ok(Repaired::Healthy));
             remove(&sim, &blob, shard);
             // Two others are damaged at the same time: one missing in all, two corrupt would be one too many.
             let other = (shard + 1) % 6;
             sim.stored(blob.blob, other).borrow_mut().bytes[7] ^= 16;
             let rebuilt = Repaired::Rebuilt { bytes: before.0.len() as u64 };
-            assert_eq!(repair(&mut sim, &blob, shard, Some(true)), Ok(rebuilt));
+            assert_eq!(repair(&mut sim, &blob, shard, Some(Ownership::Live)), Ok(rebuilt));
             assert_eq!(bytes_of(&sim, &blob, shard), before, "{len} bytes, shard {shard}");
-            assert_eq!(repair(&mut sim, &blob, other, Some(true)), Ok(rebuilt));
-            assert_eq!(repair(&mut sim, &blob, other, Some(true)), Ok(Repaired::Healthy));
+            assert_eq!(repair(&mut sim, &blob, other, Some(Ownership::Live)), Ok(rebuilt));
+            assert_eq!(repair(&mut sim, &blob, other, Some(Ownership::Live)), Ok(Repaired::Healthy));
         }
     }
 }
@@ -88,7 +92,7 @@ fn damage_of_a_source_is_reported_and_another_taken() {
     let (mut sim, blob) = stored(700_000, 5);
     remove(&sim, &blob, 5);
     sim.stored(blob.blob, 0).borrow_mut().bytes[140_000] ^= 1;
-    assert!(matches!(repair(&mut sim, &blob, 5, Some(true)), Ok(Repaired::Rebuilt { .. })));
+    assert!(matches!(repair(&mut sim, &blob, 5, Some(Ownership::Live)), Ok(Repaired::Rebuilt { .. })));
     assert_eq!(*sim.cluster.damage.borrow(), [(ShardIndex(0), DamageKind::Corrupt)]);
 }
 
@@ -99,23 +103,30 @@ fn too_few_sources_are_a_loss_only_if_none_can_come_back() {
         remove(&sim, &blob, shard);
     }
     let lost = RepairError::Lost { present: 3, needed: 4 };
-    assert_eq!(repair(&mut sim, &blob, 0, Some(true)), Err(lost));
+    assert_eq!(repair(&mut sim, &blob, 0, Some(Ownership::Live)), Err(lost));
     let (mut sim, blob) = stored(100_000, 7);
     remove(&sim, &blob, 0);
     remove(&sim, &blob, 1);
     sim.disk(2).out.set(true);
-    assert_eq!(repair(&mut sim, &blob, 0, Some(true)), Err(RepairError::Unavailable));
+    assert_eq!(repair(&mut sim, &blob, 0, Some(Ownership::Live)), Err(RepairError::Unavailable));
     sim.disk(2).out.set(false);
-    assert!(matches!(repair(&mut sim, &blob, 0, Some(true)), Ok(Repaired::Rebuilt { .. })));
+    assert!(matches!(repair(&mut sim, &blob, 0, Some(Ownership::Live)), Ok(Repaired::Rebuilt { .. })));
 }
 
 #[test]
 fn a_blob_that_is_being_freed_stays_gone() {
     let (mut sim, blob) = stored(100_000, 8);
     remove(&sim, &blob, 4);
-    assert_eq!(repair(&mut sim, &blob, 4, Some(false)), Ok(Repaired::Gone));
+    assert_eq!(repair(&mut sim, &blob, 4, Some(Ownership::Gone)), Ok(Repaired::Gone));
     assert_eq!(repair(&mut sim, &blob, 4, None), Err(RepairError::Unavailable));
     assert_eq!(sim.shards(), 5, "nothing was stored");
+    // Others go too: that is no loss.
+    (0..3).for_each(|shard| remove(&sim, &blob, shard));
+    assert_eq!(repair(&mut sim, &blob, 4, Some(Ownership::Gone)), Ok(Repaired::Gone));
+    assert_eq!(repair(&mut sim, &blob, 4, Some(Ownership::Pending)), Ok(Repaired::Gone));
+    assert_eq!(repair(&mut sim, &blob, 4, None), Err(RepairError::Unavailable));
+    let lost = RepairError::Lost { present: 2, needed: 4 };
+    assert_eq!(repair(&mut sim, &blob, 4, Some(Ownership::Live)), Err(lost));
 }
 
 #[test]
@@ -123,9 +134,9 @@ fn a_full_or_absent_target_changes_nothing() {
     let (mut sim, blob) = stored(100_000, 9);
     remove(&sim, &blob, 3);
     sim.disk(3).full.set(true);
-    assert_eq!(repair(&mut sim, &blob, 3, Some(true)), Err(RepairError::Full));
+    assert_eq!(repair(&mut sim, &blob, 3, Some(Ownership::Live)), Err(RepairError::Full));
     sim.edit_map(|map| map.devices.get_mut(&DeviceId(3)).unwrap().state = DeviceState::Out);
-    assert_eq!(repair(&mut sim, &blob, 3, Some(true)), Err(RepairError::Unavailable));
+    assert_eq!(repair(&mut sim, &blob, 3, Some(Ownership::Live)), Err(RepairError::Unavailable));
     assert_eq!(sim.shards(), 5);
 }
 
@@ -135,7 +146,7 @@ fn checksums_of_the_damaged_copy_must_agree() {
     let stored = sim.stored(blob.blob, 1);
     stored.borrow_mut().bytes[0] ^= 1;
     stored.borrow_mut().checksums[0] ^= 1;
-    assert_eq!(repair(&mut sim, &blob, 1, Some(true)), Err(RepairError::Contradiction));
+    assert_eq!(repair(&mut sim, &blob, 1, Some(Ownership::Live)), Err(RepairError::Contradiction));
 }
 
 #[test]

@@ -120,6 +120,13 @@ impl<D: Device + 'static> Store<D> {
         self.0.core.borrow().logs.get(&partition).map(super::core::Log::recovered).unwrap_or_default()
     }
 
+    /// Whether anything of a partition is here: applied rows, or entries that wait.
+    #[must_use]
+    pub fn has_rows(&self, partition: PartitionId) -> bool {
+        let core = self.0.core.borrow();
+        core.logs.get(&partition).is_some_and(|log| log.applied > Sequence(0) || !log.tail.is_empty())
+    }
+
     /// Every partition that has a log here.
     #[must_use]
     pub fn partitions(&self) -> Vec<PartitionId> {

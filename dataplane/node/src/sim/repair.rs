@@ -1,0 +1,216 @@
+//! Damage and loss below what the profile bears is made good: by reads, by the scrub, after a device was away; and
+//! nothing of it leaves a shard or a block behind when everything is deleted.
+
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
+
+use quarry_clustermap::ShardIndex;
+use quarry_object::api::{Conditions, ObjectStore};
+use quarry_storage::{
+    device::{Fault, Operation, SimDevice, When},
+    store::ShardRow,
+};
+
+use super::{
+    Doing, Random,
+    clients::{self, BUCKET, LARGE_BYTES, Mix},
+    history::{Content, History},
+    machine::{Limits, Machine, Node, NodeParts, device_id},
+    seeds, verify,
+};
+use crate::platform::Timer;
+
+const MIX: Mix = Mix { clients: 3, keys_per_client: 6, operations_per_client: 14 };
+
+fn filled(machine: &Machine, history: &Rc<History>, seed: u64) -> Node {
+    let mut node = machine.start();
+    node.run(|node| async move { node.objects.create_bucket(BUCKET).await.unwrap() });
+    let noted = Rc::clone(history);
+    let errors = node.run(move |node| clients::run(node, noted, MIX, seed));
+    assert!(errors.is_empty(), "{errors:?}");
+    node
+}
+
+/// Every shard of live blobs, with the device it is on.
+async fn shards(node: &Rc<NodeParts>) -> Vec<(usize, ShardRow)> {
+    verify::check_owners(node).await;
+    let mut found = Vec::new();
+    for index in 0..6 {
+        let Some((_, device)) = node.host.devices().find(|(id, _)| *id == device_id(index)) else { continue };
+        let rows = device.store.shards(None, usize::MAX).await.unwrap();
+        found.extend(rows.into_iter().map(|row| (index, row)));
+    }
+    found
+}
+
+/// Flips bits in shards of at most two positions of each blob, and removes some of them.
+async fn damage(machine_devices: &[SimDevice], node: &Rc<NodeParts>, random: &Random) -> (u64, u64) {
+    let (mut flipped, mut removed) = (0, 0);
+    for (index, row) in shards(node).await {
+        // Which two follows from the blob.
+        let first = row.blob.counter.0 % 6;
+        let victim = [first, (first + 1 + row.blob.counter.0 / 6 % 5) % 6].contains(&u64::from(row.shard.0));
+        if !victim {
+            continue;
+        }
+        if random.below(4) == 0 {
+            let (_, device) = node.host.devices().find(|(id, _)| *id == device_id(index)).unwrap();
+            let epoch = row.epoch.max(device.store.pg_epoch(row.pg));
+            assert!(device.store.free_shard(row.pg, epoch, row.blob, row.shard).await.unwrap());
+            removed += 1;
+            continue;
+        }
+        for _ in 0..=random.below(30) {
+            let piece = &row.extents[usize::try_from(random.below(row.extents.len() as u64)).unwrap()];
+            let at = piece.extent.start.offset_bytes() + random.below(u64::from(piece.len_bytes));
+            machine_devices[index].flip_bit(at, u8::try_from(random.below(8)).unwrap());
+            flipped += 1;
+        }
+    }
+    (flipped, removed)
+}
+
+async fn repaired(node: &Rc<NodeParts>) {
+    node.wait_for("repairs", || node.cluster.repairs().len() == 0).await;
+}
+
+async fn scrubbed(node: &Rc<NodeParts>) {
+    let pass = node.scrub.ask();
+    node.wait_for("the scrub", || node.scrub.finished() >= pass).await;
+}
+
+/// No manifest says that a shard is missing, and every shard is whole.
+async fn all_whole(node: &Rc<NodeParts>, history: &History) {
+    verify::check_keys(node, &history.allowed_now()).await;
+    verify::check_owners(node).await;
+    assert_eq!(node.cluster.metrics().shards_lost.get(), 0);
+}
+
+fn delete_all(mut node: Node, history: &History, machine: &Machine) {
+    let keys = history.allowed_now().into_keys().collect();
+    let uploads = history.uploads();
+    node.run(move |node| verify::delete_everything(node, keys, uploads));
+    node.shutdown();
+    machine.devices.all().iter().for_each(verify::check_free_map);
+}
+
+/// A cut as reads meet it: damage is decoded around, queued, and made good without anybody asking.
+#[test]
+fn what_reads_find_is_repaired() {
+    for seed in seeds(2) {
+        let _doing = Doing(format!("reads of damaged shards, seed {seed}"));
+        let machine = Machine::new("4+2", Limits::ROOMY, seed);
+        let history = Rc::new(History::default());
+        let mut node = filled(&machine, &history, seed);
+        let (devices, noted) = (machine.devices.all().to_vec(), Rc::clone(&history));
+        node.run(move |node| async move {
+            let random = Random::new(seed);
+            let (flipped, removed) = damage(&devices, &node, &random).await;
+            assert!(flipped + removed > 10, "{flipped} flipped, {removed} removed");
+            // Data shards are met by reads, parity ones are not.
+            for key in noted.allowed_now().into_keys() {
+                verify::read(&node, &key, None).await;
+            }
+            repaired(&node).await;
+            assert!(node.cluster.metrics().shards_rebuilt.get() > 0);
+            scrubbed(&node).await;
+            all_whole(&node, &noted).await;
+        });
+        delete_all(node, &history, &machine);
+    }
+}
+
+/// Cold data that nobody reads: one pass makes everything whole, while clients work and delete.
+#[test]
+fn one_scrub_pass_makes_cold_data_whole() {
+    let mut found = 0;
+    for seed in seeds(2) {
+        let _doing = Doing(format!("scrub, seed {seed}"));
+        let machine = Machine::new("4+2", Limits::TIGHT, seed);
+        let history = Rc::new(History::default());
+        let mut node = filled(&machine, &history, seed);
+        let (devices, noted) = (machine.devices.all().to_vec(), Rc::clone(&history));
+        let damaged = node.run(move |node| async move {
+            let random = Random::new(seed);
+            let (flipped, removed) = damage(&devices, &node, &random).await;
+            let pass = node.scrub.ask();
+            let errors = clients::run(Rc::clone(&node), Rc::clone(&noted), MIX, seed + 7).await;
+            assert!(errors.is_empty(), "{errors:?}");
+            node.wait_for("the scrub", || node.scrub.finished() >= pass).await;
+            all_whole(&node, &noted).await;
+            (flipped + removed, node.cluster.metrics().scrub_damage.get())
+        });
+        assert!(damaged.0 > 0, "nothing was damaged");
+        found += damaged.1;
+        let metastore = node.shutdown();
+        let machine = machine.with(machine.devices.all().to_vec(), metastore, seed);
+        delete_all(machine.start(), &history, &machine);
+    }
+    assert!(found > 0, "clients replaced all that was damaged before the scrub came to it");
+}
+
+/// More is damaged than the profile bears: that is said, and nothing is made up.
+#[test]
+fn what_cannot_be_repaired_is_reported_and_left() {
+    let machine = Machine::new("4+2", Limits::ROOMY, 5);
+    let mut node = machine.start();
+    let devices = machine.devices.all().to_vec();
+    node.run(move |node| async move {
+        node.objects.create_bucket(BUCKET).await.unwrap();
+        let random = Random::new(5);
+        let content = Content::new(&random, LARGE_BYTES);
+        clients::put(&node, "doomed", &content).await.unwrap();
+        clients::put(&node, "whole", &content).await.unwrap();
+        let mut blobs = BTreeSet::new();
+        for (index, row) in shards(&node).await {
+            blobs.insert(row.blob);
+            if Some(&row.blob) == blobs.first() && row.shard < ShardIndex(3) {
+                devices[index].flip_bit(row.extents[0].extent.start.offset_bytes(), 0);
+            }
+        }
+        scrubbed(&node).await;
+        assert!(node.cluster.metrics().shards_lost.get() > 0);
+        assert_eq!(node.cluster.metrics().shards_rebuilt.get(), 0);
+        node.objects.delete_object(BUCKET, "doomed", Conditions::default()).await.unwrap();
+        let whole = verify::read(&node, "whole", None).await.unwrap();
+        assert!(whole.0 == content.bytes);
+    });
+}
+
+/// Blobs that were committed short while a device failed are completed when it is back, also after a restart.
+#[test]
+fn short_blobs_are_completed_when_the_device_is_back() {
+    for seed in seeds(2) {
+        let _doing = Doing(format!("a device away, seed {seed}"));
+        let machine = Machine::new("4+2", Limits::ROOMY, seed);
+        let history = Rc::new(History::default());
+        let mut node = filled(&machine, &history, seed);
+        let away = usize::try_from(seed % 6).unwrap();
+        machine.devices.all()[away].inject(Fault::Error, When::on(Operation::Write));
+        let noted = Rc::clone(&history);
+        node.run(move |node| async move {
+            clients::run(Rc::clone(&node), Rc::clone(&noted), MIX, seed + 3).await;
+            verify::check_keys(&node, &noted.allowed_now()).await;
+            node.wait_until_serving().await;
+        });
+        let metastore = node.shutdown();
+        machine.devices.all()[away].clear_faults();
+        let machine = machine.with(machine.devices.all().to_vec(), metastore, seed);
+        let mut node = machine.start();
+        let noted = Rc::clone(&history);
+        node.run(move |node| async move {
+            node.timer.sleep(Duration::from_secs(20)).await;
+            repaired(&node).await;
+            let mut short = 0;
+            for partition in node.host.primaries() {
+                let next = quarry_partition::command::Command::DegradedNext { after: None, limit: 100 };
+                match partition.execute(&next).await {
+                    Ok(quarry_partition::command::Reply::Blobs { blobs, .. }) => short += blobs.len(),
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(short, 0, "blobs are still short");
+            all_whole(&node, &noted).await;
+        });
+        delete_all(node, &history, &machine);
+    }
+}
