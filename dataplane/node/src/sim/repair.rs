@@ -1,10 +1,23 @@
 //! Damage and loss below what the profile bears is made good: by reads, by the scrub, after a device was away; and
 //! nothing of it leaves a shard or a block behind when everything is deleted.
 
-use std::{collections::BTreeSet, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
 
-use quarry_clustermap::ShardIndex;
-use quarry_object::api::{Conditions, ObjectStore};
+use quarry_clustermap::{ShardIndex, Tier, partition_of};
+use quarry_object::{
+    api::{Conditions, ObjectStore},
+    cluster::{Cluster, PeerError, ReserveShard},
+    metadata::Metadata,
+    writer::write_blob,
+};
+use quarry_partition::{
+    BlobRef,
+    command::{Command, Conditions as StoredConditions, Content as Stored, Put, Reply, StoredAttributes},
+};
 use quarry_storage::{
     device::{Fault, Operation, SimDevice, When},
     store::ShardRow,
@@ -176,9 +189,100 @@ fn what_cannot_be_repaired_is_reported_and_left() {
     });
 }
 
-/// Blobs that were committed short while a device failed are completed when it is back, also after a restart.
+/// A delete that comes while a shard is being made anew wins: what is committed after it is refused.
 #[test]
-fn short_blobs_are_completed_when_the_device_is_back() {
+fn a_free_wins_over_a_repair_under_way() {
+    let machine = Machine::new("4+2", Limits::ROOMY, 6);
+    let mut node = machine.start();
+    node.run(move |node| async move {
+        node.objects.create_bucket(BUCKET).await.unwrap();
+        let content = Content::new(&Random::new(6), LARGE_BYTES);
+        clients::put(&node, "key", &content).await.unwrap();
+        let (_, row) = shards(&node).await.swap_remove(0);
+        let group = node.map().placement_groups[&row.pg].clone();
+        let device = group.members[usize::from(row.shard.0)];
+        let again = ReserveShard {
+            pg: row.pg,
+            epoch: group.epoch,
+            blob: row.blob,
+            shard: row.shard,
+            len_bytes: row.len_bytes,
+        };
+        let checksums: Vec<u32> = row.extents.iter().flat_map(|piece| piece.checksums.clone()).collect();
+        let reserved = node.cluster.reserve_shard(device, again).await.unwrap();
+        node.cluster.free_shard(device, row.pg, group.epoch, row.blob, row.shard).await.unwrap();
+        let committed = node.cluster.commit_shard(reserved, row.owner_partition, checksums.clone()).await;
+        assert_eq!(committed, Err(PeerError::NotFound));
+        // Without the free it is taken.
+        let reserved = node.cluster.reserve_shard(device, again).await.unwrap();
+        assert_eq!(node.cluster.commit_shard(reserved, row.owner_partition, checksums).await, Ok(()));
+    });
+}
+
+async fn short_blobs(node: &Rc<NodeParts>) -> usize {
+    let mut short = 0;
+    for partition in node.host.primaries() {
+        match partition.execute(&Command::DegradedNext { after: None, limit: 1000 }).await {
+            Ok(Reply::Blobs { blobs, .. }) => short += blobs.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    short
+}
+
+/// Stores an object whose blob lacks the last shard, as a writer does that finds no whole group.
+async fn put_short(node: &Rc<NodeParts>, key: &str, content: &Content) {
+    let bucket = node.cluster.bucket(BUCKET).unwrap().id;
+    let owner = partition_of(bucket, key.as_bytes(), node.map().partition_count());
+    let blob = write_blob(&node.cluster, Tier::Hot, owner, &mut content.body()).await.unwrap();
+    let (last, group) = (ShardIndex(5), node.map().placement_groups[&blob.pg].clone());
+    node.cluster.free_shard(group.members[5], blob.pg, group.epoch, blob.blob, last).await.unwrap();
+    let blob = BlobRef { missing_shards: 1 << last.0, ..blob };
+    let put = Put {
+        bucket,
+        key: key.to_owned(),
+        etag: content.etag.clone(),
+        attributes: StoredAttributes::default(),
+        checksums: Vec::default(),
+        content: Stored::Blobs(vec![blob]),
+        conditions: StoredConditions::default(),
+    };
+    node.cluster.execute(owner, Command::Put(put)).await.unwrap();
+}
+
+/// What was committed short is completed in the background, and its manifest says so; also after a restart.
+#[test]
+fn short_blobs_are_completed() {
+    for restart in [false, true] {
+        let machine = Machine::new("4+2", Limits::ROOMY, 8);
+        let mut node = machine.start();
+        let content = Rc::new(Content::new(&Random::new(8), LARGE_BYTES));
+        let stored = Rc::clone(&content);
+        node.run(move |node| async move {
+            node.objects.create_bucket(BUCKET).await.unwrap();
+            put_short(&node, "short", &stored).await;
+            assert_eq!(short_blobs(&node).await, 1);
+        });
+        if restart {
+            let metastore = node.shutdown();
+            node = machine.with(machine.devices.all().to_vec(), metastore, 9).start();
+        }
+        node.run(move |node| async move {
+            node.timer.sleep(Duration::from_secs(20)).await;
+            assert_eq!(short_blobs(&node).await, 0, "the blob is still short");
+            assert!(verify::read(&node, "short", None).await.unwrap().0 == content.bytes);
+            let all = shards(&node).await;
+            assert_eq!(all.len(), 6);
+            let whole = BTreeMap::from([("short".to_owned(), vec![Some(content)])]);
+            verify::check_keys(&node, &whole).await;
+        });
+    }
+}
+
+/// A device is away, comes back, and has lost its place in its partitions: everything is whole again, and what it had
+/// of them does not stay.
+#[test]
+fn a_device_comes_back() {
     for seed in seeds(2) {
         let _doing = Doing(format!("a device away, seed {seed}"));
         let machine = Machine::new("4+2", Limits::ROOMY, seed);
@@ -200,15 +304,7 @@ fn short_blobs_are_completed_when_the_device_is_back() {
         node.run(move |node| async move {
             node.timer.sleep(Duration::from_secs(20)).await;
             repaired(&node).await;
-            let mut short = 0;
-            for partition in node.host.primaries() {
-                let next = quarry_partition::command::Command::DegradedNext { after: None, limit: 100 };
-                match partition.execute(&next).await {
-                    Ok(quarry_partition::command::Reply::Blobs { blobs, .. }) => short += blobs.len(),
-                    other => panic!("{other:?}"),
-                }
-            }
-            assert_eq!(short, 0, "blobs are still short");
+            assert_eq!(short_blobs(&node).await, 0, "blobs are still short");
             all_whole(&node, &noted).await;
         });
         delete_all(node, &history, &machine);
