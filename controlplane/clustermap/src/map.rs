@@ -19,15 +19,17 @@ pub enum Tier {
 /// Whether a device takes part.
 ///
 /// ```text
-///        error, lost, missing            replaced or removed
-///   In ------------------------> Out ------------------------> (gone from the map)
+///        error, lost, missing          replaced, and named by nothing
+///   In ------------------------> Out ----------------------------------> (gone from the map)
+///      <------------------------
+///        found again and recovered
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceState {
     /// Serves reads and writes.
     In,
-    /// Failed or missing: serves nothing until it is replaced.
+    /// Failed or missing: serves nothing until it returns or is replaced.
     Out,
 }
 
@@ -53,6 +55,12 @@ pub struct DeviceEntry {
     pub capacity_bytes: u64,
     /// Whether it takes part.
     pub state: DeviceState,
+    /// Since when it is out, milliseconds since 1970; `None` while it is in (and in a map of before this was kept).
+    #[serde(default)]
+    pub out_since_ms: Option<u64>,
+    /// It is out and another device took its place: it leaves the map as soon as nothing names it.
+    #[serde(default)]
+    pub replaced: bool,
     /// Where the node finds it (a path); for people and for start-up, never for identity.
     pub location: String,
 }
@@ -69,6 +77,10 @@ pub struct PartitionConfig {
     /// Replicas that append every record but whose history is not whole yet: they count as a flushed copy, and
     /// cannot become primary.
     pub joining: Vec<DeviceId>,
+    /// All of `replicas` if every one of them lost its history, else empty: then no device holds what was acknowledged,
+    /// and none may serve, not even the primary.
+    #[serde(default)]
+    pub lost: BTreeSet<DeviceId>,
 }
 
 impl PartitionConfig {
@@ -76,9 +88,24 @@ impl PartitionConfig {
     pub fn members(&self) -> impl Iterator<Item = DeviceId> + '_ {
         self.replicas.iter().chain(&self.joining).copied()
     }
+
+    /// Whether some in-sync replica, in or out, still has its history. If not, the partition serves nothing.
+    pub fn has_history(&self) -> bool {
+        self.lost.is_empty()
+    }
 }
 
-/// Life of a placement group; only a sealed one changes members.
+/// Life of a placement group; only one that takes no blobs changes members, and it is then moving.
+///
+/// ```text
+///        a member is out, or             a replacement is due:
+///        not the profile to open         a position has a new member
+///   Open -----------------------> Sealed ---------------------------> Moving -+ another replacement:
+///    ^ <------------------------- ^  all in, profile to open            | ^---+ one more position, new epoch
+///    |                            |                                     |
+///    |                            +---- reported whole, not to open ----+
+///    +--------------------------------- reported whole, to open --------+
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PgState {
@@ -86,7 +113,7 @@ pub enum PgState {
     Open,
     /// Refuses new blobs; a member is out, or a move is being prepared.
     Sealed,
-    /// Shards are being re-created on, or copied to, the new members.
+    /// Refuses new blobs; the shards of [`PlacementGroup::rebuilding`] are being created on their new members.
     Moving,
 }
 
@@ -103,6 +130,20 @@ pub struct PlacementGroup {
     pub members: Vec<DeviceId>,
     /// See [`PgState`].
     pub state: PgState,
+    /// Positions whose member may lack shards, each with the device that last held it whole: not empty exactly while
+    /// moving. A new member stands in `members`; the old one is named here so that it can take its place again.
+    #[serde(default)]
+    pub rebuilding: BTreeMap<u8, DeviceId>,
+}
+
+impl PlacementGroup {
+    /// Positions that may lack shards: being rebuilt, or with a member that is out.
+    pub fn positions_not_whole(&self, map: &ClusterMap) -> usize {
+        let whole = |(position, device): &(usize, &DeviceId)| {
+            map.is_in(**device) && !self.rebuilding.keys().any(|at| usize::from(*at) == *position)
+        };
+        self.members.len() - self.members.iter().enumerate().filter(whole).count()
+    }
 }
 
 /// The whole map.
@@ -215,6 +256,9 @@ impl ClusterMap {
         if distinct.iter().any(|device| !self.devices.contains_key(device)) {
             return Err("a member is not in the map");
         }
+        if !config.lost.is_empty() && config.lost != config.replicas.iter().copied().collect() {
+            return Err("only part of the in-sync set has lost its history");
+        }
         if config.epoch.0 > self.version.0 {
             return Err("the epoch is newer than the map");
         }
@@ -235,6 +279,15 @@ impl ClusterMap {
             && group.members.iter().any(|m| self.devices.get(m).is_none_or(|entry| entry.tier != group.tier))
         {
             return Err("an open group has a member of another tier, or one that is not in the map");
+        }
+        if (group.state == PgState::Moving) == group.rebuilding.is_empty() {
+            return Err("a moving group, and no other, has positions to rebuild");
+        }
+        if group.rebuilding.keys().any(|position| usize::from(*position) >= group.members.len()) {
+            return Err("a position to rebuild is not below k+m");
+        }
+        if group.rebuilding.values().any(|device| !self.devices.contains_key(device)) {
+            return Err("the former member of a position is not in the map");
         }
         Ok(())
     }

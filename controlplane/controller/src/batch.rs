@@ -6,9 +6,9 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender};
-use quarry_clustermap::{ClusterMap, Epoch, NodeId, PartitionId};
+use quarry_clustermap::{ClusterMap, DeviceId, Epoch, PartitionId};
 use quarry_metastore::{Metastore, MetastoreError, TRANSACTION_OPERATIONS_MAX, Transaction};
-use quarry_planner::{DeviceObservation, Inventory, Joined, MapDiff, NodeObservation, PlanInput, plan};
+use quarry_planner::{DeviceObservation, Inventory, MapDiff, NodeObservation, PlanInput, Reports, plan};
 use tracing::{info, warn};
 
 use crate::{
@@ -179,11 +179,12 @@ fn decide_map(
 ) -> Result<Decided<MapAnswer>, ControllerError> {
     let old = loaded.map.clone();
     let mut inventory = old.as_deref().map(Inventory::of_map).unwrap_or_default();
-    let mut started = BTreeSet::new();
-    let mut joined = Vec::new();
+    let mut folded = Reports::default();
     let mut refused = BTreeMap::new();
     for (position, report) in reports.iter().enumerate() {
-        let result = fold(report, &mut inventory, &mut started, &mut joined);
+        let known = old.is_some() || matches!(report, Report::Register(_));
+        let result =
+            if known { fold(report, &mut inventory, &mut folded) } else { Err(ControllerError::NoMap) };
         if let Err(error) = result {
             refused.insert(position, error);
         }
@@ -195,8 +196,7 @@ fn decide_map(
         policy: &options.policy,
         inventory: &inventory,
         map: old.as_deref(),
-        started: &started,
-        joined: &joined,
+        reports: &folded,
         now_ms: (options.clock_ms)(),
     };
     let plan = plan(&input)?;
@@ -216,28 +216,47 @@ fn log_plan(old: Option<&ClusterMap>, map: &ClusterMap, reasons: &[String]) {
     tracing::debug!(event = "map_diff", diff = %MapDiff::new(old, map));
 }
 
-/// Adds one report to what is observed.
-fn fold(
-    report: &Report,
-    inventory: &mut Inventory,
-    started: &mut BTreeSet<NodeId>,
-    joined: &mut Vec<Joined>,
-) -> Result<(), ControllerError> {
+/// Adds one report to what is observed and to what is told.
+fn fold(report: &Report, inventory: &mut Inventory, folded: &mut Reports) -> Result<(), ControllerError> {
     match report {
         Report::Register(registration) => {
-            if !started.insert(registration.node) {
+            if !folded.started.insert(registration.node) {
                 return Err(ControllerError::RegisteredTwice { node: registration.node });
             }
             register(registration, inventory);
+            for report in &registration.devices {
+                lose(folded, report.device, &report.lost_partitions);
+            }
         }
         Report::DeviceFailed { device, reason } => {
-            let seen = inventory.devices.get_mut(device);
-            seen.ok_or(ControllerError::UnknownDevice { device: *device })?.present = false;
+            known(inventory, *device)?.present = false;
             warn!(event = "device_failed", %device, %reason);
         }
-        Report::Joined(report) => joined.push(*report),
+        Report::DeviceReturned { device, lost_partitions } => {
+            known(inventory, *device)?.present = true;
+            folded.returned.insert(*device);
+            lose(folded, *device, lost_partitions);
+        }
+        Report::ReplicasLost { device, partitions } => {
+            known(inventory, *device)?;
+            lose(folded, *device, partitions);
+        }
+        Report::Joined(report) => folded.joined.push(*report),
+        Report::GroupMoved(report) => folded.moved.push(*report),
+        Report::Tick => {}
     }
     Ok(())
+}
+
+fn known(inventory: &mut Inventory, device: DeviceId) -> Result<&mut DeviceObservation, ControllerError> {
+    inventory.devices.get_mut(&device).ok_or(ControllerError::UnknownDevice { device })
+}
+
+fn lose(folded: &mut Reports, device: DeviceId, partitions: &[PartitionId]) {
+    if !partitions.is_empty() {
+        warn!(event = "replicas_lost", %device, partitions = partitions.len());
+        folded.lost.entry(device).or_default().extend(partitions);
+    }
 }
 
 fn register(registration: &NodeRegistration, inventory: &mut Inventory) {
@@ -258,6 +277,7 @@ fn register(registration: &NodeRegistration, inventory: &mut Inventory) {
                     capacity_bytes: report.capacity_bytes,
                     location: report.location.clone(),
                     present: report.found,
+                    replaces: report.replaces,
                 };
                 inventory.devices.insert(report.device, seen);
             }
@@ -276,6 +296,9 @@ fn decide_activations(
         let current = partition_epoch(&map, *partition)?;
         if current != *epoch {
             return Err(ControllerError::Superseded { partition: *partition, epoch: *epoch, current });
+        }
+        if !map.partition(*partition).has_history() {
+            return Err(ControllerError::HistoryLost { partition: *partition });
         }
         activated[usize::from(partition.0)] = current;
         Ok(())

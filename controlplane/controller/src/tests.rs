@@ -1,6 +1,7 @@
 //! The controller on an embedded metastore: whole life cycles, through the handle alone.
 
 use std::{
+    cell::Cell,
     future::Future,
     path::Path,
     sync::{
@@ -24,10 +25,19 @@ use crate::{
 
 const NODE: NodeId = NodeId(1);
 
+thread_local! {
+    /// The controller runs on the thread of its test.
+    static NOW_MS: Cell<u64> = const { Cell::new(1_000) };
+}
+
 fn options() -> ControllerOptions {
-    let policy =
-        Policy { cluster: ClusterId([7; 16]), hot_profile: "4+2".parse().unwrap(), partition_count: 256 };
-    ControllerOptions { policy, clock_ms: || 1_000 }
+    let policy = Policy {
+        cluster: ClusterId([7; 16]),
+        hot_profile: "4+2".parse().unwrap(),
+        partition_count: 256,
+        rebuild_after_ms: 10_000,
+    };
+    ControllerOptions { policy, clock_ms: || NOW_MS.get() }
 }
 
 fn registration(found: impl Fn(u64) -> bool) -> NodeRegistration {
@@ -37,6 +47,8 @@ fn registration(found: impl Fn(u64) -> bool) -> NodeRegistration {
         capacity_bytes: 1 << 30,
         location: format!("d{id}"),
         found: found(id),
+        replaces: None,
+        lost_partitions: Vec::new(),
     };
     let devices = (1..=6).map(device).collect();
     NodeRegistration { node: NODE, address: String::new(), rack: String::new(), devices }
