@@ -292,3 +292,91 @@ impl ClusterMap {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: DeviceId = DeviceId(1);
+    const B: DeviceId = DeviceId(2);
+
+    fn map() -> ClusterMap {
+        let node = NodeEntry { address: String::new(), rack: String::new(), incarnation: Incarnation(1) };
+        let device = DeviceEntry {
+            node: NodeId(1),
+            tier: Tier::Hot,
+            capacity_bytes: 1,
+            state: DeviceState::In,
+            out_since_ms: None,
+            replaced: false,
+            location: String::new(),
+        };
+        let partition = PartitionConfig {
+            epoch: Epoch(1),
+            primary: A,
+            replicas: vec![A, B],
+            joining: Vec::new(),
+            lost: BTreeSet::new(),
+        };
+        let group = PlacementGroup {
+            epoch: Epoch(1),
+            tier: Tier::Hot,
+            profile: ErasureProfile { data_shards: 1, parity_shards: 1 },
+            members: vec![A, B],
+            state: PgState::Open,
+            rebuilding: BTreeMap::new(),
+        };
+        ClusterMap {
+            cluster: ClusterId([7; 16]),
+            version: MapVersion(1),
+            hot_profile: group.profile,
+            nodes: BTreeMap::from([(NodeId(1), node)]),
+            devices: BTreeMap::from([(A, device.clone()), (B, device)]),
+            partitions: vec![partition],
+            placement_groups: BTreeMap::from([(PgId(0), group)]),
+        }
+    }
+
+    fn problem(edit: impl FnOnce(&mut PartitionConfig, &mut PlacementGroup)) -> String {
+        let mut map = map();
+        let group = map.placement_groups.get_mut(&PgId(0)).unwrap();
+        edit(&mut map.partitions[0], group);
+        map.validate().map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_group_is_moving_exactly_while_positions_are_rebuilt() {
+        let moving = "pg-0: a moving group, and no other, has positions to rebuild";
+        assert_eq!(problem(|_, _| {}), "");
+        assert_eq!(problem(|_, group| group.state = PgState::Moving), moving);
+        assert_eq!(problem(|_, group| drop(group.rebuilding.insert(1, A))), moving);
+        let both = |position, former| {
+            problem(|_, group| {
+                group.state = PgState::Moving;
+                group.rebuilding.insert(position, former);
+            })
+        };
+        assert_eq!(both(1, B), "");
+        assert_eq!(both(2, B), "pg-0: a position to rebuild is not below k+m");
+        assert_eq!(both(1, DeviceId(3)), "pg-0: the former member of a position is not in the map");
+    }
+
+    #[test]
+    fn a_lost_history_concerns_the_whole_in_sync_set() {
+        assert_eq!(problem(|config, _| config.lost = [A, B].into()), "");
+        let part = "partition-0: only part of the in-sync set has lost its history";
+        assert_eq!(problem(|config, _| config.lost = [A].into()), part);
+    }
+
+    #[test]
+    fn a_position_counts_once_as_not_whole() {
+        let mut map = map();
+        map.devices.get_mut(&B).unwrap().state = DeviceState::Out;
+        let mut group = map.placement_groups[&PgId(0)].clone();
+        assert_eq!(group.positions_not_whole(&map), 1);
+        group.rebuilding.insert(1, A);
+        assert_eq!(group.positions_not_whole(&map), 1);
+        group.rebuilding.insert(0, A);
+        assert_eq!(group.positions_not_whole(&map), 2);
+    }
+}

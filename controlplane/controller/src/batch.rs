@@ -30,6 +30,8 @@ pub struct Controller<M> {
     options: ControllerOptions,
     requests: Receiver<Request>,
     subscribers: Subscribers,
+    /// What the last plan waited for: told once, not at every tick.
+    waits: Vec<String>,
 }
 
 /// Requests taken from the queue together, by kind.
@@ -56,7 +58,8 @@ impl<M: Metastore> Controller<M> {
     /// A controller on `metastore`, and the handle to it. Nothing happens until [`Controller::run`] is polled.
     pub fn new(metastore: M, options: ControllerOptions) -> (Self, ControllerHandle) {
         let (sender, requests) = async_channel::bounded(REQUESTS_QUEUED_MAX);
-        let controller = Self { metastore, options, requests, subscribers: Subscribers::default() };
+        let subscribers = Subscribers::default();
+        let controller = Self { metastore, options, requests, subscribers, waits: Vec::new() };
         (controller, ControllerHandle { requests: sender })
     }
 
@@ -128,10 +131,20 @@ impl<M: Metastore> Controller<M> {
         if let Err(error) = &result {
             warn!(event = "plan_failed", %error, reports = reports.len());
         }
+        if let Ok(answer) = &result
+            && answer.waits != self.waits
+        {
+            self.waits.clone_from(&answer.waits);
+            if !self.waits.is_empty() {
+                warn!(event = "plan_waits", reasons = ?self.waits);
+            }
+        }
         for (position, reply) in replies.into_iter().enumerate() {
-            let answer = result.clone().and_then(|(published, refused)| match refused.get(&position) {
-                Some(error) => Err(error.clone()),
-                None => published.ok_or(ControllerError::NoMap),
+            let answer = result.clone().and_then(|MapAnswer { published, refused, .. }| {
+                match refused.get(&position) {
+                    Some(error) => Err(error.clone()),
+                    None => published.ok_or(ControllerError::NoMap),
+                }
             });
             // A caller that no longer waits needs no answer.
             let _ = reply.send(answer);
@@ -169,8 +182,17 @@ fn answer_each<T>(
 }
 
 type Decided<T> = (Option<Transaction>, Loaded, T);
-/// The state after the commit, and which reports (by position) were refused.
-type MapAnswer = (Option<Published>, BTreeMap<usize, ControllerError>);
+
+/// What became of a batch of reports.
+#[derive(Clone)]
+struct MapAnswer {
+    /// The state after the commit.
+    published: Option<Published>,
+    /// Which reports, by position, were refused.
+    refused: BTreeMap<usize, ControllerError>,
+    /// Why nothing, or not everything, is done, if the plan changed nothing.
+    waits: Vec<String>,
+}
 
 fn decide_map(
     options: &ControllerOptions,
@@ -182,15 +204,19 @@ fn decide_map(
     let mut folded = Reports::default();
     let mut refused = BTreeMap::new();
     for (position, report) in reports.iter().enumerate() {
-        let known = old.is_some() || matches!(report, Report::Register(_));
-        let result =
-            if known { fold(report, &mut inventory, &mut folded) } else { Err(ControllerError::NoMap) };
+        let about_map = matches!(report, Report::Joined(_) | Report::GroupMoved(_) | Report::Tick);
+        let result = if about_map && old.is_none() {
+            Err(ControllerError::NoMap)
+        } else {
+            fold(report, &mut inventory, &mut folded)
+        };
         if let Err(error) = result {
             refused.insert(position, error);
         }
     }
     if refused.len() == reports.len() {
-        return Ok((None, loaded.clone(), (loaded.published(), refused)));
+        let answer = MapAnswer { published: loaded.published(), refused, waits: Vec::new() };
+        return Ok((None, loaded, answer));
     }
     let input = PlanInput {
         policy: &options.policy,
@@ -201,14 +227,15 @@ fn decide_map(
     };
     let plan = plan(&input)?;
     let Some(map) = plan.map else {
-        return Ok((None, loaded.clone(), (loaded.published(), refused)));
+        let answer = MapAnswer { published: loaded.published(), refused, waits: plan.reasons };
+        return Ok((None, loaded, answer));
     };
     log_plan(old.as_deref(), &map, &plan.reasons);
     let transaction =
         Transaction::default().expect(MAP_KEY, loaded.map_entry.as_ref()).put(MAP_KEY, to_json(&map));
     let after = Loaded { map: Some(Arc::new(map)), ..loaded };
-    let published = after.published();
-    Ok((Some(transaction), after, (published, refused)))
+    let answer = MapAnswer { published: after.published(), refused, waits: Vec::new() };
+    Ok((Some(transaction), after, answer))
 }
 
 fn log_plan(old: Option<&ClusterMap>, map: &ClusterMap, reasons: &[String]) {

@@ -73,7 +73,7 @@ impl ControllerHandle {
     /// member takes anything of an older epoch. A report of an epoch that was replaced is ignored.
     ///
     /// # Errors
-    /// Metastore errors.
+    /// [`ControllerError::NoMap`]; metastore errors.
     pub async fn group_moved(&self, pg: PgId, epoch: Epoch) -> Result<Published, ControllerError> {
         self.report(Report::GroupMoved(GroupMoved { pg, epoch })).await
     }
@@ -89,7 +89,7 @@ impl ControllerHandle {
     /// A joiner holds the whole history. A report of an epoch that was replaced is ignored.
     ///
     /// # Errors
-    /// Metastore errors.
+    /// [`ControllerError::NoMap`]; metastore errors.
     pub async fn joined(
         &self,
         partition: PartitionId,

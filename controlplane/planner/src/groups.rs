@@ -14,7 +14,7 @@
 //! One plan may take several of these steps; the group then changes once, at one epoch. Nothing but the report takes a
 //! group out of `Moving`: not a device that returns, not a start of a node.
 //!
-//! With n devices in there are at least n open groups, laid out as shifts of one pattern over the devices: every
+//! With n devices in there are at least n open groups, and each device is in one of them; they are laid out as shifts of one pattern over the devices: every
 //! device stands once at every position, so it holds data and parity. Groups are kept for ever (a manifest may name
 //! them) and opened again rather than made anew, so that a device that comes and goes does not grow the map.
 
@@ -55,7 +55,10 @@ fn open_and_seal(next: &mut ClusterMap, reasons: &mut Vec<String>) {
     }
     seal_and_reopen(next, profile);
     let Some(profile) = profile else { return };
-    if next.open_groups(Tier::Hot).count() >= devices.len() {
+    let members: BTreeSet<DeviceId> =
+        next.open_groups(Tier::Hot).flat_map(|(_, group)| group.members.iter().copied()).collect();
+    let every_device_used = devices.iter().all(|device| members.contains(device));
+    if every_device_used && next.open_groups(Tier::Hot).count() >= devices.len() {
         return;
     }
     let present: BTreeSet<Vec<DeviceId>> =

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quarry_clustermap::{ClusterMap, DeviceId, DeviceState, Epoch, PgId, PgState, PlacementGroup};
 
-use crate::{Move, PlanInput, devices_in, domain::Level, epoch_of};
+use crate::{Move, PlanInput, Reports, devices_in, domain::Level, epoch_of};
 
 /// Ends the moves that are reported done: such a group is sealed until it is opened.
 pub(crate) fn finish(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<String>) {
@@ -81,7 +81,9 @@ fn reinstate(next: &mut ClusterMap, moves: &mut Vec<Move>) {
 fn renew(next: &mut ClusterMap, input: &PlanInput<'_>) {
     let epoch = epoch_of(next);
     let was_out = |device: &DeviceId| input.map.is_some_and(|map| !map.is_in(*device));
-    let reopened = |device: &DeviceId| input.reports.returned.contains(device) || was_out(device);
+    let Reports { returned, lost, .. } = input.reports;
+    let reopened =
+        |device: &DeviceId| returned.contains(device) || lost.contains_key(device) || was_out(device);
     let reopened: BTreeSet<DeviceId> =
         next.devices.keys().filter(|device| next.is_in(**device) && reopened(device)).copied().collect();
     for pg in moving(next) {
