@@ -349,7 +349,7 @@ mod tests {
         let moving = "pg-0: a moving group, and no other, has positions to rebuild";
         assert_eq!(problem(|_, _| {}), "");
         assert_eq!(problem(|_, group| group.state = PgState::Moving), moving);
-        assert_eq!(problem(|_, group| drop(group.rebuilding.insert(1, A))), moving);
+        assert_eq!(problem(|_, group| group.rebuilding.extend([(1, A)])), moving);
         let both = |position, former| {
             problem(|_, group| {
                 group.state = PgState::Moving;
