@@ -131,13 +131,11 @@ impl<M: Metastore> Controller<M> {
         if let Err(error) = &result {
             warn!(event = "plan_failed", %error, reports = reports.len());
         }
-        if let Ok(answer) = &result
-            && answer.waits != self.waits
+        if let Ok(MapAnswer { waits: Some(waits), .. }) = &result
+            && *waits != self.waits
         {
-            self.waits.clone_from(&answer.waits);
-            if !self.waits.is_empty() {
-                warn!(event = "plan_waits", reasons = ?self.waits);
-            }
+            info!(event = "plan_waits", reasons = ?waits);
+            self.waits.clone_from(waits);
         }
         for (position, reply) in replies.into_iter().enumerate() {
             let answer = result.clone().and_then(|MapAnswer { published, refused, .. }| {
@@ -190,8 +188,8 @@ struct MapAnswer {
     published: Option<Published>,
     /// Which reports, by position, were refused.
     refused: BTreeMap<usize, ControllerError>,
-    /// Why nothing, or not everything, is done, if the plan changed nothing.
-    waits: Vec<String>,
+    /// The reasons of a plan that changed nothing: what it waits for.
+    waits: Option<Vec<String>>,
 }
 
 fn decide_map(
@@ -215,7 +213,7 @@ fn decide_map(
         }
     }
     if refused.len() == reports.len() {
-        let answer = MapAnswer { published: loaded.published(), refused, waits: Vec::new() };
+        let answer = MapAnswer { published: loaded.published(), refused, waits: None };
         return Ok((None, loaded, answer));
     }
     let input = PlanInput {
@@ -227,14 +225,14 @@ fn decide_map(
     };
     let plan = plan(&input)?;
     let Some(map) = plan.map else {
-        let answer = MapAnswer { published: loaded.published(), refused, waits: plan.reasons };
+        let answer = MapAnswer { published: loaded.published(), refused, waits: Some(plan.reasons) };
         return Ok((None, loaded, answer));
     };
     log_plan(old.as_deref(), &map, &plan.reasons);
     let transaction =
         Transaction::default().expect(MAP_KEY, loaded.map_entry.as_ref()).put(MAP_KEY, to_json(&map));
     let after = Loaded { map: Some(Arc::new(map)), ..loaded };
-    let answer = MapAnswer { published: after.published(), refused, waits: Vec::new() };
+    let answer = MapAnswer { published: after.published(), refused, waits: None };
     Ok((Some(transaction), after, answer))
 }
 

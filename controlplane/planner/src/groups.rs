@@ -14,9 +14,10 @@
 //! One plan may take several of these steps; the group then changes once, at one epoch. Nothing but the report takes a
 //! group out of `Moving`: not a device that returns, not a start of a node.
 //!
-//! With n devices in there are at least n open groups, and each device is in one of them; they are laid out as shifts of one pattern over the devices: every
-//! device stands once at every position, so it holds data and parity. Groups are kept for ever (a manifest may name
-//! them) and opened again rather than made anew, so that a device that comes and goes does not grow the map.
+//! With n devices in there are at least n open groups, and each device is in one of them. They are laid out as shifts of
+//! one pattern over the devices: every device stands once at every position, so it holds data and parity. Groups are
+//! kept for ever (a manifest may name them) and opened again rather than made anew, so that a device that comes and goes
+//! does not grow the map.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,7 +36,6 @@ pub(crate) fn update(
     moves: &mut Vec<Move>,
     reasons: &mut Vec<String>,
 ) {
-    replace::finish(next, input, reasons);
     replace::update(next, input, moves, reasons);
     open_and_seal(next, reasons);
 }

@@ -20,30 +20,17 @@ use quarry_clustermap::{ClusterMap, DeviceId, DeviceState, Epoch, PgId, PgState,
 
 use crate::{Move, PlanInput, Reports, devices_in, domain::Level, epoch_of};
 
-/// Ends the moves that are reported done: such a group is sealed until it is opened.
-pub(crate) fn finish(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<String>) {
-    let epoch = epoch_of(next);
-    for report in &input.reports.moved {
-        match next.placement_groups.get_mut(&report.pg) {
-            Some(group) if group.state == PgState::Moving && group.epoch == report.epoch => {
-                group.rebuilding.clear();
-                (group.state, group.epoch) = (PgState::Sealed, epoch);
-                reasons.push(format!("{} is whole", report.pg));
-            }
-            _ => reasons.push(format!("{} is not moving at {}: report ignored", report.pg, report.epoch)),
-        }
-    }
-}
-
-/// Gives positions new members.
+/// Ends moves, and gives positions new members.
 pub(crate) fn update(
     next: &mut ClusterMap,
     input: &PlanInput<'_>,
     moves: &mut Vec<Move>,
     reasons: &mut Vec<String>,
 ) {
-    reinstate(next, moves);
+    // Before the reports of this very plan: they may be older than what makes the move start over.
     renew(next, input);
+    finish(next, input, reasons);
+    reinstate(next, moves);
     replace_named(next, input, moves, reasons);
     replace_due(next, input, moves, reasons);
 }
@@ -62,6 +49,21 @@ pub(crate) fn retire(next: &mut ClusterMap, reasons: &mut Vec<String>) {
         }
         stays
     });
+}
+
+/// Ends the moves that are reported done: such a group is sealed until it is opened.
+fn finish(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<String>) {
+    let epoch = epoch_of(next);
+    for report in &input.reports.moved {
+        match next.placement_groups.get_mut(&report.pg) {
+            Some(group) if group.state == PgState::Moving && group.epoch == report.epoch => {
+                group.rebuilding.clear();
+                (group.state, group.epoch) = (PgState::Sealed, epoch);
+                reasons.push(format!("{} is whole", report.pg));
+            }
+            _ => reasons.push(format!("{} is not moving at {}: report ignored", report.pg, report.epoch)),
+        }
+    }
 }
 
 /// The last whole holder of a position is in again: it takes it back.

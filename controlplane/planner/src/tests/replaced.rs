@@ -247,3 +247,22 @@ fn a_replacement_of_another_tier_is_refused() {
     world.step_after(REBUILD_AFTER_MS);
     assert!(world.map().placement_groups.values().all(|group| !group.members.contains(&DeviceId(0xf))));
 }
+
+#[test]
+fn a_replaced_device_stays_while_a_partition_waits_for_it() {
+    let mut world = World::new("2+1", 1, 4, 1);
+    world.step(&[1], &[]);
+    let only = DeviceId(0xa);
+    let config = &mut world.map.as_mut().unwrap().partitions[0];
+    (config.primary, config.replicas) = (only, vec![only]);
+    world.set_present(only.0, false);
+    world.add_replacing(0xf, only.0);
+    world.step(&[], &[]);
+    let all = world.all_moved();
+    world.step_reports(&all);
+    assert!(world.map().placement_groups.values().all(|group| !group.members.contains(&only)));
+    assert!(world.map().devices[&only].replaced, "nobody else has the history");
+    world.set_present(only.0, true);
+    world.step_reports(&returned(only.0));
+    assert_eq!(world.map().partitions[0].primary, only);
+}
