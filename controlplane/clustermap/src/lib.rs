@@ -7,7 +7,8 @@
 //! Invariants:
 //! - ids are never reused; an [`Epoch`] of one partition or placement group only grows;
 //! - [`ClusterMap::version`] grows by one with every committed change;
-//! - a placement group's `members` are ordered: position `i` holds shard `i` of every blob written to it.
+//! - a placement group's `members` are ordered: position `i` holds shard `i` of every blob written to it,
+//!   or is listed as to be rebuilt.
 
 mod id;
 mod map;

@@ -19,15 +19,17 @@ pub enum Tier {
 /// Whether a device takes part.
 ///
 /// ```text
-///        error, lost, missing            replaced or removed
-///   In ------------------------> Out ------------------------> (gone from the map)
+///        error, lost, missing          replaced, and named by nothing
+///   In ------------------------> Out ----------------------------------> (gone from the map)
+///      <------------------------
+///        found again and recovered
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceState {
     /// Serves reads and writes.
     In,
-    /// Failed or missing: serves nothing until it is replaced.
+    /// Failed or missing: serves nothing until it returns or is replaced.
     Out,
 }
 
@@ -53,6 +55,12 @@ pub struct DeviceEntry {
     pub capacity_bytes: u64,
     /// Whether it takes part.
     pub state: DeviceState,
+    /// Since when it is out, milliseconds since 1970; `None` while it is in (and in a map of before this was kept).
+    #[serde(default)]
+    pub out_since_ms: Option<u64>,
+    /// It is out and another device took its place: it leaves the map as soon as nothing names it.
+    #[serde(default)]
+    pub replaced: bool,
     /// Where the node finds it (a path); for people and for start-up, never for identity.
     pub location: String,
 }
@@ -69,6 +77,10 @@ pub struct PartitionConfig {
     /// Replicas that append every record but whose history is not whole yet: they count as a flushed copy, and
     /// cannot become primary.
     pub joining: Vec<DeviceId>,
+    /// All of `replicas` if every one of them lost its history, else empty: then no device holds what was acknowledged,
+    /// and none may serve, not even the primary.
+    #[serde(default)]
+    pub lost: BTreeSet<DeviceId>,
 }
 
 impl PartitionConfig {
@@ -76,9 +88,24 @@ impl PartitionConfig {
     pub fn members(&self) -> impl Iterator<Item = DeviceId> + '_ {
         self.replicas.iter().chain(&self.joining).copied()
     }
+
+    /// Whether some in-sync replica, in or out, still has its history. If not, the partition serves nothing.
+    pub fn has_history(&self) -> bool {
+        self.lost.is_empty()
+    }
 }
 
-/// Life of a placement group; only a sealed one changes members.
+/// Life of a placement group; only one that takes no blobs changes members, and it is then moving.
+///
+/// ```text
+///        a member is out, or             a replacement is due:
+///        not the profile to open         a position has a new member
+///   Open -----------------------> Sealed ---------------------------> Moving -+ another replacement:
+///    ^ <------------------------- ^  all in, profile to open            | ^---+ one more position, new epoch
+///    |                            |                                     |
+///    |                            +---- reported whole, not to open ----+
+///    +--------------------------------- reported whole, to open --------+
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PgState {
@@ -86,7 +113,7 @@ pub enum PgState {
     Open,
     /// Refuses new blobs; a member is out, or a move is being prepared.
     Sealed,
-    /// Shards are being re-created on, or copied to, the new members.
+    /// Refuses new blobs; the shards of [`PlacementGroup::rebuilding`] are being created on their new members.
     Moving,
 }
 
@@ -103,6 +130,20 @@ pub struct PlacementGroup {
     pub members: Vec<DeviceId>,
     /// See [`PgState`].
     pub state: PgState,
+    /// Positions whose member may lack shards, each with the device that last held it whole: not empty exactly while
+    /// moving. A new member stands in `members`; the old one is named here so that it can take its place again.
+    #[serde(default)]
+    pub rebuilding: BTreeMap<u8, DeviceId>,
+}
+
+impl PlacementGroup {
+    /// Positions that may lack shards: being rebuilt, or with a member that is out.
+    pub fn positions_not_whole(&self, map: &ClusterMap) -> usize {
+        let whole = |(position, device): &(usize, &DeviceId)| {
+            map.is_in(**device) && !self.rebuilding.keys().any(|at| usize::from(*at) == *position)
+        };
+        self.members.len() - self.members.iter().enumerate().filter(whole).count()
+    }
 }
 
 /// The whole map.
@@ -215,6 +256,9 @@ impl ClusterMap {
         if distinct.iter().any(|device| !self.devices.contains_key(device)) {
             return Err("a member is not in the map");
         }
+        if !config.lost.is_empty() && config.lost != config.replicas.iter().copied().collect() {
+            return Err("only part of the in-sync set has lost its history");
+        }
         if config.epoch.0 > self.version.0 {
             return Err("the epoch is newer than the map");
         }
@@ -236,6 +280,103 @@ impl ClusterMap {
         {
             return Err("an open group has a member of another tier, or one that is not in the map");
         }
+        if (group.state == PgState::Moving) == group.rebuilding.is_empty() {
+            return Err("a moving group, and no other, has positions to rebuild");
+        }
+        if group.rebuilding.keys().any(|position| usize::from(*position) >= group.members.len()) {
+            return Err("a position to rebuild is not below k+m");
+        }
+        if group.rebuilding.values().any(|device| !self.devices.contains_key(device)) {
+            return Err("the former member of a position is not in the map");
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: DeviceId = DeviceId(1);
+    const B: DeviceId = DeviceId(2);
+
+    fn map() -> ClusterMap {
+        let node = NodeEntry { address: String::new(), rack: String::new(), incarnation: Incarnation(1) };
+        let device = DeviceEntry {
+            node: NodeId(1),
+            tier: Tier::Hot,
+            capacity_bytes: 1,
+            state: DeviceState::In,
+            out_since_ms: None,
+            replaced: false,
+            location: String::new(),
+        };
+        let partition = PartitionConfig {
+            epoch: Epoch(1),
+            primary: A,
+            replicas: vec![A, B],
+            joining: Vec::new(),
+            lost: BTreeSet::new(),
+        };
+        let group = PlacementGroup {
+            epoch: Epoch(1),
+            tier: Tier::Hot,
+            profile: ErasureProfile { data_shards: 1, parity_shards: 1 },
+            members: vec![A, B],
+            state: PgState::Open,
+            rebuilding: BTreeMap::new(),
+        };
+        ClusterMap {
+            cluster: ClusterId([7; 16]),
+            version: MapVersion(1),
+            hot_profile: group.profile,
+            nodes: BTreeMap::from([(NodeId(1), node)]),
+            devices: BTreeMap::from([(A, device.clone()), (B, device)]),
+            partitions: vec![partition],
+            placement_groups: BTreeMap::from([(PgId(0), group)]),
+        }
+    }
+
+    fn problem(edit: impl FnOnce(&mut PartitionConfig, &mut PlacementGroup)) -> String {
+        let mut map = map();
+        let group = map.placement_groups.get_mut(&PgId(0)).unwrap();
+        edit(&mut map.partitions[0], group);
+        map.validate().map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_group_is_moving_exactly_while_positions_are_rebuilt() {
+        let moving = "pg-0: a moving group, and no other, has positions to rebuild";
+        assert_eq!(problem(|_, _| {}), "");
+        assert_eq!(problem(|_, group| group.state = PgState::Moving), moving);
+        assert_eq!(problem(|_, group| group.rebuilding.extend([(1, A)])), moving);
+        let both = |position, former| {
+            problem(|_, group| {
+                group.state = PgState::Moving;
+                group.rebuilding.insert(position, former);
+            })
+        };
+        assert_eq!(both(1, B), "");
+        assert_eq!(both(2, B), "pg-0: a position to rebuild is not below k+m");
+        assert_eq!(both(1, DeviceId(3)), "pg-0: the former member of a position is not in the map");
+    }
+
+    #[test]
+    fn a_lost_history_concerns_the_whole_in_sync_set() {
+        assert_eq!(problem(|config, _| config.lost = [A, B].into()), "");
+        let part = "partition-0: only part of the in-sync set has lost its history";
+        assert_eq!(problem(|config, _| config.lost = [A].into()), part);
+    }
+
+    #[test]
+    fn a_position_counts_once_as_not_whole() {
+        let mut map = map();
+        map.devices.get_mut(&B).unwrap().state = DeviceState::Out;
+        let mut group = map.placement_groups[&PgId(0)].clone();
+        assert_eq!(group.positions_not_whole(&map), 1);
+        group.rebuilding.insert(1, A);
+        assert_eq!(group.positions_not_whole(&map), 1);
+        group.rebuilding.insert(0, A);
+        assert_eq!(group.positions_not_whole(&map), 2);
     }
 }

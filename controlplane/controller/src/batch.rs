@@ -6,9 +6,9 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender};
-use quarry_clustermap::{ClusterMap, Epoch, NodeId, PartitionId};
+use quarry_clustermap::{ClusterMap, DeviceId, Epoch, PartitionId};
 use quarry_metastore::{Metastore, MetastoreError, TRANSACTION_OPERATIONS_MAX, Transaction};
-use quarry_planner::{DeviceObservation, Inventory, Joined, MapDiff, NodeObservation, PlanInput, plan};
+use quarry_planner::{DeviceObservation, Inventory, MapDiff, NodeObservation, PlanInput, Reports, plan};
 use tracing::{info, warn};
 
 use crate::{
@@ -30,6 +30,8 @@ pub struct Controller<M> {
     options: ControllerOptions,
     requests: Receiver<Request>,
     subscribers: Subscribers,
+    /// What the last plan waited for: told once, not at every tick.
+    waits: Vec<String>,
 }
 
 /// Requests taken from the queue together, by kind.
@@ -56,7 +58,8 @@ impl<M: Metastore> Controller<M> {
     /// A controller on `metastore`, and the handle to it. Nothing happens until [`Controller::run`] is polled.
     pub fn new(metastore: M, options: ControllerOptions) -> (Self, ControllerHandle) {
         let (sender, requests) = async_channel::bounded(REQUESTS_QUEUED_MAX);
-        let controller = Self { metastore, options, requests, subscribers: Subscribers::default() };
+        let subscribers = Subscribers::default();
+        let controller = Self { metastore, options, requests, subscribers, waits: Vec::new() };
         (controller, ControllerHandle { requests: sender })
     }
 
@@ -128,10 +131,18 @@ impl<M: Metastore> Controller<M> {
         if let Err(error) = &result {
             warn!(event = "plan_failed", %error, reports = reports.len());
         }
+        if let Ok(MapAnswer { waits: Some(waits), .. }) = &result
+            && *waits != self.waits
+        {
+            info!(event = "plan_waits", reasons = ?waits);
+            self.waits.clone_from(waits);
+        }
         for (position, reply) in replies.into_iter().enumerate() {
-            let answer = result.clone().and_then(|(published, refused)| match refused.get(&position) {
-                Some(error) => Err(error.clone()),
-                None => published.ok_or(ControllerError::NoMap),
+            let answer = result.clone().and_then(|MapAnswer { published, refused, .. }| {
+                match refused.get(&position) {
+                    Some(error) => Err(error.clone()),
+                    None => published.ok_or(ControllerError::NoMap),
+                }
             });
             // A caller that no longer waits needs no answer.
             let _ = reply.send(answer);
@@ -169,8 +180,17 @@ fn answer_each<T>(
 }
 
 type Decided<T> = (Option<Transaction>, Loaded, T);
-/// The state after the commit, and which reports (by position) were refused.
-type MapAnswer = (Option<Published>, BTreeMap<usize, ControllerError>);
+
+/// What became of a batch of reports.
+#[derive(Clone)]
+struct MapAnswer {
+    /// The state after the commit.
+    published: Option<Published>,
+    /// Which reports, by position, were refused.
+    refused: BTreeMap<usize, ControllerError>,
+    /// The reasons of a plan that changed nothing: what it waits for.
+    waits: Option<Vec<String>>,
+}
 
 fn decide_map(
     options: &ControllerOptions,
@@ -179,36 +199,41 @@ fn decide_map(
 ) -> Result<Decided<MapAnswer>, ControllerError> {
     let old = loaded.map.clone();
     let mut inventory = old.as_deref().map(Inventory::of_map).unwrap_or_default();
-    let mut started = BTreeSet::new();
-    let mut joined = Vec::new();
+    let mut folded = Reports::default();
     let mut refused = BTreeMap::new();
     for (position, report) in reports.iter().enumerate() {
-        let result = fold(report, &mut inventory, &mut started, &mut joined);
+        let about_map = matches!(report, Report::Joined(_) | Report::GroupMoved(_) | Report::Tick);
+        let result = if about_map && old.is_none() {
+            Err(ControllerError::NoMap)
+        } else {
+            fold(report, &mut inventory, &mut folded)
+        };
         if let Err(error) = result {
             refused.insert(position, error);
         }
     }
     if refused.len() == reports.len() {
-        return Ok((None, loaded.clone(), (loaded.published(), refused)));
+        let answer = MapAnswer { published: loaded.published(), refused, waits: None };
+        return Ok((None, loaded, answer));
     }
     let input = PlanInput {
         policy: &options.policy,
         inventory: &inventory,
         map: old.as_deref(),
-        started: &started,
-        joined: &joined,
+        reports: &folded,
         now_ms: (options.clock_ms)(),
     };
     let plan = plan(&input)?;
     let Some(map) = plan.map else {
-        return Ok((None, loaded.clone(), (loaded.published(), refused)));
+        let answer = MapAnswer { published: loaded.published(), refused, waits: Some(plan.reasons) };
+        return Ok((None, loaded, answer));
     };
     log_plan(old.as_deref(), &map, &plan.reasons);
     let transaction =
         Transaction::default().expect(MAP_KEY, loaded.map_entry.as_ref()).put(MAP_KEY, to_json(&map));
     let after = Loaded { map: Some(Arc::new(map)), ..loaded };
-    let published = after.published();
-    Ok((Some(transaction), after, (published, refused)))
+    let answer = MapAnswer { published: after.published(), refused, waits: None };
+    Ok((Some(transaction), after, answer))
 }
 
 fn log_plan(old: Option<&ClusterMap>, map: &ClusterMap, reasons: &[String]) {
@@ -216,28 +241,47 @@ fn log_plan(old: Option<&ClusterMap>, map: &ClusterMap, reasons: &[String]) {
     tracing::debug!(event = "map_diff", diff = %MapDiff::new(old, map));
 }
 
-/// Adds one report to what is observed.
-fn fold(
-    report: &Report,
-    inventory: &mut Inventory,
-    started: &mut BTreeSet<NodeId>,
-    joined: &mut Vec<Joined>,
-) -> Result<(), ControllerError> {
+/// Adds one report to what is observed and to what is told.
+fn fold(report: &Report, inventory: &mut Inventory, folded: &mut Reports) -> Result<(), ControllerError> {
     match report {
         Report::Register(registration) => {
-            if !started.insert(registration.node) {
+            if !folded.started.insert(registration.node) {
                 return Err(ControllerError::RegisteredTwice { node: registration.node });
             }
             register(registration, inventory);
+            for report in &registration.devices {
+                lose(folded, report.device, &report.lost_partitions);
+            }
         }
         Report::DeviceFailed { device, reason } => {
-            let seen = inventory.devices.get_mut(device);
-            seen.ok_or(ControllerError::UnknownDevice { device: *device })?.present = false;
+            known(inventory, *device)?.present = false;
             warn!(event = "device_failed", %device, %reason);
         }
-        Report::Joined(report) => joined.push(*report),
+        Report::DeviceReturned { device, lost_partitions } => {
+            known(inventory, *device)?.present = true;
+            folded.returned.insert(*device);
+            lose(folded, *device, lost_partitions);
+        }
+        Report::ReplicasLost { device, partitions } => {
+            known(inventory, *device)?;
+            lose(folded, *device, partitions);
+        }
+        Report::Joined(report) => folded.joined.push(*report),
+        Report::GroupMoved(report) => folded.moved.push(*report),
+        Report::Tick => {}
     }
     Ok(())
+}
+
+fn known(inventory: &mut Inventory, device: DeviceId) -> Result<&mut DeviceObservation, ControllerError> {
+    inventory.devices.get_mut(&device).ok_or(ControllerError::UnknownDevice { device })
+}
+
+fn lose(folded: &mut Reports, device: DeviceId, partitions: &[PartitionId]) {
+    if !partitions.is_empty() {
+        warn!(event = "replicas_lost", %device, partitions = partitions.len());
+        folded.lost.entry(device).or_default().extend(partitions);
+    }
 }
 
 fn register(registration: &NodeRegistration, inventory: &mut Inventory) {
@@ -258,6 +302,7 @@ fn register(registration: &NodeRegistration, inventory: &mut Inventory) {
                     capacity_bytes: report.capacity_bytes,
                     location: report.location.clone(),
                     present: report.found,
+                    replaces: report.replaces,
                 };
                 inventory.devices.insert(report.device, seen);
             }
@@ -276,6 +321,9 @@ fn decide_activations(
         let current = partition_epoch(&map, *partition)?;
         if current != *epoch {
             return Err(ControllerError::Superseded { partition: *partition, epoch: *epoch, current });
+        }
+        if !map.partition(*partition).has_history() {
+            return Err(ControllerError::HistoryLost { partition: *partition });
         }
         activated[usize::from(partition.0)] = current;
         Ok(())

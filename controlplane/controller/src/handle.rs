@@ -2,8 +2,8 @@
 
 use async_channel::Sender;
 use futures::channel::oneshot;
-use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId};
-use quarry_planner::Joined;
+use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId, PgId};
+use quarry_planner::{GroupMoved, Joined};
 
 use crate::{
     Bucket, ControllerError, NodeRegistration, Published, Registered, Reply, Report, Request,
@@ -42,10 +42,54 @@ impl ControllerHandle {
         self.report(Report::DeviceFailed { device, reason }).await
     }
 
+    /// A device was opened again without a start of its node: it is in, and its partitions get a new epoch.
+    /// `lost_partitions`: as in [`ControllerHandle::replicas_lost`]. Repeating it is fine, and starts those again.
+    ///
+    /// # Errors
+    /// [`ControllerError::UnknownDevice`], also for a device that was replaced and has left the map: it comes in as a new
+    /// one when its node registers; metastore errors.
+    pub async fn device_returned(
+        &self,
+        device: DeviceId,
+        lost_partitions: Vec<PartitionId>,
+    ) -> Result<Published, ControllerError> {
+        self.report(Report::DeviceReturned { device, lost_partitions }).await
+    }
+
+    /// Replicas on a device lost their history. Each leaves the in-sync set and joins anew, if another in-sync replica
+    /// has the history; if none has, the partition serves nothing (`PartitionConfig::lost`). Either way its epoch is new.
+    ///
+    /// # Errors
+    /// [`ControllerError::UnknownDevice`]; metastore errors.
+    pub async fn replicas_lost(
+        &self,
+        device: DeviceId,
+        partitions: Vec<PartitionId>,
+    ) -> Result<Published, ControllerError> {
+        self.report(Report::ReplicasLost { device, partitions }).await
+    }
+
+    /// Every position that the map of `epoch` lists as to be rebuilt in a group is whole and flushed, and no reachable
+    /// member takes anything of an older epoch. A report of an epoch that was replaced is ignored.
+    ///
+    /// # Errors
+    /// [`ControllerError::NoMap`]; metastore errors.
+    pub async fn group_moved(&self, pg: PgId, epoch: Epoch) -> Result<Published, ControllerError> {
+        self.report(Report::GroupMoved(GroupMoved { pg, epoch })).await
+    }
+
+    /// Time has passed: plans what is due by now. The controller has no timer of its own; call it every few seconds.
+    ///
+    /// # Errors
+    /// [`ControllerError::NoMap`] before the first registration; metastore errors.
+    pub async fn tick(&self) -> Result<Published, ControllerError> {
+        self.report(Report::Tick).await
+    }
+
     /// A joiner holds the whole history. A report of an epoch that was replaced is ignored.
     ///
     /// # Errors
-    /// Metastore errors.
+    /// [`ControllerError::NoMap`]; metastore errors.
     pub async fn joined(
         &self,
         partition: PartitionId,

@@ -15,7 +15,8 @@
 //!
 //! Invariants:
 //! - a map, activation or bucket change is answered only after its transaction is durable;
-//! - an activation is committed together with a comparison of the map: never for an epoch that is already replaced;
+//! - an activation is committed together with a comparison of the map: never for an epoch that is already replaced, nor
+//!   for a partition whose history is lost;
 //! - what is queued when a batch begins is planned together: many reports make one map version;
 //! - a bucket id is given once, for ever.
 
@@ -67,6 +68,11 @@ pub struct DeviceReport {
     pub location: String,
     /// Found, and recovered clean; `false`: missing or unusable.
     pub found: bool,
+    /// The device that is out, in whose place its owner put this one. It takes the other's positions at once; ignored
+    /// while that one is in or is no longer in the map. Repeating it does no harm.
+    pub replaces: Option<DeviceId>,
+    /// Its store was mended, and these replicas lost their history.
+    pub lost_partitions: Vec<PartitionId>,
 }
 
 /// Answer to a registration.
@@ -90,6 +96,12 @@ pub enum ControllerError {
         epoch: Epoch,
         /// What the map says.
         current: Epoch,
+    },
+    /// No replica has the partition's history, so none may acknowledge anything.
+    #[error("{partition} serves nothing: every in-sync replica lost its history")]
+    HistoryLost {
+        /// The partition.
+        partition: PartitionId,
     },
     /// No such partition in the map.
     #[error("{partition} is not in the map")]
@@ -196,7 +208,11 @@ enum Request {
 enum Report {
     Register(NodeRegistration),
     DeviceFailed { device: DeviceId, reason: String },
+    DeviceReturned { device: DeviceId, lost_partitions: Vec<PartitionId> },
+    ReplicasLost { device: DeviceId, partitions: Vec<PartitionId> },
     Joined(quarry_planner::Joined),
+    GroupMoved(quarry_planner::GroupMoved),
+    Tick,
 }
 
 fn partition_epoch(map: &ClusterMap, partition: PartitionId) -> Result<Epoch, ControllerError> {

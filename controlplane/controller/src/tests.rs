@@ -1,6 +1,7 @@
 //! The controller on an embedded metastore: whole life cycles, through the handle alone.
 
 use std::{
+    cell::Cell,
     future::Future,
     path::Path,
     sync::{
@@ -11,7 +12,9 @@ use std::{
 };
 
 use futures::future::{join_all, select};
-use quarry_clustermap::{ClusterId, ClusterMap, DeviceId, DeviceState, Epoch, NodeId, PartitionId, Tier};
+use quarry_clustermap::{
+    ClusterId, ClusterMap, DeviceId, DeviceState, Epoch, NodeId, PartitionId, PgId, PgState, Tier,
+};
 use quarry_metastore::{
     Embedded, Entry, LeaseId, Metastore, MetastoreError, Range, Revision, Transaction, Watch,
 };
@@ -24,20 +27,23 @@ use crate::{
 
 const NODE: NodeId = NodeId(1);
 
+thread_local! {
+    /// The controller runs on the thread of its test.
+    static NOW_MS: Cell<u64> = const { Cell::new(1_000) };
+}
+
 fn options() -> ControllerOptions {
-    let policy =
-        Policy { cluster: ClusterId([7; 16]), hot_profile: "4+2".parse().unwrap(), partition_count: 256 };
-    ControllerOptions { policy, clock_ms: || 1_000 }
+    let policy = Policy {
+        cluster: ClusterId([7; 16]),
+        hot_profile: "4+2".parse().unwrap(),
+        partition_count: 256,
+        rebuild_after_ms: 10_000,
+    };
+    ControllerOptions { policy, clock_ms: || NOW_MS.get() }
 }
 
 fn registration(found: impl Fn(u64) -> bool) -> NodeRegistration {
-    let device = |id| DeviceReport {
-        device: DeviceId(id),
-        tier: Tier::Hot,
-        capacity_bytes: 1 << 30,
-        location: format!("d{id}"),
-        found: found(id),
-    };
+    let device = |id| DeviceReport { found: found(id), ..device_report(id, None) };
     let devices = (1..=6).map(device).collect();
     NodeRegistration { node: NODE, address: String::new(), rack: String::new(), devices }
 }
@@ -214,6 +220,143 @@ fn bucket_life_cycle() {
         let published = handle.register_node(registration(|_| true)).await.unwrap().published;
         assert_eq!(published.buckets.by_name.len(), 300);
         assert!(published.buckets.revision < 20, "changes are committed together");
+    });
+}
+
+fn device_report(id: u64, replaces: Option<u64>) -> DeviceReport {
+    DeviceReport {
+        device: DeviceId(id),
+        tier: Tier::Hot,
+        capacity_bytes: 1 << 30,
+        location: format!("d{id}"),
+        found: true,
+        replaces: replaces.map(DeviceId),
+        lost_partitions: Vec::new(),
+    }
+}
+
+fn moving(map: &ClusterMap) -> Vec<(PgId, Epoch)> {
+    let groups = map.placement_groups.iter().filter(|(_, group)| group.state == PgState::Moving);
+    groups.map(|(pg, group)| (*pg, group.epoch)).collect()
+}
+
+#[test]
+fn a_replaced_device_leaves_when_its_groups_are_whole_and_may_come_back_as_a_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        handle.register_node(registration(|_| true)).await.unwrap();
+    });
+    with(open(directory.path()), |handle| async move {
+        let mut with_seven = registration(|id| id != 3);
+        with_seven.devices.push(device_report(7, Some(3)));
+        let map = handle.register_node(with_seven.clone()).await.unwrap().published.map;
+        assert_eq!((moving(&map).len(), map.devices.len()), (6, 7));
+        assert_eq!(open_profiles(&map), ["4+2"], "other groups take new blobs meanwhile");
+        // Another start, with the same request: nothing more to replace.
+        let map = handle.register_node(with_seven).await.unwrap().published.map;
+        let at_first: Vec<_> = moving(&map);
+        assert!(at_first.iter().all(|(_, epoch)| epoch.0 == 2));
+        let late = handle.group_moved(at_first[0].0, Epoch(1)).await.unwrap().map;
+        assert_eq!(moving(&late), at_first);
+        let reports = at_first.iter().map(|(pg, epoch)| handle.group_moved(*pg, *epoch));
+        let map = join_all(reports).await.pop().unwrap().unwrap().map;
+        assert_eq!(moving(&map), []);
+        assert!(!map.devices.contains_key(&DeviceId(3)));
+        let gone = handle.device_returned(DeviceId(3), Vec::new()).await;
+        assert!(matches!(gone, Err(ControllerError::UnknownDevice { .. })), "{gone:?}");
+        let mut all = registration(|_| true);
+        all.devices.push(device_report(7, None));
+        let map = handle.register_node(all).await.unwrap().published.map;
+        assert_eq!(map.devices[&DeviceId(3)].state, DeviceState::In);
+        let used = map.open_groups(Tier::Hot).any(|(_, group)| group.members.contains(&DeviceId(3)));
+        assert!(used && moving(&map).is_empty());
+    });
+}
+
+#[test]
+fn time_alone_replaces_a_device() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        assert!(matches!(handle.tick().await, Err(ControllerError::NoMap)));
+        let mut seven = registration(|_| true);
+        seven.devices.push(device_report(7, None));
+        handle.register_node(seven).await.unwrap();
+        let map = handle.device_failed(DeviceId(2), "EIO".to_owned()).await.unwrap().map;
+        assert_eq!(map.devices[&DeviceId(2)].out_since_ms, Some(1_000));
+        NOW_MS.set(10_999);
+        assert_eq!(handle.tick().await.unwrap().map.version, map.version);
+        NOW_MS.set(11_000);
+        let map = handle.tick().await.unwrap().map;
+        assert!(!moving(&map).is_empty());
+        assert_eq!(handle.tick().await.unwrap().map.version, map.version);
+        // It returns: its places are its own again, and its partitions start anew.
+        let map = handle.device_returned(DeviceId(2), Vec::new()).await.unwrap().map;
+        assert!(map.is_in(DeviceId(2)));
+        let groups = map.placement_groups.values().filter(|group| group.state == PgState::Moving);
+        assert!(groups.clone().count() > 0 && groups.into_iter().all(|group| group.epoch.0 == map.version.0));
+        let config = map.partitions.iter().find(|config| config.members().any(|id| id == DeviceId(2)));
+        assert!(config.is_none_or(|config| config.epoch.0 == map.version.0));
+    });
+}
+
+#[test]
+fn a_partition_whose_history_is_lost_is_never_activated() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        let map = handle.register_node(registration(|_| true)).await.unwrap().published.map;
+        let replicas = map.partitions[0].replicas.clone();
+        let mut start = registration(|_| true);
+        for report in start.devices.iter_mut().filter(|report| replicas[1..].contains(&report.device)) {
+            report.lost_partitions = vec![PartitionId(0)];
+        }
+        let map = handle.register_node(start).await.unwrap().published.map;
+        assert_eq!((&map.partitions[0].replicas[..], &map.partitions[0].joining[..]), replicas.split_at(1));
+        handle.activate(PartitionId(0), map.partitions[0].epoch).await.unwrap();
+        let map = handle.replicas_lost(replicas[0], vec![PartitionId(0)]).await.unwrap().map;
+        assert!(!map.partitions[0].has_history());
+        let refused = handle.activate(PartitionId(0), map.partitions[0].epoch).await;
+        assert!(matches!(refused, Err(ControllerError::HistoryLost { .. })), "{refused:?}");
+        let unknown = handle.replicas_lost(DeviceId(99), vec![PartitionId(0)]).await;
+        assert!(matches!(unknown, Err(ControllerError::UnknownDevice { .. })));
+    });
+}
+
+/// As 0.1.0 wrote it: device 3 is out, its group sealed.
+const OLD_MAP: &str = r#"{
+    "cluster": [7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7], "version": 5,
+    "hot_profile": {"data_shards": 4, "parity_shards": 2},
+    "nodes": {"1": {"address": "", "rack": "", "incarnation": 4}},
+    "devices": {
+        "1": {"node": 1, "tier": "hot", "capacity_bytes": 9, "state": "in", "location": "d1"},
+        "2": {"node": 1, "tier": "hot", "capacity_bytes": 9, "state": "in", "location": "d2"},
+        "3": {"node": 1, "tier": "hot", "capacity_bytes": 9, "state": "out", "location": "d3"}
+    },
+    "partitions": [{"epoch": 5, "primary": 1, "replicas": [1, 2], "joining": []}],
+    "placement_groups": {"0": {"epoch": 5, "tier": "hot", "profile": {"data_shards": 2, "parity_shards": 1},
+        "members": [1, 2, 3], "state": "sealed"}}
+}"#;
+
+#[test]
+fn a_map_of_before_replacements_loads() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let old = Transaction::default().put("map", OLD_MAP.as_bytes().to_vec());
+    runtime.block_on(open(directory.path()).transact(&old)).unwrap();
+    with(open(directory.path()), |handle| async move {
+        let updates = handle.subscribe().await.unwrap();
+        let map = updates.recv().await.unwrap().map;
+        assert_eq!((map.version.0, map.devices[&DeviceId(3)].out_since_ms), (5, None));
+        let map = handle.tick().await.unwrap().map;
+        assert_eq!(map.devices[&DeviceId(3)].out_since_ms, Some(1_000), "counted from when it is first seen");
+        let group = &map.placement_groups[&PgId(0)];
+        assert_eq!((group.state, group.rebuilding.len()), (PgState::Sealed, 0));
+        assert!(map.partitions[0].has_history());
+        // What is written now is read again.
+        let mut start = registration(|id| id < 3);
+        start.devices.push(device_report(7, Some(3)));
+        let map = handle.register_node(start).await.unwrap().published.map;
+        assert_eq!(map.placement_groups[&PgId(0)].rebuilding, [(2, DeviceId(3))].into());
+        assert_eq!(handle.tick().await.unwrap().map, map);
     });
 }
 

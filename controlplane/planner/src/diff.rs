@@ -45,6 +45,10 @@ impl fmt::Display for MapDiff<'_> {
                 None => writeln!(f, "+ {id}: {}", Device(device))?,
             }
         }
+        let gone = self.old.into_iter().flat_map(|old| &old.devices);
+        for (id, device) in gone.filter(|(id, _)| !new.devices.contains_key(id)) {
+            writeln!(f, "- {id}: {}", Device(device))?;
+        }
         for (index, config) in new.partitions.iter().enumerate() {
             match self.old.and_then(|old| old.partitions.get(index)) {
                 Some(old) if old == config => {}
@@ -78,9 +82,13 @@ struct Device<'a>(&'a DeviceEntry);
 
 impl fmt::Display for Device<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DeviceEntry { node, tier, capacity_bytes, state, location } = self.0;
+        let DeviceEntry { node, tier, capacity_bytes, state, location, out_since_ms, replaced } = self.0;
         let state = if *state == DeviceState::In { "in" } else { "out" };
-        write!(f, "{state} {node} {tier:?} {capacity_bytes} bytes at {location}")
+        write!(f, "{state} {node} {tier:?} {capacity_bytes} bytes at {location}")?;
+        if let Some(since) = out_since_ms {
+            write!(f, ", out since {since} ms")?;
+        }
+        if *replaced { f.write_str(", replaced") } else { Ok(()) }
     }
 }
 
@@ -88,12 +96,12 @@ struct Partition<'a>(&'a PartitionConfig);
 
 impl fmt::Display for Partition<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PartitionConfig { epoch, primary, replicas, joining } = self.0;
+        let PartitionConfig { epoch, primary, replicas, joining, lost } = self.0;
         write!(f, "{epoch} primary {:x} of [{}]", primary.0, Ids(replicas))?;
         if !joining.is_empty() {
             write!(f, " joining [{}]", Ids(joining))?;
         }
-        Ok(())
+        if lost.is_empty() { Ok(()) } else { f.write_str(", history lost") }
     }
 }
 
@@ -101,12 +109,16 @@ struct Group<'a>(&'a PlacementGroup);
 
 impl fmt::Display for Group<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PlacementGroup { epoch, profile, members, state, .. } = self.0;
+        let PlacementGroup { epoch, profile, members, state, rebuilding, tier: _ } = self.0;
         let state = match state {
             PgState::Open => "open",
             PgState::Sealed => "sealed",
             PgState::Moving => "moving",
         };
-        write!(f, "{epoch} {state} {profile} [{}]", Ids(members))
+        write!(f, "{epoch} {state} {profile} [{}]", Ids(members))?;
+        for (position, former) in rebuilding {
+            write!(f, " rebuilding {position} (was {:x})", former.0)?;
+        }
+        Ok(())
     }
 }

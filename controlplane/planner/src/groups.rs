@@ -3,26 +3,44 @@
 //! ```text
 //!           a member is out, or the profile is not the one to open now
 //!   Open ---------------------------------------------------------------> Sealed
-//!        <---------------------------------------------------------------
-//!           every member is in, and the profile is the one to open now
+//!        <---------------------------------------------------------------  |  ^
+//!           every member is in, and the profile is the one to open now     |  |
+//!                                        a position has another member     |  | reported whole
+//!                                        (see `replace`)                   v  | at this epoch
+//!                                                                          Moving --+
+//!                                                                            ^------+ another one: new epoch
 //! ```
 //!
-//! With n devices in there are at least n open groups, laid out as shifts of one pattern over the devices: every
-//! device stands once at every position, so it holds data and parity. Groups are kept for ever (a manifest may name
-//! them) and opened again rather than made anew, so that a device that comes and goes does not grow the map.
+//! One plan may take several of these steps; the group then changes once, at one epoch. Nothing but the report takes a
+//! group out of `Moving`: not a device that returns, not a start of a node.
+//!
+//! With n devices in there are at least n open groups, and each device is in one of them. They are laid out as shifts of
+//! one pattern over the devices: every device stands once at every position, so it holds data and parity. Groups are
+//! kept for ever (a manifest may name them) and opened again rather than made anew, so that a device that comes and goes
+//! does not grow the map.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use quarry_clustermap::{ClusterMap, DeviceId, ErasureProfile, PgId, PgState, PlacementGroup, Tier};
 
 use crate::{
-    devices_in,
+    Move, PlanInput, devices_in,
     domain::{Level, interleave},
-    epoch_of,
+    epoch_of, replace,
 };
 
-/// Seals, opens and adds groups of the hot tier.
-pub(crate) fn update(next: &mut ClusterMap, reasons: &mut Vec<String>) {
+/// Replaces members that are due; seals, opens and adds groups of the hot tier.
+pub(crate) fn update(
+    next: &mut ClusterMap,
+    input: &PlanInput<'_>,
+    moves: &mut Vec<Move>,
+    reasons: &mut Vec<String>,
+) {
+    replace::update(next, input, moves, reasons);
+    open_and_seal(next, reasons);
+}
+
+fn open_and_seal(next: &mut ClusterMap, reasons: &mut Vec<String>) {
     let devices = devices_in(next, Tier::Hot);
     let profile = profile_to_open(next.hot_profile, devices.len());
     match profile {
@@ -37,7 +55,10 @@ pub(crate) fn update(next: &mut ClusterMap, reasons: &mut Vec<String>) {
     }
     seal_and_reopen(next, profile);
     let Some(profile) = profile else { return };
-    if next.open_groups(Tier::Hot).count() >= devices.len() {
+    let members: BTreeSet<DeviceId> =
+        next.open_groups(Tier::Hot).flat_map(|(_, group)| group.members.iter().copied()).collect();
+    let every_device_used = devices.iter().all(|device| members.contains(device));
+    if every_device_used && next.open_groups(Tier::Hot).count() >= devices.len() {
         return;
     }
     let present: BTreeSet<Vec<DeviceId>> =
@@ -46,7 +67,14 @@ pub(crate) fn update(next: &mut ClusterMap, reasons: &mut Vec<String>) {
         if !present.contains(&members) {
             let id = PgId(next.placement_groups.keys().next_back().map_or(0, |last| last.0 + 1));
             let epoch = epoch_of(next);
-            let group = PlacementGroup { epoch, tier: Tier::Hot, profile, members, state: PgState::Open };
+            let group = PlacementGroup {
+                epoch,
+                tier: Tier::Hot,
+                profile,
+                members,
+                state: PgState::Open,
+                rebuilding: BTreeMap::new(),
+            };
             next.placement_groups.insert(id, group);
         }
     }
@@ -69,7 +97,8 @@ fn seal_and_reopen(next: &mut ClusterMap, profile: Option<ErasureProfile>) {
         let state = match group.state {
             PgState::Open if !fit => PgState::Sealed,
             PgState::Sealed if fit => PgState::Open,
-            state => state,
+            // Until a report says that it is whole.
+            state @ (PgState::Open | PgState::Sealed | PgState::Moving) => state,
         };
         if state != group.state {
             group.state = state;

@@ -6,7 +6,9 @@
 //! - a primary stands in the in-sync set; a device enters an in-sync set only as a whole joiner;
 //! - a partition with no in-sync replica left in keeps its entry as it is: whichever of them returns holds every
 //!   acknowledged record, and nobody else does;
-//! - placement groups keep their members; opening and sealing is all that happens to one here.
+//! - a placement group's member changes only while the group is (from then on) moving, with that position listed as to
+//!   be rebuilt; only a report of its newest epoch ends that;
+//! - a device leaves the map only when it is out, was replaced, and nothing names it.
 //!
 //! What fails is judged by the caller; here a device that is not present in the inventory is out.
 
@@ -14,17 +16,24 @@ mod diff;
 mod domain;
 mod groups;
 mod partitions;
+mod replace;
+mod reports;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use quarry_clustermap::{
     ClusterId, ClusterMap, DeviceEntry, DeviceId, DeviceState, Epoch, ErasureProfile, MapError, MapVersion,
-    NodeEntry, NodeId, PartitionId, Tier,
+    NodeEntry, NodeId, PartitionId, PgId, Tier,
 };
 
 pub use diff::MapDiff;
+pub use reports::{GroupMoved, Joined, Reports};
+
+/// How long a device is out before others take its places, unless a new device is named for that: long enough for a
+/// restart of its host, short against the time between two failures.
+pub const REBUILD_AFTER_MS: u64 = 10 * 60 * 1000;
 
 /// Wanted state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +44,8 @@ pub struct Policy {
     pub hot_profile: ErasureProfile,
     /// Number of partitions of the first map; later maps keep theirs.
     pub partition_count: u16,
+    /// How long a device is out before others take its places; see [`REBUILD_AFTER_MS`].
+    pub rebuild_after_ms: u64,
 }
 
 /// A node as observed.
@@ -59,6 +70,8 @@ pub struct DeviceObservation {
     pub location: String,
     /// Found and working. A device that is not present, or not listed at all, is out.
     pub present: bool,
+    /// A device that is out, in whose place this one was put: it takes its position in every placement group at once.
+    pub replaces: Option<DeviceId>,
 }
 
 /// Observed state of the whole cluster.
@@ -81,23 +94,13 @@ impl Inventory {
             capacity_bytes: entry.capacity_bytes,
             location: entry.location.clone(),
             present: entry.state == DeviceState::In,
+            replaces: None,
         };
         Self {
             nodes: map.nodes.iter().map(|(id, entry)| (*id, node(entry))).collect(),
             devices: map.devices.iter().map(|(id, entry)| (*id, device(entry))).collect(),
         }
     }
-}
-
-/// A primary's report that a joiner holds the partition's whole history.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Joined {
-    /// The partition.
-    pub partition: PartitionId,
-    /// Its epoch when the report was made; a report of another epoch is ignored.
-    pub epoch: Epoch,
-    /// The joiner.
-    pub device: DeviceId,
 }
 
 /// All that a plan depends on.
@@ -109,12 +112,23 @@ pub struct PlanInput<'a> {
     pub inventory: &'a Inventory,
     /// The committed map; `None` before the first one.
     pub map: Option<&'a ClusterMap>,
-    /// Nodes that have started since that map: each gets its next incarnation, its partitions a new epoch.
-    pub started: &'a BTreeSet<NodeId>,
-    /// Joiners that became whole.
-    pub joined: &'a [Joined],
-    /// Wall clock, milliseconds since 1970; no rule has a delay so far, so none reads it.
+    /// What happened since that map.
+    pub reports: &'a Reports,
+    /// Wall clock, milliseconds since 1970: says since when a device is out.
     pub now_ms: u64,
+}
+
+impl PlanInput<'_> {
+    fn is_present(&self, device: DeviceId) -> bool {
+        self.inventory.devices.get(&device).is_some_and(|seen| seen.present)
+    }
+
+    /// Whether a device's node started or the device was opened again, so that nobody knows what it still has in flight.
+    fn is_opened_again(&self, device: DeviceId) -> bool {
+        let node = self.inventory.devices.get(&device).map(|seen| seen.node);
+        self.reports.returned.contains(&device)
+            || node.is_some_and(|node| self.reports.started.contains(&node))
+    }
 }
 
 /// Work that follows from a new map and takes time.
@@ -125,6 +139,15 @@ pub enum Move {
         /// The partition.
         partition: PartitionId,
         /// The joiner.
+        device: DeviceId,
+    },
+    /// A position's shards are to be created on its new member; ends with [`GroupMoved`].
+    Rebuild {
+        /// The placement group.
+        pg: PgId,
+        /// The position, which is the index of the shards.
+        position: u8,
+        /// Its new member.
         device: DeviceId,
     },
 }
@@ -204,7 +227,8 @@ pub fn plan(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
     } else {
         partitions::create(&mut next, input.policy.partition_count)?;
     }
-    groups::update(&mut next, &mut reasons);
+    groups::update(&mut next, input, &mut moves, &mut reasons);
+    replace::retire(&mut next, &mut reasons);
     next.validate().expect("a plan from a valid map is valid");
     let changed = input.map.is_none_or(|map| ClusterMap { version: map.version, ..next.clone() } != *map);
     Ok(Plan { map: changed.then_some(next), moves, reasons })
@@ -234,40 +258,53 @@ fn observe(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<Strin
         next.nodes
             .insert(*id, NodeEntry { address: seen.address.clone(), rack: seen.rack.clone(), incarnation });
     }
-    for id in input.started {
+    for id in &input.reports.started {
         if let Some(entry) = next.nodes.get_mut(id) {
             entry.incarnation.0 += 1;
             reasons.push(format!("{id} started: {}", entry.incarnation));
         }
     }
-    let absent: Vec<DeviceId> =
-        next.devices.keys().filter(|id| !input.inventory.devices.contains_key(id)).copied().collect();
-    for id in absent {
-        set_state(next, id, DeviceState::Out, reasons);
-    }
     for (id, seen) in &input.inventory.devices {
-        let state = if seen.present { DeviceState::In } else { DeviceState::Out };
-        let known = next.devices.get(id).map(|entry| entry.state);
-        if known.is_none() && !seen.present {
-            continue;
+        match next.devices.get_mut(id) {
+            Some(entry) => {
+                (entry.node, entry.tier) = (seen.node, seen.tier);
+                (entry.capacity_bytes, entry.location) = (seen.capacity_bytes, seen.location.clone());
+            }
+            None if seen.present => {
+                let entry = DeviceEntry {
+                    node: seen.node,
+                    tier: seen.tier,
+                    capacity_bytes: seen.capacity_bytes,
+                    state: DeviceState::In,
+                    out_since_ms: None,
+                    replaced: false,
+                    location: seen.location.clone(),
+                };
+                next.devices.insert(*id, entry);
+            }
+            None => {}
         }
-        let entry = DeviceEntry {
-            node: seen.node,
-            tier: seen.tier,
-            capacity_bytes: seen.capacity_bytes,
-            state: known.unwrap_or(state),
-            location: seen.location.clone(),
-        };
-        next.devices.insert(*id, entry);
-        set_state(next, *id, state, reasons);
+    }
+    for (id, entry) in &mut next.devices {
+        set_present(entry, input.is_present(*id), input.now_ms, |what| {
+            reasons.push(format!("{id} is {what}"))
+        });
     }
 }
 
-fn set_state(next: &mut ClusterMap, id: DeviceId, state: DeviceState, reasons: &mut Vec<String>) {
-    let entry = next.devices.get_mut(&id).expect("the caller found it in the map");
-    if entry.state != state {
-        entry.state = state;
-        reasons.push(format!("{id} is {}", if state == DeviceState::In { "back in" } else { "out" }));
+fn set_present(entry: &mut DeviceEntry, present: bool, now_ms: u64, mut tell: impl FnMut(&str)) {
+    if present {
+        if entry.state == DeviceState::Out {
+            tell("back in");
+        }
+        (entry.state, entry.out_since_ms, entry.replaced) = (DeviceState::In, None, false);
+    } else {
+        if entry.state == DeviceState::In {
+            tell("out");
+        }
+        entry.state = DeviceState::Out;
+        // A map of before this was kept says nothing: the time counts from now.
+        entry.out_since_ms.get_or_insert(now_ms);
     }
 }
 

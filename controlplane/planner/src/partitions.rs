@@ -5,12 +5,15 @@
 //!   not a member --------------> joining ------------------------> in sync
 //!        ^                          |                                 |
 //!        +------- device out -------+------------ device out ---------+
-//!                                     (kept if it was the last one in sync)
+//!                                   |  (kept if it was the last one in sync)
+//!                                   |                                 |
+//!                                   +<--------- history lost ---------+
+//!                                      (kept, and marked, if no other has the history)
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quarry_clustermap::{ClusterMap, DeviceId, NodeId, PartitionConfig, PartitionId, Tier};
+use quarry_clustermap::{ClusterMap, DeviceId, PartitionConfig, PartitionId, Tier};
 
 use crate::{Joined, Move, PlanError, PlanInput, devices_in, domain::Level, epoch_of};
 
@@ -29,6 +32,7 @@ pub(crate) fn create(next: &mut ClusterMap, partition_count: u16) -> Result<(), 
             primary: replicas[0],
             replicas,
             joining: Vec::new(),
+            lost: BTreeSet::new(),
         });
     }
     Ok(())
@@ -43,17 +47,26 @@ pub(crate) fn update(
 ) {
     let wanted = next.hot_profile.metadata_replicas();
     let mut placer = Placer::new(next);
-    let joined: BTreeSet<Joined> = input.joined.iter().copied().collect();
+    let joined: BTreeSet<Joined> = input.reports.joined.iter().copied().collect();
     let mut short = 0_usize;
+    let mut lost: BTreeMap<DeviceId, usize> = BTreeMap::new();
     for index in 0..next.partitions.len() {
         let partition = PartitionId(u16::try_from(index).expect("a valid map has at most 65,536 partitions"));
         let old = next.partitions[index].clone();
         let mut config = old.clone();
         accept_joiners(&mut config, partition, &joined, reasons);
-        if !config.replicas.iter().any(|device| next.is_in(*device)) {
-            reasons.push(format!(
-                "{partition} is unavailable: none of its in-sync replicas is in; it waits for one"
-            ));
+        // After the joiners: a replica that became whole and lost its history since is not whole.
+        let concerned = demote_lost(&mut config, partition, input);
+        let mut touched = !concerned.is_empty();
+        concerned.into_iter().for_each(|device| *lost.entry(device).or_default() += 1);
+        let waits = !config.has_history() || !config.replicas.iter().any(|device| next.is_in(*device));
+        if waits {
+            reasons.push(unavailable(&config, partition));
+            if config != old || touched {
+                placer.replace(&old, &config);
+                config.epoch = epoch_of(next);
+                next.partitions[index] = config;
+            }
             continue;
         }
         evict(&mut config, next);
@@ -67,10 +80,14 @@ pub(crate) fn update(
             config.joining.push(device);
             moves.push(Move::Join { partition, device });
         }
-        if config != old || started_member(&config, next, input.started) {
+        touched |= config.members().any(|device| input.is_opened_again(device));
+        if config != old || touched {
             config.epoch = epoch_of(next);
             next.partitions[index] = config;
         }
+    }
+    for (device, count) in lost {
+        reasons.push(format!("{device} lost the history of {count} partitions"));
     }
     if short > 0 {
         reasons.push(format!(
@@ -89,7 +106,7 @@ fn accept_joiners(
     for report in of_partition {
         let position = config.joining.iter().position(|device| *device == report.device);
         match position {
-            Some(position) if report.epoch == config.epoch => {
+            Some(position) if report.epoch == config.epoch && config.has_history() => {
                 config.replicas.push(config.joining.remove(position));
             }
             _ => reasons.push(format!(
@@ -98,6 +115,40 @@ fn accept_joiners(
             )),
         }
     }
+}
+
+/// Members whose history is lost leave the in-sync set and join anew; if that would leave nobody, all are marked instead
+/// and stay. Returns the members concerned: what they were sent at this epoch no longer counts.
+fn demote_lost(config: &mut PartitionConfig, partition: PartitionId, input: &PlanInput<'_>) -> Vec<DeviceId> {
+    let reports = &input.reports.lost;
+    let reported = |device: &DeviceId| reports.get(device).is_some_and(|lost| lost.contains(&partition));
+    let concerned: Vec<DeviceId> = config.members().filter(reported).collect();
+    if concerned.is_empty() {
+        return concerned;
+    }
+    let (lost, whole): (Vec<DeviceId>, Vec<DeviceId>) =
+        config.replicas.iter().partition(|device| concerned.contains(device) || config.lost.contains(device));
+    if whole.is_empty() {
+        config.lost = lost.into_iter().collect();
+        return concerned;
+    }
+    config.replicas = whole;
+    config.joining.extend(lost);
+    if !config.replicas.contains(&config.primary) {
+        config.primary = config.replicas[0];
+    }
+    concerned
+}
+
+fn unavailable(config: &PartitionConfig, partition: PartitionId) -> String {
+    if config.has_history() {
+        let list: Vec<String> = config.replicas.iter().map(ToString::to_string).collect();
+        return format!(
+            "{partition} is unavailable: none of its in-sync replicas is in; it waits for one of {}",
+            list.join(", ")
+        );
+    }
+    format!("{partition} is unavailable: every in-sync replica lost its history, and no other has it")
 }
 
 fn evict(config: &mut PartitionConfig, next: &ClusterMap) {
@@ -116,10 +167,6 @@ fn trim(config: &mut PartitionConfig, wanted: usize) {
             config.replicas.remove(last.expect("more than one replica: one of them is not the primary"));
         }
     }
-}
-
-fn started_member(config: &PartitionConfig, next: &ClusterMap, started: &BTreeSet<NodeId>) -> bool {
-    config.members().any(|device| started.contains(&next.devices[&device].node))
 }
 
 /// Counts who holds what, and picks the least loaded device each time.

@@ -35,7 +35,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use quarry_clustermap::{ClusterMap, NodeId, PARTITIONS_STANDALONE, Tier};
 use quarry_controller::{DeviceReport, NodeRegistration, Registered};
 use quarry_metastore::{Embedded, Metastore};
-use quarry_planner::Policy;
+use quarry_planner::{Policy, REBUILD_AFTER_MS};
 
 use crate::{
     cluster::{Progress, Reads, Repairs},
@@ -94,7 +94,12 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let scrub = ScrubBoard::new(config.cores);
     let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable, scrub.clone());
     let stopping = Arc::new(AtomicBool::new(false));
-    let policy = Policy { cluster, hot_profile: config.profile, partition_count: PARTITIONS_STANDALONE };
+    let policy = Policy {
+        cluster,
+        hot_profile: config.profile,
+        partition_count: PARTITIONS_STANDALONE,
+        rebuild_after_ms: REBUILD_AFTER_MS,
+    };
     let control = Control::start(&config, metastore, policy, Arc::clone(&admin), Arc::clone(&stopping))?;
     let registered =
         futures::executor::block_on(control.handle.controller().register_node(registration(&found)))?;
@@ -179,6 +184,8 @@ fn registration(found: &[FoundDevice]) -> NodeRegistration {
         capacity_bytes: device.file.size_bytes(),
         location: device.path.display().to_string(),
         found: true,
+        replaces: None,
+        lost_partitions: Vec::new(),
     };
     NodeRegistration {
         node: STANDALONE_NODE,

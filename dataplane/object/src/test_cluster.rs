@@ -199,6 +199,8 @@ fn test_map(profile: &str, devices: u64, groups: u32) -> ClusterMap {
         tier: Tier::Hot,
         capacity_bytes: 1 << 40,
         state: DeviceState::In,
+        out_since_ms: None,
+        replaced: false,
         location: String::new(),
     };
     let group = |index: u64| PlacementGroup {
@@ -207,6 +209,7 @@ fn test_map(profile: &str, devices: u64, groups: u32) -> ClusterMap {
         profile,
         members: (0..profile.total() as u64).map(|shard| DeviceId((index + shard) % devices)).collect(),
         state: PgState::Open,
+        rebuilding: BTreeMap::new(),
     };
     let map = ClusterMap {
         cluster: ClusterId([7; 16]),

@@ -14,7 +14,7 @@ use quarry_object::{
     repair::Budget,
 };
 use quarry_partition::Payload;
-use quarry_planner::Policy;
+use quarry_planner::{Policy, REBUILD_AFTER_MS};
 use quarry_storage::{
     device::{BufferPool, SimDevice},
     store::{FormatParams, Store, StoreOptions},
@@ -125,7 +125,12 @@ impl Machine {
     pub(super) fn start(&self) -> Node {
         let mut executor = Executor::new();
         let directory = metastore_directory(&self.metastore);
-        let policy = Policy { cluster: CLUSTER, hot_profile: self.profile, partition_count: PARTITIONS };
+        let policy = Policy {
+            cluster: CLUSTER,
+            hot_profile: self.profile,
+            partition_count: PARTITIONS,
+            rebuild_after_ms: REBUILD_AFTER_MS,
+        };
         let options = ControllerOptions { policy, clock_ms: || 0 };
         let (controller, handle) = Controller::new(Embedded::open(directory.path()).unwrap(), options);
         let spawn = executor.spawn();
@@ -158,6 +163,8 @@ impl Machine {
             capacity_bytes: DEVICE_BYTES,
             location: format!("device-{index}"),
             found: true,
+            replaces: None,
+            lost_partitions: Vec::new(),
         };
         NodeRegistration {
             node: NODE,

@@ -1,5 +1,7 @@
 //! Single rules, one replica at a time; their interplay is the simulator's business.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use quarry_clustermap::{DeviceId, Epoch, PartitionConfig, PartitionId, Sequence};
 
@@ -11,7 +13,7 @@ const B: DeviceId = DeviceId(2);
 
 fn config(epoch: u64, replicas: &[DeviceId], joining: &[DeviceId]) -> PartitionConfig {
     let (replicas, joining) = (replicas.to_vec(), joining.to_vec());
-    PartitionConfig { epoch: Epoch(epoch), primary: replicas[0], replicas, joining }
+    PartitionConfig { epoch: Epoch(epoch), primary: replicas[0], replicas, joining, lost: BTreeSet::new() }
 }
 
 fn mutation() -> Bytes {

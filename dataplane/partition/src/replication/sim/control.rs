@@ -1,6 +1,6 @@
 //! A model of the control plane: one configuration, changed one at a time, each change a new epoch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use quarry_clustermap::{DeviceId, Epoch, PartitionConfig};
 
@@ -15,7 +15,13 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new(copies: usize) -> Self {
         let replicas: Vec<DeviceId> = (0..copies as u64).map(DeviceId).collect();
-        let config = PartitionConfig { epoch: Epoch(1), primary: replicas[0], replicas, joining: Vec::new() };
+        let config = PartitionConfig {
+            epoch: Epoch(1),
+            primary: replicas[0],
+            replicas,
+            joining: Vec::new(),
+            lost: BTreeSet::new(),
+        };
         Self { config, activated: BTreeMap::new(), copies }
     }
 

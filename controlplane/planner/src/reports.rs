@@ -1,0 +1,42 @@
+//! What members of the cluster tell the planner, beside what is observed of nodes and devices.
+//!
+//! A report that ends work carries the epoch it was done at; one of another epoch is ignored.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use quarry_clustermap::{DeviceId, Epoch, NodeId, PartitionId, PgId};
+
+/// Everything reported since the committed map.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Reports {
+    /// Nodes that have started: each gets its next incarnation, its partitions a new epoch.
+    pub started: BTreeSet<NodeId>,
+    /// Devices that were opened again without a start of their node: their partitions get a new epoch.
+    pub returned: BTreeSet<DeviceId>,
+    /// Replicas that lost their history: each leaves the in-sync set, and joins anew if another has the history.
+    pub lost: BTreeMap<DeviceId, BTreeSet<PartitionId>>,
+    /// Joiners that became whole.
+    pub joined: Vec<Joined>,
+    /// Placement groups whose new members are whole.
+    pub moved: Vec<GroupMoved>,
+}
+
+/// A primary's report that a joiner holds the partition's whole history.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Joined {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Its epoch when the report was made; a report of another epoch is ignored.
+    pub epoch: Epoch,
+    /// The joiner.
+    pub device: DeviceId,
+}
+
+/// A repair's report that every position listed as to be rebuilt at that epoch is whole.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct GroupMoved {
+    /// The placement group.
+    pub pg: PgId,
+    /// Its epoch at which the members were fenced and the shards created; a report of another epoch is ignored.
+    pub epoch: Epoch,
+}
