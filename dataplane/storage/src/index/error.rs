@@ -25,11 +25,6 @@ impl KeyRange {
     pub(crate) fn overlaps(&self, from: &[u8], to: &[u8]) -> bool {
         self.from[..] < *to && self.to.as_ref().is_none_or(|end| *from < end[..])
     }
-
-    /// Whether it holds `key`.
-    pub(crate) fn contains(&self, key: &[u8]) -> bool {
-        self.from[..] <= *key && self.to.as_ref().is_none_or(|end| *key < end[..])
-    }
 }
 
 /// What is wrong with a page or value.

@@ -59,7 +59,7 @@ pub(crate) enum Seen<'a> {
     /// A row whose value could be read, as far as the depth asks for it.
     Row(Row<'a>),
     /// A page or value that cannot be read, and the keys that are gone with it.
-    Damaged { extent: Extent, error: IndexError, keys: KeyRange },
+    Damaged { extent: Extent, error: IndexError, keys: KeyRange, is_page: bool },
 }
 
 /// A row of a leaf.
@@ -137,7 +137,7 @@ impl<D: Device> Tree<D> {
             match self.read_page_twice(child, level, &bounds).await {
                 Err(error) => {
                     let keys = bounds.key_range();
-                    visit(Seen::Damaged { extent: child.extent(), error, keys });
+                    visit(Seen::Damaged { extent: child.extent(), error, keys, is_page: true });
                 }
                 Ok(page) => {
                     let (entries, used_bytes) = (page.count(), page.used_bytes());
@@ -198,19 +198,14 @@ impl<D: Device> Tree<D> {
                 Ok(value) => visit(Seen::Row(Row { page, index, loaded: Some(&value) })),
                 Err(error) => {
                     let keys = KeyRange::only(&key);
-                    visit(Seen::Damaged { extent: pointer.extent, error, keys });
+                    visit(Seen::Damaged { extent: pointer.extent, error, keys, is_page: false });
                 }
             }
         }
         (read_bytes, None)
     }
 
-    async fn read_page_twice(
-        &self,
-        child: ChildRef,
-        level: u8,
-        bounds: &Bounds,
-    ) -> Result<Page, IndexError> {
+    async fn read_page_twice(&self, child: ChildRef, level: u8, bounds: &Bounds) -> Result<Page, IndexError> {
         match self.read_page(child, level, bounds).await {
             Err(IndexError::Device(_)) => self.read_page(child, level, bounds).await,
             other => other,
