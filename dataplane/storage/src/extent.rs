@@ -122,6 +122,26 @@ impl FreeMap {
         map
     }
 
+    /// The map of `area` in which all blocks are free but these, which it sorts; they may overlap each other and leave
+    /// the area.
+    pub fn without(area: Range<BlockIndex>, used: &mut [Extent]) -> Self {
+        let mut map = FreeMap::new(area.start..area.start);
+        map.area = area.start.0..area.end.0.max(area.start.0);
+        used.sort_unstable();
+        let mut from = map.area.start;
+        for extent in used {
+            let start = extent.start.0.min(map.area.end);
+            if start > from {
+                map.insert_run(from, start - from);
+            }
+            from = from.max(start.saturating_add(extent.blocks.into()));
+        }
+        if from < map.area.end {
+            map.insert_run(from, map.area.end - from);
+        }
+        map
+    }
+
     /// The area the map covers.
     pub fn area(&self) -> Range<BlockIndex> {
         BlockIndex(self.area.start)..BlockIndex(self.area.end)

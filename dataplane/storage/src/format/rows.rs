@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | 01 | pg u32, blob 16, shard u8, n u32 | frame of [`ShardRowV1`]: extent `n` of a shard |
 //! | 02 | pg u32 | frame of [`PgEpochRowV1`] |
-//! | 03 | partition u16 | frame of [`LogRowV1`] |
+//! | 03 | partition u16 | frame of [`LogRowV1`], or of [`LogRowV2`] while the partition is lost |
+//! | 04 | first partition u16 | frame of [`LostRangeV1`] |
 //! | 10 | partition u16, key chosen by the partition | chosen by the partition |
-//! | 20 | name | device-local value |
+//! | 20 | name | device-local value; the store's own: [`SHARDS_INCOMPLETE`] |
 //!
 //! Frame kinds are the table numbers plus 0x100, so that a row is never taken for a record.
 
@@ -24,12 +25,20 @@ pub const TABLE_SHARDS: u8 = 0x01;
 pub const TABLE_PG_EPOCHS: u8 = 0x02;
 /// Table of log states.
 pub const TABLE_LOGS: u8 = 0x03;
+/// Table of ranges of partitions whose log rows were lost.
+pub const TABLE_LOST: u8 = 0x04;
 /// Table of partition rows.
 pub const TABLE_PARTITIONS: u8 = 0x10;
 /// Table of device-local rows.
 pub const TABLE_LOCAL: u8 = 0x20;
 
+/// Name of the device-local row that says whether shards may be missing since the device was mended: one byte, 1 if
+/// so, 0 (or no row) if not.
+pub const SHARDS_INCOMPLETE: &str = "quarry.shards-incomplete";
+
 const VERSION: u16 = 1;
+/// Version of the row of a lost partition's log.
+const VERSION_LOST: u16 = 2;
 const SHARD_KEY_BYTES: usize = 1 + 4 + BlobId::ENCODED_BYTES + 1 + 4;
 
 /// Value of table 01: one extent of a shard. What concerns the whole shard is repeated in each.
@@ -139,7 +148,34 @@ pub struct LogRowV1 {
     pub applied: Sequence,
 }
 
-fn encode_row<T>(table: u8, value: &T) -> Bytes
+/// Value of table 03 for a partition that mending could not keep: it has no rows and no log until it is reset. A
+/// version of its own, so that no program takes the partition for an empty one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct LogRowV2 {
+    /// Highest epoch seen, as far as it is known.
+    pub epoch: Epoch,
+}
+
+/// Value of table 03, whatever its version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogRow {
+    /// Highest epoch seen.
+    pub epoch: Epoch,
+    /// Entries up to here are in the rows of table 10.
+    pub applied: Sequence,
+    /// Nothing is here because it was lost; `applied` is 0 then.
+    pub lost: bool,
+}
+
+/// Value of table 04: partitions from the one in the key on whose log rows were lost. Those of them that have no row
+/// in table 03 count as lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct LostRangeV1 {
+    /// Last of them.
+    pub last: PartitionId,
+}
+
+fn encode_row<T>(table: u8, version: u16, value: &T) -> Bytes
 where
     T: for<'a> Serialize<
         rkyv::api::high::HighSerializer<
@@ -150,11 +186,11 @@ where
     >,
 {
     let mut out = Vec::new();
-    frame::encode(0x100 | u16::from(table), VERSION, value, &[], &mut out);
+    frame::encode(0x100 | u16::from(table), version, value, &[], &mut out);
     out.into()
 }
 
-fn decode_row<T>(table: u8, what: &'static str, bytes: &[u8]) -> Result<T, FormatError>
+fn decode_row<T>(table: u8, version: u16, what: &'static str, bytes: &[u8]) -> Result<T, FormatError>
 where
     T: Archive,
     T::Archived: for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rkyv::rancor::Error>>
@@ -164,7 +200,7 @@ where
     if frame.kind != 0x100 | u16::from(table) {
         return Err(FormatError::Magic { what });
     }
-    if frame.version != VERSION {
+    if frame.version != version {
         return Err(FormatError::Version { what, version: frame.version.into() });
     }
     if !rest.is_empty() || !frame.tail.is_empty() {
@@ -176,7 +212,7 @@ where
 /// Value of one shard extent.
 #[must_use]
 pub fn encode_shard(row: &ShardRowV1) -> Bytes {
-    encode_row(TABLE_SHARDS, row)
+    encode_row(TABLE_SHARDS, VERSION, row)
 }
 
 /// Inverse of [`encode_shard`].
@@ -184,13 +220,13 @@ pub fn encode_shard(row: &ShardRowV1) -> Bytes {
 /// # Errors
 /// [`FormatError`].
 pub fn decode_shard(bytes: &[u8]) -> Result<ShardRowV1, FormatError> {
-    decode_row(TABLE_SHARDS, "shard row", bytes)
+    decode_row(TABLE_SHARDS, VERSION, "shard row", bytes)
 }
 
 /// Value of a placement group's epoch.
 #[must_use]
 pub fn encode_pg_epoch(epoch: Epoch) -> Bytes {
-    encode_row(TABLE_PG_EPOCHS, &PgEpochRowV1 { epoch })
+    encode_row(TABLE_PG_EPOCHS, VERSION, &PgEpochRowV1 { epoch })
 }
 
 /// Inverse of [`encode_pg_epoch`].
@@ -198,21 +234,45 @@ pub fn encode_pg_epoch(epoch: Epoch) -> Bytes {
 /// # Errors
 /// [`FormatError`].
 pub fn decode_pg_epoch(bytes: &[u8]) -> Result<Epoch, FormatError> {
-    decode_row::<PgEpochRowV1>(TABLE_PG_EPOCHS, "pg epoch row", bytes).map(|row| row.epoch)
+    decode_row::<PgEpochRowV1>(TABLE_PG_EPOCHS, VERSION, "pg epoch row", bytes).map(|row| row.epoch)
 }
 
 /// Value of a log's state.
 #[must_use]
-pub fn encode_log(row: LogRowV1) -> Bytes {
-    encode_row(TABLE_LOGS, &row)
+pub fn encode_log(row: LogRow) -> Bytes {
+    let LogRow { epoch, applied, lost } = row;
+    match lost {
+        false => encode_row(TABLE_LOGS, VERSION, &LogRowV1 { epoch, applied }),
+        true => encode_row(TABLE_LOGS, VERSION_LOST, &LogRowV2 { epoch }),
+    }
 }
 
 /// Inverse of [`encode_log`].
 ///
 /// # Errors
 /// [`FormatError`].
-pub fn decode_log(bytes: &[u8]) -> Result<LogRowV1, FormatError> {
-    decode_row(TABLE_LOGS, "log row", bytes)
+pub fn decode_log(bytes: &[u8]) -> Result<LogRow, FormatError> {
+    let what = "log row";
+    match decode_row::<LogRowV2>(TABLE_LOGS, VERSION_LOST, what, bytes) {
+        Ok(LogRowV2 { epoch }) => Ok(LogRow { epoch, applied: Sequence::default(), lost: true }),
+        Err(FormatError::Version { .. }) => decode_row::<LogRowV1>(TABLE_LOGS, VERSION, what, bytes)
+            .map(|LogRowV1 { epoch, applied }| LogRow { epoch, applied, lost: false }),
+        Err(error) => Err(error),
+    }
+}
+
+/// Value of a range of partitions whose log rows were lost.
+#[must_use]
+pub fn encode_lost_range(last: PartitionId) -> Bytes {
+    encode_row(TABLE_LOST, VERSION, &LostRangeV1 { last })
+}
+
+/// Inverse of [`encode_lost_range`].
+///
+/// # Errors
+/// [`FormatError`].
+pub fn decode_lost_range(bytes: &[u8]) -> Result<PartitionId, FormatError> {
+    decode_row::<LostRangeV1>(TABLE_LOST, VERSION, "range of lost partitions", bytes).map(|row| row.last)
 }
 
 /// Key of extent `n` of a shard.
@@ -248,6 +308,12 @@ pub fn pg_epoch_key(pg: PgId) -> Bytes {
 #[must_use]
 pub fn log_key(partition: PartitionId) -> Bytes {
     [&[TABLE_LOGS], &partition.0.to_be_bytes()[..]].concat().into()
+}
+
+/// Key of a range of partitions whose log rows were lost.
+#[must_use]
+pub fn lost_range_key(first: PartitionId) -> Bytes {
+    [&[TABLE_LOST], &first.0.to_be_bytes()[..]].concat().into()
 }
 
 /// Key of a partition's row.
@@ -290,14 +356,17 @@ pub enum StateKey {
     Pg(PgId),
     /// Table 03.
     Log(PartitionId),
+    /// Table 04: the first of a range.
+    Lost(PartitionId),
 }
 
-/// Inverse of [`pg_epoch_key`] and [`log_key`].
+/// Inverse of [`pg_epoch_key`], [`log_key`] and [`lost_range_key`].
 #[must_use]
 pub fn parse_state_key(key: &[u8]) -> Option<StateKey> {
     match *key {
         [TABLE_PG_EPOCHS, a, b, c, d] => Some(StateKey::Pg(PgId(u32::from_be_bytes([a, b, c, d])))),
         [TABLE_LOGS, a, b] => Some(StateKey::Log(PartitionId(u16::from_be_bytes([a, b])))),
+        [TABLE_LOST, a, b] => Some(StateKey::Lost(PartitionId(u16::from_be_bytes([a, b])))),
         _ => None,
     }
 }

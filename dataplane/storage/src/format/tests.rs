@@ -109,11 +109,18 @@ fn golden_images() {
     let pieces = rows::ShardRowV1::from_row(&row());
     found += &format!("shard row: {}\n", hex(&rows::encode_shard(&pieces[0])));
     found += &format!("pg epoch row: {}\n", hex(&rows::encode_pg_epoch(Epoch(12))));
-    let log_row = rows::LogRowV1 { epoch: Epoch(4), applied: Sequence(7) };
+    let log_row = rows::LogRow { epoch: Epoch(4), applied: Sequence(7), lost: false };
     found += &format!("log row: {}\n", hex(&rows::encode_log(log_row)));
     found += &format!("shard key: {}\n", hex(&rows::shard_key(key(), 1)));
     found += &format!("batch header: {}\n", hex(&sealed_batch()[..batch::HEADER_BYTES]));
     found += &format!("superblock: {}\n", hex(&superblock().encode(1)[..232]));
+    let lost_row = rows::LogRow { epoch: Epoch(4), applied: Sequence(0), lost: true };
+    assert_eq!(rows::decode_log(&rows::encode_log(lost_row)), Ok(lost_row));
+    assert_eq!(rows::decode_log(&rows::encode_log(log_row)), Ok(log_row));
+    found += &format!("lost log row: {}\n", hex(&rows::encode_log(lost_row)));
+    let range = rows::encode_lost_range(PartitionId(300));
+    assert_eq!(rows::decode_lost_range(&range), Ok(PartitionId(300)));
+    found += &format!("lost range: {} = {}\n", hex(&rows::lost_range_key(PartitionId(9))), hex(&range));
     assert_eq!(found, include_str!("golden.txt"), "an on-disk format changed: that needs a new version");
 }
 

@@ -5,7 +5,7 @@
 //! An untouched subtree is never read unless it serves as such a neighbour.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use super::writer::{End, Writer};
 use super::yielding::Pace;
 use super::{INLINE_VALUE_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX, value};
 use crate::device::Device;
-use crate::extent::{Extent, FreeMap};
+use crate::extent::{BlockIndex, Extent, FreeMap};
 
 /// A page with less in it is merged with a neighbour.
 const UNDERFULL_BYTES: usize = PAGE_BYTES / 4;
@@ -50,6 +50,21 @@ impl<D: Device> Tree<D> {
         batch: &BTreeMap<Bytes, Option<Bytes>>,
         space: &RefCell<FreeMap>,
     ) -> Result<Applied, IndexError> {
+        self.apply_without(batch, &BTreeSet::new(), space).await
+    }
+
+    /// As [`Tree::apply`], and leaves out the pages that begin at `lost`, and all below them, without reading them. The
+    /// batch must hold a deletion of the first key of the range of each. What lies below a lost inner page is not in
+    /// [`Applied::freed`].
+    ///
+    /// # Errors
+    /// As [`Tree::apply`].
+    pub(crate) async fn apply_without(
+        &self,
+        batch: &BTreeMap<Bytes, Option<Bytes>>,
+        lost: &BTreeSet<BlockIndex>,
+        space: &RefCell<FreeMap>,
+    ) -> Result<Applied, IndexError> {
         let mut changes = Vec::with_capacity(batch.len());
         let pace = Pace::default();
         for (key, value) in batch {
@@ -67,7 +82,7 @@ impl<D: Device> Tree<D> {
         let root = self.hold_root();
         let pages = Writer::new(self.device(), space, End::High);
         let values = Writer::new(self.device(), space, End::Low);
-        let mut applier = Applier { tree: self, pages, values, freed: Vec::new(), pace };
+        let mut applier = Applier { tree: self, lost, pages, values, freed: Vec::new(), pace };
         match applier.run(*root, &changes).await {
             Ok((root, written_bytes)) => Ok(Applied { root, freed: applier.freed, written_bytes }),
             Err(error) => {
@@ -81,6 +96,7 @@ impl<D: Device> Tree<D> {
 
 struct Applier<'a, D> {
     tree: &'a Tree<D>,
+    lost: &'a BTreeSet<BlockIndex>,
     pages: Writer<'a, D>,
     values: Writer<'a, D>,
     freed: Vec<Extent>,
@@ -101,6 +117,10 @@ impl<D: Device> Applier<'_, D> {
     ) -> Result<(Option<TreeRoot>, u64), IndexError> {
         let (mut level, items) = match root {
             None => (0, Some(self.merge(None, changes).await?.unwrap_or_default())),
+            Some(old) if self.lost.contains(&old.page) => {
+                self.freed.push(old.child().extent());
+                (0, Some(self.merge(None, changes).await?.unwrap_or_default()))
+            }
             Some(old) => {
                 let bounds = Bounds::default();
                 let page = self.tree.load(old.child(), old.height, &bounds, Purpose::Replace).await?;
@@ -233,9 +253,16 @@ impl<D: Device> Applier<'_, D> {
                 if ahead.is_empty() {
                     ahead = self.load_ahead(page, bounds, &parts, index).await?;
                 }
-                let child_page = ahead.pop_front().expect("every touched child is loaded");
-                let child_bounds = bounds.narrow(page, index);
-                items = self.rewrite(page.child(index), child_page, child_bounds, &changes[part]).await?;
+                let child = page.child(index);
+                items = match ahead.pop_front().expect("every touched child is loaded") {
+                    Some(page_below) => {
+                        self.rewrite(child, page_below, bounds.narrow(page, index), &changes[part]).await?
+                    }
+                    None => {
+                        self.freed.push(child.extent());
+                        Some(Vec::new())
+                    }
+                };
             }
             changed |= items.is_some();
             if items.is_none()
@@ -278,18 +305,21 @@ impl<D: Device> Applier<'_, D> {
         Ok(changed.then_some(output))
     }
 
-    /// Reads the touched children from `index` on, a bounded number at once.
+    /// Reads the touched children from `index` on, a bounded number at once; `None` stands for a lost one.
     async fn load_ahead(
         &self,
         page: &Page,
         bounds: &Bounds,
         parts: &[Range<usize>],
         index: usize,
-    ) -> Result<VecDeque<Page>, IndexError> {
+    ) -> Result<VecDeque<Option<Page>>, IndexError> {
         let touched = (index..page.count()).filter(|&index| !parts[index].is_empty());
         let loads = touched.take(READS_AHEAD).map(async |index| {
-            let bounds = bounds.narrow(page, index);
-            self.tree.load(page.child(index), page.level() - 1, &bounds, Purpose::Replace).await
+            let (child, bounds) = (page.child(index), bounds.narrow(page, index));
+            if self.lost.contains(&child.page) {
+                return Ok(None);
+            }
+            self.tree.load(child, page.level() - 1, &bounds, Purpose::Replace).await.map(Some)
         });
         join_all(loads).await.into_iter().collect()
     }

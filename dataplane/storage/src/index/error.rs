@@ -15,6 +15,18 @@ pub struct KeyRange {
     pub to: Option<Bytes>,
 }
 
+impl KeyRange {
+    /// The range that holds one key.
+    pub(crate) fn only(key: &[u8]) -> Self {
+        Self { from: Bytes::copy_from_slice(key), to: Some(Bytes::from([key, &[0]].concat())) }
+    }
+
+    /// Whether a key of `from..to` lies in it.
+    pub(crate) fn overlaps(&self, from: &[u8], to: &[u8]) -> bool {
+        self.from[..] < *to && self.to.as_ref().is_none_or(|end| *from < end[..])
+    }
+}
+
 /// What is wrong with a page or value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {
@@ -22,6 +34,8 @@ pub enum Damage {
     Checksum,
     /// The page says that it belongs to another address.
     Address,
+    /// The page has the right checksum and a version that this program does not know.
+    Version,
     /// The page breaks its format, or its level or keys do not fit its parent.
     Structure,
     /// The bytes of an out-of-line value do not match the checksum in its row.

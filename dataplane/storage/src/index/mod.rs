@@ -30,6 +30,7 @@ pub use cursor::Cursor;
 pub use error::{Damage, IndexError, KeyRange};
 pub use page::{PAGE_BYTES, ValuePointer, ValueRef};
 pub use tree::{OldRoot, TREE_ROOT_BYTES, Tree, TreeRoot};
+pub(crate) use walk::{Row, Seen};
 pub use walk::{Visit, WalkDepth};
 
 /// Longest key, in bytes.

@@ -173,6 +173,8 @@ pub(super) fn build(out: &mut [u8], address: BlockIndex, level: u8, items: &[Ite
 pub(super) enum BadPage {
     /// It says that it belongs elsewhere.
     Address,
+    /// It has another version.
+    Version,
     /// Its fields contradict the format, its level or its key range.
     Structure,
 }
@@ -196,8 +198,11 @@ impl Page {
         (from, to): (&[u8], Option<&[u8]>),
         device_blocks: u64,
     ) -> Result<Page, BadPage> {
-        if bytes.len() != PAGE_BYTES || bytes[..4] != MAGIC || bytes[4..6] != VERSION.to_le_bytes() {
+        if bytes.len() != PAGE_BYTES || bytes[..4] != MAGIC {
             return Err(BadPage::Structure);
+        }
+        if bytes[4..6] != VERSION.to_le_bytes() {
+            return Err(BadPage::Version);
         }
         if bytes[16..24] != address.0.to_le_bytes() {
             return Err(BadPage::Address);

@@ -97,7 +97,7 @@ impl Bounds {
         self.to.as_ref().map(|(page, index)| page.key(*index))
     }
 
-    fn key_range(&self) -> KeyRange {
+    pub(super) fn key_range(&self) -> KeyRange {
         KeyRange { from: self.from(), to: self.to() }
     }
 }
@@ -258,6 +258,7 @@ impl<D: Device> Tree<D> {
         Page::parse(buf.into_bytes(), child.page, level, range, self.device_blocks()).map_err(|bad| {
             let what = match bad {
                 BadPage::Address => Damage::Address,
+                BadPage::Version => Damage::Version,
                 BadPage::Structure => Damage::Structure,
             };
             damaged(child, level, what, bounds)

@@ -33,8 +33,7 @@ pub(super) async fn load<D: Device>(
     let (result, buf) = device.read(pointer.extent.start.offset_bytes(), buf).await;
     result?;
     if checksum(pointer.extent.start, &buf[..len]) != pointer.checksum {
-        let to = Bytes::from([key, &[0]].concat());
-        let key_range = Box::new(KeyRange { from: Bytes::copy_from_slice(key), to: Some(to) });
+        let key_range = Box::new(KeyRange::only(key));
         return Err(IndexError::Damaged {
             page: pointer.extent.start,
             level: 0,

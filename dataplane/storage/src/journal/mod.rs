@@ -9,7 +9,7 @@
 //! group) keep their order.
 //!
 //! Failure model: a failed write or flush is never retried. What a reader finds after the last good batch is a
-//! torn tail, unless a valid later batch stands somewhere in the ring: then the media is damaged.
+//! torn tail, unless the header of a later batch stands somewhere in the ring: then the media is damaged.
 
 mod queue;
 mod reader;

@@ -16,7 +16,7 @@ const BATCH_BYTES_READ_MAX: u64 = 8 << 20;
 pub(crate) enum ScanEnd {
     /// Nothing later follows: the end of the journal.
     Tail,
-    /// A valid batch with a later sequence stands in the ring.
+    /// A batch with a later sequence stands in the ring.
     Damaged {
         /// Highest sequence found.
         found: u64,
@@ -84,7 +84,8 @@ impl<'d, D: Device> RingReader<'d, D> {
         Some((header, payload))
     }
 
-    /// Looks through the rest of the ring for a valid batch that is later than the end.
+    /// Looks through the rest of the ring for a batch that is later than the end. Its header is enough if it names
+    /// this device and a sequence that may follow: it is written only after the flush of the batch before it.
     pub(crate) async fn end(&self) -> ScanEnd {
         if let Some(error) = &self.unreadable {
             return ScanEnd::Unreadable(error.clone());
@@ -114,7 +115,9 @@ impl<'d, D: Device> RingReader<'d, D> {
             return None;
         }
         let bytes = self.read(position, header.blocks()).await.ok()?;
-        batch::open(&bytes).ok().map(|(header, _, _)| header.sequence)
+        let whole = batch::open(&bytes).is_ok();
+        let may_follow = header.sequence - self.next.sequence <= self.area.blocks;
+        (whole || may_follow).then_some(header.sequence)
     }
 
     /// Reads blocks of the ring, around its end if need be.

@@ -12,8 +12,9 @@ use super::overlay::Layer;
 use super::space::Space;
 use super::{DecodeEntry, LogEntry, Mutation, RecoveredLog, ShardRow, StoreError};
 use crate::extent::Extent;
+use crate::format::FormatError;
 use crate::format::record::Record;
-use crate::format::rows::{self, LogRowV1, ShardRowV1};
+use crate::format::rows::{self, LogRow, ShardRowV1};
 
 /// The highest epoch seen of one partition or placement group.
 #[derive(Clone, Copy, Default, Debug)]
@@ -35,6 +36,10 @@ pub(super) struct Log {
     pub(super) last: Sequence,
     /// Durable entries after `applied`.
     pub(super) tail: BTreeMap<Sequence, LogEntry>,
+    /// Mending could not keep rows and log: the partition is empty here until it is reset.
+    pub(super) lost: bool,
+    /// As `lost`, but false as soon as the reset is on its way.
+    pub(super) refuses: bool,
 }
 
 impl Log {
@@ -50,6 +55,17 @@ pub(super) enum Mode<'a> {
     Live,
     /// Replay: extents are claimed, committed entries are applied.
     Replay(&'a DecodeEntry),
+    /// Replay while the device is mended: as above, but nobody knows yet which extents are free.
+    Mend(&'a DecodeEntry),
+}
+
+impl<'a> Mode<'a> {
+    fn replays(&self) -> Option<&'a DecodeEntry> {
+        match *self {
+            Self::Live => None,
+            Self::Replay(decode) | Self::Mend(decode) => Some(decode),
+        }
+    }
 }
 
 /// Memory that a tail entry costs beside its payload; at least what its record costs in the ring.
@@ -62,6 +78,8 @@ pub(super) struct Core {
     pub(super) frozen: Option<Rc<Layer>>,
     pub(super) pg_fences: HashMap<PgId, Fence>,
     pub(super) logs: BTreeMap<PartitionId, Log>,
+    /// A partition without a row of its log is lost if it lies in one of these: first -> last.
+    pub(super) lost_ranges: BTreeMap<PartitionId, PartitionId>,
     /// Bytes of all tails.
     pub(super) tail_bytes: usize,
 }
@@ -71,6 +89,49 @@ fn entry_bytes(entry: &LogEntry) -> usize {
 }
 
 impl Core {
+    /// Takes a row of the tables of epochs, logs and losses as of the checkpoint.
+    pub(super) fn load_row(&mut self, key: &[u8], value: &[u8]) -> Result<(), FormatError> {
+        let malformed = FormatError::Field { what: "index row", field: "key" };
+        match rows::parse_state_key(key).ok_or(malformed)? {
+            rows::StateKey::Pg(pg) => {
+                let epoch = rows::decode_pg_epoch(value)?;
+                self.pg_fences.insert(pg, Fence { seen: epoch, recorded: epoch });
+            }
+            rows::StateKey::Log(partition) => {
+                let LogRow { epoch, applied, lost } = rows::decode_log(value)?;
+                let fence = Fence { seen: epoch, recorded: epoch };
+                let log = Log { fence, applied, last: applied, lost, refuses: lost, ..Log::default() };
+                self.logs.insert(partition, log);
+            }
+            rows::StateKey::Lost(first) => {
+                self.lost_ranges.insert(first, rows::decode_lost_range(value)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a partition without a row of its log counts as lost.
+    pub(super) fn lost_unless_known(&self, partition: PartitionId) -> bool {
+        self.lost_ranges.range(..=partition).any(|(_, &last)| partition <= last)
+    }
+
+    /// The log of a partition, which begins now if there is none.
+    pub(super) fn log_mut(&mut self, partition: PartitionId) -> &mut Log {
+        let lost = self.lost_unless_known(partition);
+        self.logs.entry(partition).or_insert_with(|| Log { lost, refuses: lost, ..Log::default() })
+    }
+
+    /// Drops what a partition has here but for its epoch; durable with the next checkpoint.
+    pub(super) fn lose(&mut self, partition: PartitionId) {
+        let log = self.log_mut(partition);
+        let gone = std::mem::take(&mut log.tail);
+        (log.lost, log.refuses) = (true, true);
+        (log.applied, log.last) = (Sequence::default(), Sequence::default());
+        self.tail_bytes -= gone.values().map(entry_bytes).sum::<usize>();
+        self.active.wipe(partition);
+        self.record_log(partition);
+    }
+
     pub(super) fn apply_record(
         &mut self,
         record: Record,
@@ -84,17 +145,19 @@ impl Core {
                 for n in 0..count(&extents) {
                     self.active.put(rows::shard_key(key, n), None);
                 }
-                space.free_shard(key, extents);
+                if !matches!(mode, Mode::Mend(_)) {
+                    space.free_shard(key, extents);
+                }
             }
             Record::LogAppend { in_force, entry } => self.append(in_force, entry, mode)?,
             Record::LogTruncate { partition, epoch, after } => {
                 self.saw_partition_epoch(partition, epoch);
-                let log = self.logs.entry(partition).or_default();
+                let log = self.log_mut(partition);
                 let gone = log.tail.split_off(&after.next());
-                self.tail_bytes -= gone.values().map(entry_bytes).sum::<usize>();
-                if let Mode::Replay(_) = mode {
+                if mode.replays().is_some() {
                     log.last = log.last.min(after);
                 }
+                self.tail_bytes -= gone.values().map(entry_bytes).sum::<usize>();
             }
             Record::LogReset { partition, epoch, base } => self.reset(partition, epoch, base, mode),
             Record::PgEpoch { pg, epoch } => self.saw_pg_epoch(pg, epoch),
@@ -115,6 +178,7 @@ impl Core {
         match mode {
             Mode::Live => space.commit(extents),
             Mode::Replay(_) => space.claim(extents)?,
+            Mode::Mend(_) => {}
         }
         let key = row.key();
         for (n, piece) in (0..).zip(ShardRowV1::from_row(row)) {
@@ -123,7 +187,9 @@ impl Core {
         for n in count(&row.extents)..count(&replaced) {
             self.active.put(rows::shard_key(key, n), None);
         }
-        space.free_shard(key, replaced);
+        if !matches!(mode, Mode::Mend(_)) {
+            space.free_shard(key, replaced);
+        }
         self.saw_pg_epoch(row.pg, row.epoch);
         Ok(())
     }
@@ -131,15 +197,19 @@ impl Core {
     fn append(&mut self, in_force: Epoch, entry: LogEntry, mode: &Mode<'_>) -> Result<(), StoreError> {
         let (partition, committed) = (entry.partition, entry.committed);
         self.saw_partition_epoch(partition, in_force);
-        let log = self.logs.entry(partition).or_default();
+        let log = self.log_mut(partition);
+        if log.lost {
+            return Ok(());
+        }
         log.last = log.last.max(entry.sequence);
         if entry.sequence <= log.applied {
             return Ok(());
         }
-        self.tail_bytes += entry_bytes(&entry);
+        let bytes = entry_bytes(&entry);
         let replaced = log.tail.insert(entry.sequence, entry);
+        self.tail_bytes += bytes;
         self.tail_bytes -= replaced.as_ref().map_or(0, entry_bytes);
-        if let Mode::Replay(decode) = mode {
+        if let Some(decode) = mode.replays() {
             self.apply_committed(partition, committed, decode)?;
         }
         Ok(())
@@ -153,7 +223,7 @@ impl Core {
         decode: &DecodeEntry,
     ) -> Result<(), StoreError> {
         loop {
-            let log = self.logs.entry(partition).or_default();
+            let log = self.log_mut(partition);
             let next = log.applied.next();
             let Some(entry) = log.tail.get(&next).filter(|_| next <= committed) else { return Ok(()) };
             let mutations = decode(&entry.payload);
@@ -165,8 +235,8 @@ impl Core {
 
     /// Entries up to `through` become rows; repeating it does nothing.
     pub(super) fn apply(&mut self, partition: PartitionId, through: Sequence, mutations: Vec<Mutation>) {
-        let log = self.logs.entry(partition).or_default();
-        if through <= log.applied {
+        let log = self.log_mut(partition);
+        if log.lost || through <= log.applied {
             return;
         }
         log.applied = through;
@@ -181,15 +251,17 @@ impl Core {
     }
 
     fn reset(&mut self, partition: PartitionId, epoch: Epoch, base: Sequence, mode: &Mode<'_>) {
-        let log = self.logs.entry(partition).or_default();
+        let log = self.log_mut(partition);
         let gone = std::mem::take(&mut log.tail);
-        self.tail_bytes -= gone.values().map(entry_bytes).sum::<usize>();
         log.applied = base;
-        if let Mode::Replay(_) = mode {
+        log.lost = false;
+        if mode.replays().is_some() {
+            log.refuses = false;
             log.last = base;
         }
         log.fence.seen = log.fence.seen.max(epoch);
         log.fence.recorded = log.fence.recorded.max(epoch);
+        self.tail_bytes -= gone.values().map(entry_bytes).sum::<usize>();
         self.active.wipe(partition);
         self.record_log(partition);
     }
@@ -204,7 +276,7 @@ impl Core {
     }
 
     fn saw_partition_epoch(&mut self, partition: PartitionId, epoch: Epoch) {
-        let log = self.logs.entry(partition).or_default();
+        let log = self.log_mut(partition);
         log.fence.seen = log.fence.seen.max(epoch);
         if epoch > log.fence.recorded {
             log.fence.recorded = epoch;
@@ -214,8 +286,8 @@ impl Core {
 
     /// Puts the row that says what the rows of a partition contain.
     fn record_log(&mut self, partition: PartitionId) {
-        let log = self.logs.entry(partition).or_default();
-        let row = LogRowV1 { epoch: log.fence.recorded, applied: log.applied };
+        let log = self.log_mut(partition);
+        let row = LogRow { epoch: log.fence.recorded, applied: log.applied, lost: log.lost };
         self.active.put(rows::log_key(partition), Some(rows::encode_log(row)));
     }
 
@@ -240,7 +312,7 @@ impl Core {
 
     /// Refuses an older epoch of a partition, remembers a newer one.
     pub(super) fn fence_partition(&mut self, partition: PartitionId, epoch: Epoch) -> Result<(), StoreError> {
-        let log = self.logs.entry(partition).or_default();
+        let log = self.log_mut(partition);
         let seen = log.fence.seen;
         if epoch < seen {
             return Err(StoreError::StaleEpoch { partition, seen });

@@ -91,6 +91,12 @@ pub enum StoreError {
         /// Applied already.
         applied: Sequence,
     },
+    /// Mending lost the partition's rows here: nothing continues its log before a reset.
+    #[error("{partition}: its rows on this device were lost; it must be reset")]
+    PartitionLost {
+        /// Partition.
+        partition: PartitionId,
+    },
     /// A shard row's lengths, extents and checksums do not agree.
     #[error("shard row: {reason}")]
     InvalidShard {

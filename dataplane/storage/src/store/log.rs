@@ -14,7 +14,8 @@ impl<D: Device + 'static> Store<D> {
     ///
     /// # Errors
     /// [`StoreError::StaleEpoch`], [`StoreError::OutOfSequence`],
-    /// [`StoreError::RecordTooLarge`], [`StoreError::Overloaded`], or the store is not serving.
+    /// [`StoreError::PartitionLost`], [`StoreError::RecordTooLarge`], [`StoreError::Overloaded`], or the store is not
+    /// serving.
     ///
     /// # Panics
     /// If the entry's epoch is above the one in force.
@@ -26,7 +27,10 @@ impl<D: Device + 'static> Store<D> {
         let ticket = {
             let mut core = inner.core.borrow_mut();
             core.fence_partition(partition, in_force)?;
-            let log = core.logs.entry(partition).or_default();
+            let log = core.log_mut(partition);
+            if log.refuses {
+                return Err(StoreError::PartitionLost { partition });
+            }
             let expected = log.last.next();
             if sequence != expected {
                 return Err(StoreError::OutOfSequence { partition, expected, given: sequence });
@@ -40,7 +44,8 @@ impl<D: Device + 'static> Store<D> {
     }
 
     /// Entries up to `through` are committed: their mutations, in order, become rows. In memory at once; durable
-    /// with the next checkpoint, before which the log itself holds them. Repeating it does nothing.
+    /// with the next checkpoint, before which the log itself holds them. Repeating it does nothing, nor does applying
+    /// to a lost partition.
     pub fn apply(&self, partition: PartitionId, through: Sequence, mutations: Vec<Mutation>) {
         self.0.core.borrow_mut().apply(partition, through, mutations);
         // Room for uncommitted entries may have come back, or the overlay may be full.
@@ -50,7 +55,8 @@ impl<D: Device + 'static> Store<D> {
     /// Rolls back entries after `after`; durable when Ok.
     ///
     /// # Errors
-    /// [`StoreError::StaleEpoch`], [`StoreError::TruncatesApplied`], or the store is not serving.
+    /// [`StoreError::StaleEpoch`], [`StoreError::TruncatesApplied`], [`StoreError::PartitionLost`], or the store is not
+    /// serving.
     pub async fn truncate(
         &self,
         partition: PartitionId,
@@ -62,7 +68,10 @@ impl<D: Device + 'static> Store<D> {
         let ticket = {
             let mut core = inner.core.borrow_mut();
             core.fence_partition(partition, epoch)?;
-            let log = core.logs.entry(partition).or_default();
+            let log = core.log_mut(partition);
+            if log.refuses {
+                return Err(StoreError::PartitionLost { partition });
+            }
             if after < log.applied {
                 return Err(StoreError::TruncatesApplied { partition, after, applied: log.applied });
             }
@@ -75,7 +84,7 @@ impl<D: Device + 'static> Store<D> {
     }
 
     /// Wipes a partition's rows and log, for a joiner that gets everything anew; durable when Ok. The log then
-    /// stands at `base`, all of it applied.
+    /// stands at `base`, all of it applied. A lost partition is lost no more.
     ///
     /// # Errors
     /// [`StoreError::StaleEpoch`], or the store is not serving.
@@ -92,7 +101,8 @@ impl<D: Device + 'static> Store<D> {
             core.fence_partition(partition, epoch)?;
             let record = Record::LogReset { partition, epoch, base };
             let ticket = inner.journal(record, Subject::Partition(partition), Class::Privileged, None)?;
-            core.logs.entry(partition).or_default().last = base;
+            let log = core.log_mut(partition);
+            (log.last, log.refuses) = (base, false);
             ticket
         };
         ticket.wait().await
@@ -114,7 +124,7 @@ impl<D: Device + 'static> Store<D> {
         inner.journal(record, Subject::Partition(partition), Class::Privileged, None)?.wait().await
     }
 
-    /// What the device knows of a partition's log: durable entries only.
+    /// What the device knows of a partition's log: durable entries only. Of a lost one it knows at most the epoch.
     #[must_use]
     pub fn recovered_log(&self, partition: PartitionId) -> RecoveredLog {
         self.0.core.borrow().logs.get(&partition).map(super::core::Log::recovered).unwrap_or_default()

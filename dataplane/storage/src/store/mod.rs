@@ -12,13 +12,16 @@
 //!
 //! Failure model: a failed write or flush of the journal or a checkpoint fails the store for ever
 //! ([`StoreState::Failed`]): waiters and later calls get an error, nothing is retried. A full device still frees:
-//! the space and the ring keep reserves. Damage of the index is an error that names the keys.
+//! the space and the ring keep reserves. Damage of the index is an error that names the keys; opening anew can mend it
+//! (see `mend`), and `verify` finds it before a reader does.
 
 mod checkpoint;
 mod core;
 mod error;
 mod examine;
 mod log;
+mod losses;
+mod mend;
 mod overlay;
 mod reads;
 mod recovery;
@@ -26,6 +29,7 @@ mod shards;
 mod space;
 mod stats;
 mod types;
+mod verify;
 mod writer;
 
 use std::cell::{Cell, RefCell};
@@ -48,6 +52,7 @@ use crate::journal::{Class, Pending, Queue, Ring, Subject};
 pub(crate) use self::recovery::{newest_superblock, read_free_map, read_slot, root_of};
 
 pub use self::error::StoreError;
+pub use self::losses::Losses;
 pub use self::recovery::{Identity, read_identity};
 use self::shards::BusyShards;
 pub use self::space::ShardPin;
@@ -57,6 +62,7 @@ pub use self::types::{
     RecoveredLog, SHARD_EXTENT_BYTES_MAX, ShardExtent, ShardKey, ShardRow, SpaceUsage, Spawn, StoreOptions,
     StoreState,
 };
+pub use self::verify::{CopiesHealth, IndexCursor, IndexDamage, VerifyStep};
 
 /// Handle to one device's store; clones share it. See the [module](self).
 pub struct Store<D: Device>(Rc<Inner<D>>);
@@ -91,6 +97,10 @@ struct Inner<D: Device> {
     checkpoints_ended: Cell<u64>,
     stopping: Cell<bool>,
     writer_stopped: Cell<bool>,
+    /// As the device-local row says, or about to.
+    shards_incomplete: Cell<bool>,
+    /// Opening had to mend.
+    mended: bool,
 }
 
 impl<D: Device + 'static> Store<D> {

@@ -5,21 +5,23 @@
 //!
 //! Failure model: a torn last batch is dropped, it was never acknowledged. A bad batch with a valid later one in
 //! the ring, or one that cannot be read, is media damage: opening refuses, unless told to salvage; then what
-//! follows the damage is dropped and a checkpoint is written at once, past every sequence seen.
+//! follows the damage is dropped and a checkpoint is written at once, past every sequence seen. Told to mend, it
+//! deals with all damage behind the superblock: see [`super::mend`].
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use event_listener::Event;
 
-use super::core::{Core, Fence, Log, Mode};
+use super::core::{Core, Mode};
 use super::space::Space;
 use super::{BusyShards, FormatParams, Inner, SharedStats, Store, StoreError, StoreOptions, StoreState};
-use super::{checkpoint, types::DecodeEntry};
+use super::{checkpoint, mend};
 use quarry_clustermap::{ClusterId, DeviceId};
 
 use crate::device::{BLOCK_BYTES, Device, IoBuf};
 use crate::extent::{BlockIndex, FreeMap};
+use crate::format::FormatError;
 use crate::format::record::Record;
 use crate::format::rows;
 use crate::format::superblock::{Area, FreeMapPlace, ReplayStart, SLOTS, Superblock, slot_offset};
@@ -115,15 +117,15 @@ pub(crate) fn root_of(superblock: &Superblock) -> Result<Option<TreeRoot>, Store
 }
 
 /// What recovery found.
-struct Recovered<D: Device> {
-    superblock: Superblock,
-    tree: Tree<D>,
-    space: Space,
-    core: Core,
+pub(super) struct Recovered<D: Device> {
+    pub(super) superblock: Superblock,
+    pub(super) tree: Tree<D>,
+    pub(super) space: Space,
+    pub(super) core: Core,
     /// Where the next batch goes.
-    head: ReplayStart,
-    /// Batches were dropped: a checkpoint must be written before anything else.
-    salvaged: bool,
+    pub(super) head: ReplayStart,
+    /// Something was dropped: a checkpoint must be written before anything else.
+    pub(super) checkpoint: bool,
 }
 
 impl<D: Device + 'static> Store<D> {
@@ -173,17 +175,27 @@ impl<D: Device + 'static> Store<D> {
     /// Opens the device, replays its journal and starts the background tasks.
     ///
     /// # Errors
-    /// [`StoreError`]: no superblock, damaged journal, damaged free map or index, device errors.
+    /// [`StoreError`]: no superblock, damaged journal, damaged free map or index (unless [`StoreOptions::mend`] is
+    /// set), device errors.
     pub async fn open(device: Rc<D>, options: StoreOptions) -> Result<Self, StoreError> {
-        let recovered = recover(&device, &options).await?;
+        let superblock = newest_superblock(&*device).await?;
+        let (recovered, old_tree) = match recover_whole(&device, &options, &superblock).await {
+            Err(error) if options.mend && mend::is_damage(&error) => {
+                let (recovered, old_tree) = mend::mend(&device, &options, superblock).await?;
+                (recovered, Some(old_tree))
+            }
+            whole => (whole?, None),
+        };
         device.flush().await?;
-        let salvaged = recovered.salvaged;
-        let store = Self::build(device, options, recovered, StoreState::Serving);
+        let checkpoint = recovered.checkpoint;
+        let store = Self::build(device, options, recovered, StoreState::Serving, old_tree.is_some()).await?;
         let inner = Rc::clone(&store.0);
         (store.0.options.spawn)(Box::pin(inner.run_writer()));
-        if salvaged {
+        if checkpoint {
             store.checkpoint().await?;
         }
+        drop(old_tree);
+        store.0.space.collect();
         Ok(store)
     }
 
@@ -192,14 +204,27 @@ impl<D: Device + 'static> Store<D> {
     /// # Errors
     /// As [`Store::open`].
     pub async fn open_read_only(device: Rc<D>, options: StoreOptions) -> Result<Self, StoreError> {
-        let recovered = recover(&device, &options).await?;
-        Ok(Self::build(device, options, recovered, StoreState::ReadOnly))
+        let superblock = newest_superblock(&*device).await?;
+        let recovered = recover(&device, &options, &superblock).await?;
+        Self::build(device, options, recovered, StoreState::ReadOnly, false).await
     }
 
-    fn build(device: Rc<D>, options: StoreOptions, recovered: Recovered<D>, state: StoreState) -> Self {
+    async fn build(
+        device: Rc<D>,
+        options: StoreOptions,
+        recovered: Recovered<D>,
+        state: StoreState,
+        mended: bool,
+    ) -> Result<Self, StoreError> {
         let Recovered { superblock, tree, space, core, head, .. } = recovered;
+        let key = rows::local_key(rows::SHARDS_INCOMPLETE);
+        let mark = match core.overlay_get(&key) {
+            Some(mark) => mark,
+            None => tree.get(&key).await?,
+        };
+        let shards_incomplete = Cell::new(mark.is_some_and(|mark| mark[..] != [0]));
         let ring = Ring::new(superblock.journal, superblock.device, head, superblock.replay.position);
-        Self(Rc::new(Inner {
+        Ok(Self(Rc::new(Inner {
             device,
             options,
             superblock: RefCell::new(superblock),
@@ -219,19 +244,40 @@ impl<D: Device + 'static> Store<D> {
             checkpoints_ended: Cell::new(0),
             stopping: Cell::new(false),
             writer_stopped: Cell::new(false),
-        }))
+            shards_incomplete,
+            mended,
+        })))
     }
 }
 
-async fn recover<D: Device>(device: &Rc<D>, options: &StoreOptions) -> Result<Recovered<D>, StoreError> {
-    let superblock = newest_superblock(&**device).await?;
-    let space = Space::new(read_free_map(&**device, &superblock).await?);
-    let tree = Tree::open(Rc::clone(device), root_of(&superblock)?, options.cache_bytes);
+/// As [`recover`]; if it is to be mended, only when all of it is whole.
+async fn recover_whole<D: Device>(
+    device: &Rc<D>,
+    options: &StoreOptions,
+    superblock: &Superblock,
+) -> Result<Recovered<D>, StoreError> {
+    if !options.mend {
+        return recover(device, options, superblock).await;
+    }
+    let recovered = recover(device, &StoreOptions { salvage: false, ..options.clone() }, superblock).await?;
+    if mend::index_is_whole(&recovered.tree).await? {
+        return Ok(recovered);
+    }
+    Err(StoreError::Index { reason: "pages, values or rows are damaged".into() })
+}
+
+async fn recover<D: Device>(
+    device: &Rc<D>,
+    options: &StoreOptions,
+    superblock: &Superblock,
+) -> Result<Recovered<D>, StoreError> {
+    let space = Space::new(read_free_map(&**device, superblock).await?);
+    let tree = Tree::open(Rc::clone(device), root_of(superblock)?, options.cache_bytes);
     let mut core = load_tables(&tree).await?;
     let (journal, id) = (superblock.journal, superblock.device);
     let mut reader = RingReader::new(&**device, journal, id, superblock.replay);
     while let Some((header, payload)) = reader.next_batch().await {
-        replay_batch(&mut core, &space, header.sequence, &payload, &options.decode_entry)?;
+        replay_batch(&mut core, &space, header.sequence, &payload, &Mode::Replay(&options.decode_entry))?;
     }
     let mut head = reader.next_start();
     let found = match reader.end().await {
@@ -246,29 +292,18 @@ async fn recover<D: Device>(device: &Rc<D>, options: &StoreOptions) -> Result<Re
         tracing::warn!(event = "journal_salvaged", device = %id, expected = head.sequence, found);
         head.sequence = found + 1;
     }
-    Ok(Recovered { superblock, tree, space, core, head, salvaged: found.is_some() })
+    Ok(Recovered { superblock: superblock.clone(), tree, space, core, head, checkpoint: found.is_some() })
 }
 
-/// Epochs and applied sequences as of the checkpoint.
+/// Epochs, applied sequences and losses as of the checkpoint.
 async fn load_tables<D: Device>(tree: &Tree<D>) -> Result<Core, StoreError> {
     let mut core = Core::default();
     let mut from = vec![rows::TABLE_PG_EPOCHS];
     loop {
-        let found = tree.scan(&from, &[rows::TABLE_LOGS + 1], LOAD_ROWS).await?;
+        let found = tree.scan(&from, &[rows::TABLE_LOST + 1], LOAD_ROWS).await?;
         for (key, value) in &found {
-            let bad = |reason: String| StoreError::BadRow { table: key[0], reason };
-            match rows::parse_state_key(key).ok_or_else(|| bad("malformed key".into()))? {
-                rows::StateKey::Pg(pg) => {
-                    let epoch = rows::decode_pg_epoch(value).map_err(|error| bad(error.to_string()))?;
-                    core.pg_fences.insert(pg, Fence { seen: epoch, recorded: epoch });
-                }
-                rows::StateKey::Log(partition) => {
-                    let row = rows::decode_log(value).map_err(|error| bad(error.to_string()))?;
-                    let fence = Fence { seen: row.epoch, recorded: row.epoch };
-                    let log = Log { fence, applied: row.applied, last: row.applied, ..Log::default() };
-                    core.logs.insert(partition, log);
-                }
-            }
+            let bad = |error: FormatError| StoreError::BadRow { table: key[0], reason: error.to_string() };
+            core.load_row(key, value).map_err(bad)?;
         }
         match found.last() {
             Some((last, _)) if found.len() == LOAD_ROWS => from = [last, &[0][..]].concat(),
@@ -277,18 +312,18 @@ async fn load_tables<D: Device>(tree: &Tree<D>) -> Result<Core, StoreError> {
     }
 }
 
-fn replay_batch(
+pub(super) fn replay_batch(
     core: &mut Core,
     space: &Space,
     batch: u64,
     payload: &[u8],
-    decode: &DecodeEntry,
+    mode: &Mode<'_>,
 ) -> Result<(), StoreError> {
     let mut rest = payload;
     while !rest.is_empty() {
         let (record, after) = Record::decode(rest)
             .map_err(|error| StoreError::BadRecord { batch, reason: error.to_string() })?;
-        core.apply_record(record, space, &Mode::Replay(decode))?;
+        core.apply_record(record, space, mode)?;
         rest = after;
     }
     Ok(())

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | release of a reservation | at once: nothing durable names it |
 //! | a shard's free or replacement | its record is flushed, its last pin is gone, and no checkpoint that still names it is being written |
+//! | mending (what only the old tree used) | its first checkpoint's superblock is durable |
 //! | a checkpoint (old index pages and values, old free map) | its superblock is durable and the last reader of the old root is gone |
 //!
 //! The third condition on shards keeps the free map of a checkpoint exact: a checkpoint frozen at batch N
@@ -61,6 +62,14 @@ impl Space {
         let reserve_blocks =
             (capacity_blocks / RESERVE_DIVISOR).max(RESERVE_BLOCKS_MIN).min(capacity_blocks / 4);
         Self { free: RefCell::new(free), held: RefCell::default(), reserve_blocks, capacity_blocks }
+    }
+
+    /// What mending found: the `retired` blocks become free when the first checkpoint is durable and `old_root` is not
+    /// in use any more.
+    pub(super) fn with_retired(free: FreeMap, old_root: OldRoot, retired: Vec<Extent>) -> Self {
+        let space = Self::new(free);
+        space.held.borrow_mut().retired.push_back((old_root, retired));
+        space
     }
 
     pub(super) fn reserve_blocks(&self) -> u64 {

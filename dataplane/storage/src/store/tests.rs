@@ -21,6 +21,7 @@ use crate::index::{Visit, WalkDepth};
 
 mod crash;
 mod inspection;
+mod mending;
 mod space;
 
 const DEVICE_BYTES: u64 = 4 << 20;

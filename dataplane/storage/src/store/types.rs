@@ -61,10 +61,13 @@ pub struct StoreOptions {
     pub on_failed: Option<OnFailed>,
     /// Opens a device whose journal is damaged in the middle, dropping what follows the damage.
     pub salvage: bool,
+    /// Opens a damaged device with what is whole on it: [`crate::store::Store::losses`] says what is not. Opening then
+    /// reads and verifies the whole index. Without meaning for [`crate::store::Store::open_read_only`].
+    pub mend: bool,
 }
 
 impl StoreOptions {
-    /// Defaults: 64 MiB of cache, 32 MiB of overlay, no callback, no salvage.
+    /// Defaults: 64 MiB of cache, 32 MiB of overlay, no callback, no salvage, no mending.
     #[must_use]
     pub fn new(spawn: Spawn, decode_entry: DecodeEntry) -> Self {
         Self {
@@ -74,6 +77,7 @@ impl StoreOptions {
             decode_entry,
             on_failed: None,
             salvage: false,
+            mend: false,
         }
     }
 }
