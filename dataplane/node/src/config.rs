@@ -88,6 +88,9 @@ pub(crate) struct RunArgs {
     /// Format devices that hold something else. What they hold is lost.
     #[arg(long)]
     pub(crate) format_devices_losing_their_data: bool,
+    /// A listed device whose place a new one takes: it is lost, and what is at PATH now is formatted. Repeat for each.
+    #[arg(long = "replace-device", value_name = "PATH")]
+    pub(crate) replace_devices: Vec<PathBuf>,
     /// Allow the admin address to inject device faults (tests only).
     #[arg(long, hide = true)]
     pub(crate) enable_fault_injection: bool,
@@ -147,6 +150,8 @@ pub(crate) struct Config {
     pub(crate) scrub_every: Duration,
     /// Whether devices that hold something else may be formatted.
     pub(crate) may_format: bool,
+    /// Where new devices are put in the place of lost ones.
+    pub(crate) replace: Vec<PathBuf>,
     /// Whether the admin address may inject faults.
     pub(crate) fault_injection: bool,
 }
@@ -223,6 +228,7 @@ impl Config {
                 3600 * file.scrub_every_hours.unwrap_or(DEFAULT_SCRUB_EVERY_HOURS),
             ),
             may_format: args.format_devices_losing_their_data,
+            replace: args.replace_devices.clone(),
             fault_injection: args.enable_fault_injection,
         };
         config.validate()?;

@@ -15,7 +15,7 @@ use std::{
 use event_listener::Event;
 use futures::{FutureExt, future::LocalBoxFuture};
 use glommio::{Latency, Shares, TaskQueueHandle, net::TcpListener};
-use quarry_clustermap::{DeviceId, Incarnation, NodeId};
+use quarry_clustermap::{DeviceId, Incarnation, NodeId, PartitionId};
 use quarry_controller::Published;
 use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
 use quarry_object::{
@@ -143,6 +143,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     let serving = start_pulse(&shared, index, &buffers, &ring, &gauges);
     let devices = open_devices(&shared, &ring);
     let stores = recover(&shared, index, &devices, queues).await;
+    report_losses(&shared, &stores).await?;
     shared.recovered.fetch_add(1, Ordering::AcqRel);
 
     let mesh = start_mesh(&shared, index, queues);
@@ -177,15 +178,13 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     mesh.set_handler(Rc::new(move |to, frame| handler.handle(to, frame)));
     // Primaries talk to replicas on other cores at once: all must be there first.
     wait_for_all(&shared.recovered, shared.config.cores).await;
-    host.set_map(Arc::clone(&shared.published.map), Arc::clone(&shared.published.buckets));
-    cluster.set_published(&shared.published);
-
-    start_map_updates(&shared, &host, &cluster, queues).await?;
+    follow_map(&shared, &host, &cluster, queues).await?;
     start_ticks(&host, queues);
     let background = spawner(queues.background);
     background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
     background(Box::pin(jobs::leftovers::run(Rc::clone(&host), Rc::clone(&cluster))));
     let budget = Rc::new(Budget::new(shared.config.repair_bytes_per_second / shared.config.cores as u64));
+    background(Box::pin(jobs::mover::run(Rc::clone(&cluster), Rc::clone(&budget))));
     background(Box::pin(jobs::repair::run(Rc::clone(&host), Rc::clone(&cluster), budget)));
     background(Box::pin(jobs::scrub::run(
         Rc::clone(&host),
@@ -277,6 +276,7 @@ async fn recover(
         let (control, id) = (shared.control.clone(), found.id);
         let mut options = StoreOptions::new(spawner(queues.device), Rc::new(decode_entry));
         options.cache_bytes = shared.config.cache_per_device_bytes;
+        options.mend = true;
         options.on_failed = Some(Rc::new(move |error| control.device_failed(id, error.to_string())));
         let device = Rc::clone(&devices[&found.id]);
         async move { (found.id, Store::open(device, options).await) }
@@ -352,21 +352,44 @@ async fn wait_for_all(count: &AtomicU64, cores: usize) {
     }
 }
 
-async fn start_map_updates(
+/// Replicas that a mended device has lost leave their in-sync sets before any of them is told its configuration: an
+/// empty log would look like a whole one.
+async fn report_losses(shared: &Shared, stores: &[Store<NodeDevice>]) -> anyhow::Result<()> {
+    for store in stores {
+        let losses = store.losses();
+        // A device that cannot tell which ones it had names every one that could be.
+        let count = shared.published.map.partition_count();
+        let lost: Vec<PartitionId> =
+            losses.lost_partitions.into_iter().filter(|partition| partition.0 < count).collect();
+        if !lost.is_empty() {
+            shared.control.controller().replicas_lost(store.device_id(), lost).await?;
+        }
+        if losses.shards_incomplete {
+            shared.scrub.ask();
+        }
+    }
+    Ok(())
+}
+
+/// Acts on the newest map, and on every newer one from then on.
+async fn follow_map(
     shared: &Shared,
     host: &Rc<CoreHost<Production>>,
     cluster: &Rc<NodeCluster<Production>>,
     queues: Queues,
 ) -> anyhow::Result<()> {
     let newest = shared.control.controller().subscribe().await?;
-    let (host, cluster, first) = (Rc::clone(host), Rc::clone(cluster), shared.published.map.version);
+    // There is one, and it is not older than the registration of this node.
+    let published = newest.recv().await?;
+    let (host, cluster) = (Rc::clone(host), Rc::clone(cluster));
+    let act = move |published: &Published| {
+        host.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
+        cluster.set_published(published);
+    };
+    act(&published);
     spawner(queues.device)(Box::pin(async move {
         while let Ok(published) = newest.recv().await {
-            // What is delivered first may be from before this start.
-            if published.map.version >= first {
-                host.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
-                cluster.set_published(&published);
-            }
+            act(&published);
         }
     }));
     Ok(())

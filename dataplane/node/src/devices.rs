@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use quarry_clustermap::{ClusterId, ClusterMap, DeviceId};
+use quarry_clustermap::{ClusterId, ClusterMap, DeviceEntry, DeviceId};
 use quarry_storage::{
     device::{DeviceError, DeviceFile, Found, OpenMode, SyncDevice},
     store::{FormatParams, Store, StoreError, read_identity},
@@ -33,6 +33,8 @@ pub(crate) struct FoundDevice {
     pub(crate) id: DeviceId,
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<DeviceFile>,
+    /// The lost device whose place it takes.
+    pub(crate) replaces: Option<DeviceId>,
 }
 
 /// Why the devices cannot be used.
@@ -58,6 +60,10 @@ pub(crate) enum DevicesError {
         path.display()
     )]
     MetastoreLost { path: PathBuf, theirs: ClusterId },
+    #[error("--replace-device {}: the map has no device there", path.display())]
+    NothingToReplace { path: PathBuf },
+    #[error("--replace-device {}: the device is there and whole; take it away first", path.display())]
+    NotLost { path: PathBuf },
     #[error("cannot use {}: {source}", path.display())]
     Path { path: PathBuf, source: std::io::Error },
 }
@@ -77,53 +83,110 @@ pub(crate) fn prepare(
     map: Option<&ClusterMap>,
 ) -> Result<(ClusterId, Vec<FoundDevice>), DevicesError> {
     let first_start = FirstStart::read(&config.data)?;
-    let cluster = map.map(|map| map.cluster).or(first_start);
-    let mut found: Vec<FoundDevice> = Vec::new();
-    let mut blank = Vec::new();
+    let mut search = Search {
+        config,
+        map,
+        cluster: map.map(|map| map.cluster).or(first_start),
+        found: Vec::new(),
+        blank: Vec::new(),
+    };
+    if let Some(path) = config.replace.iter().find(|path| search.known_at(path).is_none()) {
+        return Err(DevicesError::NothingToReplace { path: path.clone() });
+    }
     for path in paths(config) {
-        let known =
-            map.is_some_and(|map| map.devices.values().any(|entry| Path::new(&entry.location) == path));
-        match examine(&path, config.may_format && !known) {
-            Ok(Examined::Ours { theirs, .. }) if cluster.is_none() => {
-                if !config.may_format {
+        search.look_at(path)?;
+    }
+    let cluster = match search.cluster {
+        Some(cluster) => cluster,
+        None => FirstStart::begin(&config.data)?,
+    };
+    for Blank { path, create, replaces } in search.blank {
+        let new = format(config, cluster, path, create)?;
+        search.found.push(FoundDevice { replaces, ..new });
+    }
+    Ok((cluster, search.found))
+}
+
+struct Search<'s> {
+    config: &'s Config,
+    map: Option<&'s ClusterMap>,
+    cluster: Option<ClusterId>,
+    found: Vec<FoundDevice>,
+    blank: Vec<Blank>,
+}
+
+/// What is to be formatted.
+struct Blank {
+    path: PathBuf,
+    create: bool,
+    replaces: Option<DeviceId>,
+}
+
+impl Search<'_> {
+    /// The device that the map has at a path.
+    fn known_at(&self, path: &Path) -> Option<DeviceId> {
+        let here = |entry: &DeviceEntry| !entry.replaced && Path::new(&entry.location) == path;
+        self.map?.devices.iter().filter(|(_, entry)| here(entry)).map(|(id, _)| *id).next_back()
+    }
+
+    fn look_at(&mut self, path: PathBuf) -> Result<(), DevicesError> {
+        let here = self.known_at(&path);
+        let replaces = here.filter(|_| self.config.replace.contains(&path));
+        // What the map knows may be lost, and does not stop the others.
+        let known = here.is_some() && replaces.is_none();
+        match examine(&path, self.config.may_format && !known) {
+            Ok(Examined::Ours { theirs, .. }) if self.cluster.is_none() => {
+                if !self.config.may_format {
                     return Err(DevicesError::MetastoreLost { path, theirs });
                 }
-                blank.push((path, false));
+                self.blank.push(Blank { path, create: false, replaces });
             }
             Ok(Examined::Ours { id, theirs, file }) => {
-                let ours = cluster.unwrap_or(theirs);
-                if ours != theirs {
-                    let error = DevicesError::OtherCluster { path, theirs, ours };
-                    if known {
-                        tracing::error!(event = "device_unusable", %error);
-                        continue;
-                    }
-                    return Err(error);
-                }
-                if let Some(first) = found.iter().find(|other| other.id == id) {
-                    return Err(DevicesError::SameDevice { first: first.path.clone(), second: path });
-                }
-                found.push(FoundDevice { id, path, file });
+                return self.ours(path, (id, theirs), file, (known, replaces));
             }
             Ok(Examined::Absent | Examined::Blank) if known => {
-                tracing::error!(event = "device_missing", path = %path.display(), "the map knows it; it stays out");
+                tracing::error!(
+                    event = "device_missing",
+                    path = %path.display(),
+                    "the map knows it; it stays out, unless --replace-device puts a new one there"
+                );
             }
-            Ok(Examined::Absent) => blank.push((path, true)),
-            Ok(Examined::Blank) => blank.push((path, false)),
+            Ok(Examined::Absent) => self.blank.push(Blank { path, create: true, replaces }),
+            Ok(Examined::Blank) => self.blank.push(Blank { path, create: false, replaces }),
             // Whoever has it open is alive, and so is the data: this is no lost device.
             Err(error @ DevicesError::Device(DeviceError::InUse { .. })) => return Err(error),
             Err(error) if known => tracing::error!(event = "device_unusable", path = %path.display(), %error),
             Err(error) => return Err(error),
         }
+        Ok(())
     }
-    let cluster = match cluster {
-        Some(cluster) => cluster,
-        None => FirstStart::begin(&config.data)?,
-    };
-    for (path, create) in blank {
-        found.push(format(config, cluster, path, create)?);
+
+    fn ours(
+        &mut self,
+        path: PathBuf,
+        (id, theirs): (DeviceId, ClusterId),
+        file: Arc<DeviceFile>,
+        (known, replaces): (bool, Option<DeviceId>),
+    ) -> Result<(), DevicesError> {
+        let ours = self.cluster.unwrap_or(theirs);
+        if ours != theirs {
+            let error = DevicesError::OtherCluster { path, theirs, ours };
+            if !known {
+                return Err(error);
+            }
+            tracing::error!(event = "device_unusable", %error);
+            return Ok(());
+        }
+        if let Some(first) = self.found.iter().find(|other| other.id == id) {
+            return Err(DevicesError::SameDevice { first: first.path.clone(), second: path });
+        }
+        // One that was formatted for the replacement before a crash is in no map yet.
+        if replaces.is_some() && self.map.is_some_and(|map| map.devices.contains_key(&id)) {
+            return Err(DevicesError::NotLost { path });
+        }
+        self.found.push(FoundDevice { id, path, file, replaces });
+        Ok(())
     }
-    Ok((cluster, found))
 }
 
 /// Tells a first start that was interrupted from a lost metastore: a file that names the new cluster from before the
@@ -234,5 +297,5 @@ fn format(
     tracing::info!(event = "device_formatted", device = %id, path = %path.display());
     futures::executor::block_on(Store::format(Rc::new(device.clone()), params))
         .map_err(|source| DevicesError::Format { path: path.clone(), source })?;
-    Ok(FoundDevice { id, path, file: Arc::clone(device.file()) })
+    Ok(FoundDevice { id, path, file: Arc::clone(device.file()), replaces: None })
 }

@@ -184,7 +184,7 @@ fn registration(found: &[FoundDevice]) -> NodeRegistration {
         capacity_bytes: device.file.size_bytes(),
         location: device.path.display().to_string(),
         found: true,
-        replaces: None,
+        replaces: device.replaces,
         lost_partitions: Vec::new(),
     };
     NodeRegistration {

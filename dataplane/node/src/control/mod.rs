@@ -124,6 +124,7 @@ impl Control {
         let (controller, controller_handle) = Controller::new(metastore, options);
         let (handle, inbox) = ControlHandle::new(controller_handle.clone(), Arc::clone(&admin.metrics));
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
+        let ticking = controller_handle.clone();
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             runtime.block_on(async move {
                 let local = tokio::task::LocalSet::new();
@@ -134,6 +135,7 @@ impl Control {
                 local.spawn_local(watch_map(controller_handle, Arc::clone(&admin)));
                 local.spawn_local(admin::serve(listener, admin));
                 local.spawn_local(wait_for_signal(stopping));
+                local.spawn_local(tick(ticking));
                 local
                     .run_until(async {
                         // An error means that the sender is gone: the same as a stop.
@@ -176,6 +178,17 @@ pub(crate) async fn pass_events(
                 tracing::error!(event = "report_failed", %error);
             }
         }));
+    }
+}
+
+/// Lets the planner see that time has passed: a device that was out for long is replaced.
+async fn tick(controller: ControllerHandle) {
+    const EVERY: std::time::Duration = std::time::Duration::from_secs(10);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if let Err(error) = controller.tick().await {
+            tracing::warn!(event = "tick_failed", %error);
+        }
     }
 }
 

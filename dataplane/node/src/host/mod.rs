@@ -102,7 +102,10 @@ impl<P: Platform> CoreHost<P> {
         for (device, host) in &self.devices {
             for (index, config) in map.partitions.iter().enumerate() {
                 let id = PartitionId(u16::try_from(index).expect("validated: partition ids are 16 bits"));
-                let is_member = config.members().any(|member| member == *device);
+                // What has lost its history must not pass for a replica that never had any.
+                let is_lost =
+                    !config.has_history() || (config.replicas.contains(device) && host.store.is_lost(id));
+                let is_member = config.members().any(|member| member == *device) && !is_lost;
                 let known = host.partitions.borrow().get(&id).cloned();
                 let replica = match known {
                     Some(replica) => replica,

@@ -4,5 +4,6 @@
 pub(crate) mod collector;
 pub(crate) mod freer;
 pub(crate) mod leftovers;
+pub(crate) mod mover;
 pub(crate) mod repair;
 pub(crate) mod scrub;

@@ -10,7 +10,9 @@
 
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
-use quarry_clustermap::{BlobId, ClusterMap, DeviceId, PartitionId, PgId, PgState, PlacementGroup, ShardIndex};
+use quarry_clustermap::{
+    BlobId, ClusterMap, DeviceId, PartitionId, PgId, PgState, PlacementGroup, ShardIndex,
+};
 use quarry_object::{
     cluster::Cluster,
     peer::{LIST_SHARDS_MAX, PeerFault, PeerRequest, PeerResponse, ShardEntry, ShardName},
@@ -31,7 +33,8 @@ pub(crate) async fn run<P: Platform>(cluster: Rc<NodeCluster<P>>, budget: Rc<Bud
     loop {
         let map = cluster.map();
         let mine = |pg: &PgId| pg.0 as usize % cores == core;
-        let moving = map.placement_groups.iter().filter(|(pg, group)| mine(pg) && group.state == PgState::Moving);
+        let moving =
+            map.placement_groups.iter().filter(|(pg, group)| mine(pg) && group.state == PgState::Moving);
         for (pg, group) in moving {
             let group_move = Move { cluster: &cluster, budget: &budget, map: &map, pg: *pg, group };
             match group_move.run().await {

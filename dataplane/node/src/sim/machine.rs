@@ -148,7 +148,9 @@ impl Machine {
             .map(|index| (device_id(index), Rc::new(Probe::new(&self.devices, index))))
             .collect();
         let stores = executor.run(recover(self.limits, devices.clone(), control.clone(), executor.spawn()));
-        let core = Core { registered, devices, stores, control, handle };
+        let (newest, incomplete) = executor.run(report_losses(handle.clone(), stores.clone()));
+        let registered = Registered { published: newest, ..registered };
+        let core = Core { registered, devices, stores, control, handle, incomplete };
         Node::start(self, executor, core, directory)
     }
 
@@ -195,6 +197,7 @@ async fn recover(
             |payload: &[u8]| Payload::decode(payload).map(into_mutations).map_err(|error| error.to_string());
         let mut options = StoreOptions::new(Rc::clone(&spawn), Rc::new(decode));
         options.cache_bytes = 1 << 20;
+        options.mend = true;
         options.overlay_bytes_max = limits.overlay_bytes_max;
         let told = control.clone();
         options.on_failed = Some(Rc::new(move |error| told.device_failed(id, error.to_string())));
@@ -207,7 +210,23 @@ async fn recover(
     join_all(opened).await.into_iter().flatten().collect()
 }
 
+/// As [`crate::core`] does before a replica is told its configuration.
+async fn report_losses(handle: ControllerHandle, stores: Vec<Store<Probe>>) -> (Published, bool) {
+    let mut incomplete = false;
+    for store in stores {
+        let losses = store.losses();
+        if !losses.lost_partitions.is_empty() {
+            let lost = losses.lost_partitions.into_iter().collect();
+            handle.replicas_lost(store.device_id(), lost).await.unwrap();
+        }
+        incomplete |= losses.shards_incomplete;
+    }
+    (handle.subscribe().await.unwrap().recv().await.unwrap(), incomplete)
+}
+
 struct Core {
+    /// Shards of some device are to be compared with what manifests name.
+    incomplete: bool,
     registered: Registered,
     devices: BTreeMap<DeviceId, Rc<Probe>>,
     stores: Vec<Store<Probe>>,
@@ -236,8 +255,8 @@ pub(super) struct NodeParts {
 impl Node {
     fn start(machine: &Machine, mut executor: Executor, core: Core, directory: TempDir) -> Self {
         let (timer, spawn) = (executor.timer(), executor.spawn());
-        let Core { registered: Registered { incarnation, published }, devices, stores, control, handle } =
-            core;
+        let Core { registered, devices, stores, control, handle, incomplete } = core;
+        let Registered { incarnation, published } = registered;
         let transport = LocalTransport::new(Rc::clone(&spawn), machine.seed);
         let progress = Progress::new(1);
         let space = SpaceTable::new(devices.keys().copied());
@@ -274,6 +293,9 @@ impl Node {
         let options = ObjectOptions { inline_below_bytes: INLINE_BELOW_BYTES };
         let objects = Objects::new(Rc::clone(&cluster), options);
         let scrub = ScrubBoard::new(1);
+        if incomplete {
+            scrub.ask();
+        }
         let parts = Rc::new(NodeParts { host, cluster, objects, timer, scrub, collected: Cell::new(false) });
         watch_space(&parts, &spawn, &space);
         start_tasks(&parts, &spawn, handle, &published, incarnation);
@@ -369,6 +391,7 @@ fn start_tasks(
     spawn(Box::pin(jobs::freer::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster))));
     spawn(Box::pin(jobs::leftovers::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster))));
     let budget = Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND));
+    spawn(Box::pin(jobs::mover::run(Rc::clone(&parts.cluster), Rc::clone(&budget))));
     spawn(Box::pin(jobs::repair::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster), budget)));
     let scrub = ScrubOptions {
         every: Duration::ZERO,

@@ -19,7 +19,7 @@ use quarry_partition::{
     command::{Command, Conditions as StoredConditions, Content as Stored, Put, Reply, StoredAttributes},
 };
 use quarry_storage::{
-    device::{Fault, Operation, SimDevice, When},
+    device::{Device, Fault, Operation, SimDevice, When},
     store::ShardRow,
 };
 
@@ -155,7 +155,7 @@ fn one_scrub_pass_makes_cold_data_whole() {
         assert!(damaged.0 > 0, "nothing was damaged");
         found += damaged.1;
         let metastore = node.shutdown();
-        let machine = machine.with(machine.devices.all().to_vec(), metastore, seed);
+        let machine = machine.with(machine.devices.all().to_vec(), metastore, !seed);
         delete_all(machine.start(), &history, &machine);
     }
     assert!(found > 0, "clients replaced all that was damaged before the scrub came to it");
@@ -298,7 +298,7 @@ fn a_device_comes_back() {
         });
         let metastore = node.shutdown();
         machine.devices.all()[away].clear_faults();
-        let machine = machine.with(machine.devices.all().to_vec(), metastore, seed);
+        let machine = machine.with(machine.devices.all().to_vec(), metastore, !seed);
         let mut node = machine.start();
         let noted = Rc::clone(&history);
         node.run(move |node| async move {
@@ -309,4 +309,77 @@ fn a_device_comes_back() {
         });
         delete_all(node, &history, &machine);
     }
+}
+
+/// Flips bits all over a device but in shards: superblocks, journal, index pages and values.
+fn damage_metadata(device: &SimDevice, journal_bytes: u64, random: &Random, flips: u64) {
+    const BLOCK: u64 = 4096;
+    let end = device.size_bytes();
+    for _ in 0..flips {
+        let at = match random.below(6) {
+            0 => random.below(2 * BLOCK),
+            1 | 2 => 2 * BLOCK + random.below(journal_bytes),
+            // Pages are allocated from the high end, values from the low one.
+            3 => 2 * BLOCK + journal_bytes + random.below(1 << 20),
+            _ => end - 2 * BLOCK - random.below(1 << 19),
+        };
+        device.flip_bit(at, u8::try_from(random.below(8)).unwrap());
+    }
+}
+
+/// Two devices come back with damage in everything but shards: what is whole on them is used, the rest comes from the
+/// others, and in the end nothing is missing and no block is lost.
+#[test]
+fn damaged_devices_are_mended() {
+    let mut mended = 0;
+    for seed in seeds(4) {
+        let _doing = Doing(format!("two damaged devices, seed {seed}"));
+        let limits = if seed % 2 == 0 { Limits::ROOMY } else { Limits::TIGHT };
+        let machine = Machine::new("4+2", limits, seed);
+        let history = Rc::new(History::default());
+        let node = filled(&machine, &history, seed);
+        let metastore = if seed % 4 < 2 { node.shutdown() } else { node.metastore() };
+        let random = Random::new(seed);
+        let devices: Vec<SimDevice> = machine.devices.all().iter().map(|device| device.crash(seed)).collect();
+        let first = seed % 6;
+        for victim in [first, (first + 1 + seed / 6 % 5) % 6] {
+            let device = &devices[usize::try_from(victim).unwrap()];
+            damage_metadata(device, limits.journal_bytes, &random, 1 + random.below(60));
+        }
+        // What a node draws at random follows from the seed.
+        let machine = machine.with(devices, metastore, !seed);
+        let mut node = machine.start();
+        let noted = Rc::clone(&history);
+        mended += node.run(move |node| async move {
+            let mended = node.host.devices().filter(|(_, device)| device.store.losses().mended).count();
+            verify::read_keys(&node, &noted.allowed_now()).await;
+            node.wait_for("all cores' shards to be checked", || {
+                let serving = node.host.devices().filter(|(id, _)| node.map().is_in(*id));
+                serving.fold(true, |whole, (_, device)| whole && !device.store.losses().shards_incomplete)
+            })
+            .await;
+            node.timer.sleep(Duration::from_secs(10)).await;
+            for (id, device) in node.host.devices().filter(|(id, _)| node.map().is_in(*id)) {
+                let member = |partition: &quarry_clustermap::PartitionId| {
+                    let config = node.map().partitions.get(usize::from(partition.0)).cloned();
+                    config.is_some_and(|config| config.members().any(|member| member == id))
+                };
+                let losses = device.store.losses();
+                assert!(!losses.lost_partitions.iter().any(member), "{id} has not got back {losses:?}");
+            }
+            let errors = clients::run(Rc::clone(&node), Rc::clone(&noted), MIX, seed + 9).await;
+            assert!(errors.is_empty(), "{errors:?}");
+            scrubbed(&node).await;
+            all_whole(&node, &noted).await;
+            mended
+        });
+        let whole = node.run(|node| async move {
+            let map = node.map();
+            map.devices.keys().all(|device| map.is_in(*device))
+        });
+        if whole {
+            delete_all(node, &history, &machine);
+        }
+    }
+    assert!(mended > 0, "no device had to be mended");
 }

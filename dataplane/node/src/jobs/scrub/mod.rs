@@ -51,7 +51,7 @@ pub(crate) async fn run<P: Platform>(
     let (core, _) = cluster.core();
     let mut scrub = Scrub { host, cluster, options };
     scrub.begin_history().await;
-    let mut done = 0;
+    let (mut done, mut checked) = (0, 0);
     loop {
         if scrub.is_due().await {
             board.due();
@@ -61,6 +61,10 @@ pub(crate) async fn run<P: Platform>(
             scrub.pass().await;
             done = wanted;
             board.finish(core, done);
+        }
+        if done > checked && board.finished() >= done && scrub.cluster.repairs().len() == 0 {
+            scrub.mark_checked().await;
+            checked = done;
         }
         scrub.cluster.sleep(LOOK_EVERY).await;
     }
@@ -105,6 +109,17 @@ impl<P: Platform> Scrub<P> {
             left,
             seconds = took.as_secs()
         );
+    }
+
+    /// Every core has looked for shards that this core's devices lack, and all of them were made good.
+    async fn mark_checked(&self) {
+        for (id, device) in self.host.devices() {
+            if self.host.map().is_in(id)
+                && let Err(error) = device.store.shards_checked().await
+            {
+                tracing::debug!(event = "shards_not_marked_as_checked", device = %id, %error);
+            }
+        }
     }
 
     /// A device that was never scrubbed counts from now.

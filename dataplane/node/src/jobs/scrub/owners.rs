@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use quarry_clustermap::{DeviceId, PartitionId, PgState};
+use quarry_clustermap::{DeviceId, PartitionId};
 use quarry_object::{
     cluster::Cluster,
     peer::{LIST_SHARDS_MAX, PeerRequest, PeerResponse, ShardName},
@@ -71,14 +71,12 @@ pub(super) async fn scrub<P: Platform>(
 fn expect<P: Platform>(cluster: &NodeCluster<P>, blob: &BlobRef, asked: &mut BTreeMap<DeviceId, Asked>) {
     let map = cluster.map();
     let Some(group) = map.placement_groups.get(&blob.pg) else { return };
-    // What moves is made whole by the move.
-    if group.state == PgState::Moving {
-        return;
-    }
     let len = Layout::new(blob.profile, blob.size_bytes).shard_len_bytes();
     for (index, device) in group.members.iter().enumerate() {
         let shard = shard_index(index);
-        if blob.missing_shards & (1 << shard.0) == 0 && map.is_in(*device) {
+        // What moves is made whole by the move.
+        let moving = group.rebuilding.contains_key(&shard.0);
+        if blob.missing_shards & (1 << shard.0) == 0 && map.is_in(*device) && !moving {
             let name = ShardName { pg: blob.pg, blob: blob.blob, shard };
             asked.entry(*device).or_default().push((name, len));
         }
