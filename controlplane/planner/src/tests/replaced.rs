@@ -67,8 +67,14 @@ fn golden_a_device_that_is_out_for_long_is_replaced_by_others() {
     for reports in [moved(0, epoch - 1), moved(0, epoch + 1), moved(1, 1), moved(99, epoch)] {
         assert_eq!(world.step_reports(&reports), "");
     }
+    let before = world.all_moved();
     world.step(&[1], &[]);
-    assert_eq!(state_of(&world, 0), (PgState::Moving, epoch), "a start leaves it moving");
+    assert_eq!(
+        state_of(&world, 0),
+        (PgState::Moving, epoch + 1),
+        "a start leaves it moving, and work starts over"
+    );
+    assert_eq!(world.step_reports(&before), "");
     let all = world.all_moved();
     golden("replaced_due_whole", &world.step_reports(&all));
 }
