@@ -252,11 +252,11 @@ fn a_replaced_device_leaves_when_its_groups_are_whole_and_may_come_back_as_a_new
         let map = handle.register_node(with_seven.clone()).await.unwrap().published.map;
         assert_eq!((moving(&map).len(), map.devices.len()), (6, 7));
         assert_eq!(open_profiles(&map), ["4+2"], "other groups take new blobs meanwhile");
-        // Another start, with the same request: nothing more to replace.
+        // Another start, with the same request: nothing more to replace, but work starts over.
         let map = handle.register_node(with_seven).await.unwrap().published.map;
         let at_first: Vec<_> = moving(&map);
-        assert!(at_first.iter().all(|(_, epoch)| epoch.0 == 2));
-        let late = handle.group_moved(at_first[0].0, Epoch(1)).await.unwrap().map;
+        assert!(at_first.iter().all(|(_, epoch)| epoch.0 == 3));
+        let late = handle.group_moved(at_first[0].0, Epoch(2)).await.unwrap().map;
         assert_eq!(moving(&late), at_first);
         let reports = at_first.iter().map(|(pg, epoch)| handle.group_moved(*pg, *epoch));
         let map = join_all(reports).await.pop().unwrap().unwrap().map;

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quarry_clustermap::{ClusterMap, DeviceId, DeviceState, Epoch, PgId, PgState, PlacementGroup};
 
-use crate::{Move, PlanInput, Reports, devices_in, domain::Level, epoch_of};
+use crate::{Move, PlanInput, devices_in, domain::Level, epoch_of};
 
 /// Ends moves, and gives positions new members.
 pub(crate) fn update(
@@ -79,18 +79,18 @@ fn reinstate(next: &mut ClusterMap, moves: &mut Vec<Move>) {
     }
 }
 
-/// A device that was opened again may not hold what the repair of this epoch has put there: it starts over.
+/// A device that was opened again, also if it is out by now, may not hold what the repair of this epoch has put there:
+/// the move starts over.
 fn renew(next: &mut ClusterMap, input: &PlanInput<'_>) {
     let epoch = epoch_of(next);
-    let was_out = |device: &DeviceId| input.map.is_some_and(|map| !map.is_in(*device));
-    let Reports { returned, lost, .. } = input.reports;
-    let reopened =
-        |device: &DeviceId| returned.contains(device) || lost.contains_key(device) || was_out(device);
-    let reopened: BTreeSet<DeviceId> =
-        next.devices.keys().filter(|device| next.is_in(**device) && reopened(device)).copied().collect();
+    let is_back = |device| next.is_in(device) && input.map.is_some_and(|map| !map.is_in(device));
+    let doubtful = |device: &DeviceId| {
+        input.is_opened_again(*device) || input.reports.lost.contains_key(device) || is_back(*device)
+    };
+    let doubtful: BTreeSet<DeviceId> = next.devices.keys().copied().filter(doubtful).collect();
     for pg in moving(next) {
         let group = next.placement_groups.get_mut(&pg).expect("just listed");
-        if group.rebuilding.keys().any(|position| reopened.contains(&group.members[usize::from(*position)])) {
+        if group.rebuilding.keys().any(|position| doubtful.contains(&group.members[usize::from(*position)])) {
             group.epoch = epoch;
         }
     }

@@ -67,8 +67,14 @@ fn golden_a_device_that_is_out_for_long_is_replaced_by_others() {
     for reports in [moved(0, epoch - 1), moved(0, epoch + 1), moved(1, 1), moved(99, epoch)] {
         assert_eq!(world.step_reports(&reports), "");
     }
+    let before = world.all_moved();
     world.step(&[1], &[]);
-    assert_eq!(state_of(&world, 0), (PgState::Moving, epoch), "a start leaves it moving");
+    assert_eq!(
+        state_of(&world, 0),
+        (PgState::Moving, epoch + 1),
+        "a start leaves it moving, and work starts over"
+    );
+    assert_eq!(world.step_reports(&before), "");
     let all = world.all_moved();
     golden("replaced_due_whole", &world.step_reports(&all));
 }
@@ -189,39 +195,35 @@ fn a_device_that_is_in_or_unknown_is_not_replaced() {
 
 #[test]
 fn replacements_keep_domains_apart_and_spread_by_capacity() {
-    let mut world = World::new("2+1", 4, 10, 5);
-    for (index, (id, seen)) in world.inventory.devices.iter_mut().enumerate() {
-        seen.node = NodeId(u32::try_from(index).unwrap() % 5 + 1);
-        seen.capacity_bytes = if id.0 == 0xb { 4 << 30 } else { 1 << 30 };
+    for wide in [1, 8] {
+        // Three nodes for three shards: only the devices d, 10 and 13 of the same node may follow a.
+        let mut world = World::new("2+1", 4, 10, 3);
+        world.inventory.devices.get_mut(&DeviceId(0x13)).unwrap().capacity_bytes = wide << 30;
+        world.step(&[1], &[]);
+        world.set_present(0xa, false);
+        world.step(&[], &[]);
+        let lost =
+            world.map().placement_groups.values().filter(|group| group.members.contains(&DeviceId(0xa)));
+        let lost = lost.count();
+        world.step_after(REBUILD_AFTER_MS);
+        let (mut held, mut gained) = ([0; 3], [0; 3]);
+        for group in world.map().placement_groups.values() {
+            let nodes: std::collections::BTreeSet<NodeId> =
+                group.members.iter().map(|device| world.map().devices[device].node).collect();
+            assert_eq!(nodes.len(), 3, "two members on one node: {group:?}");
+            for (at, device) in [0xd, 0x10, 0x13].into_iter().enumerate() {
+                held[at] += usize::from(group.members.contains(&DeviceId(device)));
+                let filled = |position: &u8| group.members[usize::from(*position)] == DeviceId(device);
+                gained[at] += usize::from(group.rebuilding.keys().any(filled));
+            }
+        }
+        assert_eq!(gained.iter().sum::<usize>(), lost);
+        if wide == 1 {
+            assert!(held.iter().max().unwrap() - held.iter().min().unwrap() <= 1, "{held:?} {gained:?}");
+        } else {
+            assert_eq!(gained[2], lost, "the widest device takes most: {held:?} {gained:?}");
+        }
     }
-    world.step(&[1], &[]);
-    let held = |world: &World, device: u64| {
-        let groups = world.map().placement_groups.values();
-        groups.filter(|group| group.members.contains(&DeviceId(device))).count()
-    };
-    let before: Vec<usize> = (0xa..0x14).map(|device| held(&world, device)).collect();
-    world.set_present(0xa, false);
-    world.step(&[], &[]);
-    world.step_after(REBUILD_AFTER_MS);
-    let lost = held(&world, 0xa);
-    assert_eq!(lost, 0);
-    for group in world.map().placement_groups.values() {
-        let mut nodes: Vec<NodeId> =
-            group.members.iter().map(|device| world.map().devices[device].node).collect();
-        nodes.sort();
-        nodes.dedup();
-        assert_eq!(nodes.len(), 3, "two members on one node: {group:?}");
-    }
-    let gained: Vec<usize> = (0xb..0x14)
-        .map(|device| {
-            let of_device = |group: &&PlacementGroup| {
-                group.rebuilding.keys().any(|at| group.members[usize::from(*at)] == DeviceId(device))
-            };
-            world.map().placement_groups.values().filter(of_device).count()
-        })
-        .collect();
-    assert_eq!(gained.iter().sum::<usize>(), before[0]);
-    assert!(gained[0] >= *gained.iter().max().unwrap(), "the widest device takes most: {gained:?}");
 }
 
 #[test]
