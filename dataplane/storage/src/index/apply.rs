@@ -32,6 +32,8 @@ pub struct Applied {
     pub root: Option<TreeRoot>,
     /// Pages and values that are allocated and that the new root does not refer to.
     pub freed: Vec<Extent>,
+    /// Everything taken from the free map: given back as it is when the root is not to be installed.
+    pub taken: Vec<Extent>,
     /// Bytes written for new pages and values.
     pub written_bytes: u64,
 }
@@ -84,7 +86,11 @@ impl<D: Device> Tree<D> {
         let values = Writer::new(self.device(), space, End::Low);
         let mut applier = Applier { tree: self, lost, pages, values, freed: Vec::new(), pace };
         match applier.run(*root, &changes).await {
-            Ok((root, written_bytes)) => Ok(Applied { root, freed: applier.freed, written_bytes }),
+            Ok((root, written_bytes)) => {
+                let mut taken = applier.pages.into_taken();
+                taken.extend(applier.values.into_taken());
+                Ok(Applied { root, freed: applier.freed, taken, written_bytes })
+            }
             Err(error) => {
                 applier.pages.abort().await;
                 applier.values.abort().await;

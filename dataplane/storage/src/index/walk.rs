@@ -2,6 +2,7 @@
 //! after damage. It may be done in steps, each of which stays on the root that was installed when it began.
 
 use bytes::Bytes;
+use futures::future::join_all;
 
 use super::PAGE_BYTES;
 use super::error::{IndexError, KeyRange};
@@ -50,6 +51,23 @@ pub enum Visit<'a> {
         /// What is wrong.
         error: IndexError,
     },
+}
+
+/// Pages read at once below one parent.
+const READS_AHEAD: usize = 16;
+
+/// A page that a walk has still to visit.
+struct Ahead {
+    child: ChildRef,
+    level: u8,
+    bounds: Bounds,
+    page: Option<Result<Page, IndexError>>,
+}
+
+impl Ahead {
+    fn new(child: ChildRef, level: u8, bounds: Bounds) -> Self {
+        Self { child, level, bounds, page: None }
+    }
 }
 
 /// One thing a step came by; tells more than [`Visit`].
@@ -130,11 +148,14 @@ impl<D: Device> Tree<D> {
         let root = self.hold_root();
         let pace = Pace::default();
         let mut read_bytes = 0;
-        let mut ahead: Vec<(ChildRef, u8, Bounds)> = Vec::new();
-        ahead.extend((*root).map(|root| (root.child(), root.height, Bounds::default())));
-        while let Some((child, level, bounds)) = ahead.pop() {
-            read_bytes += PAGE_BYTES as u64;
-            match self.read_page_twice(child, level, &bounds).await {
+        let mut ahead: Vec<Ahead> = Vec::new();
+        ahead.extend((*root).map(|root| Ahead::new(root.child(), root.height, Bounds::default())));
+        while !ahead.is_empty() {
+            read_bytes += self.read_ahead(&mut ahead, bytes_max.saturating_sub(read_bytes)).await;
+            let Some(Ahead { child, level, bounds, page: Some(page) }) = ahead.pop() else {
+                unreachable!("the next page was read")
+            };
+            match page {
                 Err(error) => {
                     let keys = bounds.key_range();
                     visit(Seen::Damaged { extent: child.extent(), error, keys, is_page: true });
@@ -145,9 +166,9 @@ impl<D: Device> Tree<D> {
                     pace.spend(page.count()).await;
                     if level > 0 {
                         let children = (page.child_for(from)..page.count()).rev();
-                        ahead.extend(
-                            children.map(|index| (page.child(index), level - 1, bounds.narrow(&page, index))),
-                        );
+                        let below =
+                            |index| Ahead::new(page.child(index), level - 1, bounds.narrow(&page, index));
+                        ahead.extend(children.map(below));
                         continue;
                     }
                     let budget = bytes_max.saturating_sub(read_bytes);
@@ -159,10 +180,23 @@ impl<D: Device> Tree<D> {
                 }
             }
             if read_bytes >= bytes_max {
-                return Stepped { read_bytes, next: ahead.last().map(|(_, _, bounds)| bounds.from()) };
+                return Stepped { read_bytes, next: ahead.last().map(|next| next.bounds.from()) };
             }
         }
         Stepped { read_bytes, next: None }
+    }
+
+    /// Reads the next page and some of its siblings, as far as the budget goes; returns bytes read.
+    async fn read_ahead(&self, ahead: &mut [Ahead], bytes_max: u64) -> u64 {
+        let Some(next) = ahead.last().filter(|next| next.page.is_none()) else { return 0 };
+        let level = next.level;
+        let count =
+            usize::try_from(bytes_max / PAGE_BYTES as u64).unwrap_or(usize::MAX).clamp(1, READS_AHEAD);
+        let reads =
+            ahead.iter_mut().rev().take(count).take_while(|next| next.level == level).map(async |next| {
+                next.page = Some(self.read_page_twice(next.child, level, &next.bounds).await);
+            });
+        (join_all(reads).await.len() * PAGE_BYTES) as u64
     }
 
     /// The rows of a leaf from `from` on; returns bytes read and the first key left out because they were too many.

@@ -88,6 +88,11 @@ impl<'a, D: Device> Writer<'a, D> {
         Ok(self.written_bytes)
     }
 
+    /// Every extent that holds something new, after [`Writer::finish`].
+    pub(super) fn into_taken(self) -> Vec<Extent> {
+        self.taken
+    }
+
     /// Gives back everything, once no write can touch it any more.
     pub(super) async fn abort(mut self) {
         while self.in_flight.next().await.is_some() {}

@@ -9,6 +9,9 @@
 //! | flush; write one pair of superblocks; flush | the new checkpoint, replayed from the freeze |
 //! | install the root; drop the frozen overlay; advance the ring's tail; give back what was replaced | – |
 //!
+//! One that finds no room is given up before anything durable names it: its blocks go back, the frozen rows become
+//! active again, and another begins when space has come back or somebody asks.
+//!
 //! A crash before the last flush leaves the former checkpoint, whose pages, free map and ring are untouched.
 
 use std::borrow::Cow;
@@ -19,14 +22,14 @@ use bytes::Bytes;
 use futures::channel::oneshot;
 
 use super::overlay::Layer;
-use super::{Inner, StoreError, StoreState, failed};
+use super::{Inner, SpaceUsage, StoreError, StoreState, failed};
 use crate::device::{BLOCK_BYTES, Device, IoBuf};
 use crate::extent::{Extent, FreeMap};
 use crate::format::rows;
 use crate::format::superblock::{
     FREE_MAP_EXTENTS_MAX, FreeMapPlace, ROOT_BYTES, ReplayStart, Superblock, slot_offset, slots_of,
 };
-use crate::index::{Applied, PAGE_BYTES, TREE_ROOT_BYTES, TreeRoot};
+use crate::index::{Applied, IndexError, PAGE_BYTES, TREE_ROOT_BYTES, TreeRoot};
 use crate::journal::{Class, Pending, Subject};
 
 /// The overlay stays below this part of the reserve, so that its pages fit into it.
@@ -60,17 +63,18 @@ impl<D: Device + 'static> Inner<D> {
             _ => None,
         };
         self.wait_until(|inner| inner.checkpoints_ended.get() >= target || failure(inner).is_some()).await;
-        failure(self).map_or(Ok(()), Err)
+        failure(self).or_else(|| self.checkpoint_refused.borrow().clone()).map_or(Ok(()), Err)
     }
 
     /// Called by the writer between two batches.
     pub(super) fn begin_checkpoint_if_wanted(self: &Rc<Self>) {
         let overlay_bytes = self.core.borrow().active.bytes();
-        let wanted = self.checkpoint_wanted.get()
-            || self.ring.borrow().wants_checkpoint()
+        let free_bytes = self.space.usage().free_bytes;
+        let due = self.ring.borrow().wants_checkpoint()
             || overlay_bytes > self.overlay_bytes_max()
-            || self.pages_wanted_bytes(self.core.borrow().active.rows().len())
-                > self.space.usage().free_bytes / 2;
+            || self.pages_wanted_bytes(self.core.borrow().active.rows().len()) > free_bytes / 2;
+        let hopeless = self.free_when_refused.get().is_some_and(|then| free_bytes <= then);
+        let wanted = self.checkpoint_wanted.get() || (due && !hopeless);
         if !wanted || self.checkpoint_running() {
             return;
         }
@@ -79,8 +83,18 @@ impl<D: Device + 'static> Inner<D> {
         let frozen = self.freeze();
         let inner = Rc::clone(self);
         (self.options.spawn)(Box::pin(async move {
-            if let Err(error) = inner.write_checkpoint(frozen).await {
-                inner.fail(&error);
+            let written = inner.write_checkpoint(frozen).await;
+            let refused = match written {
+                Ok(()) => None,
+                Err(full @ StoreError::Full { .. }) => Some(full),
+                Err(error) => {
+                    inner.fail(&error);
+                    None
+                }
+            };
+            *inner.checkpoint_refused.borrow_mut() = refused.clone();
+            if let Some(refused) = refused {
+                inner.give_up_checkpoint(&refused);
             }
             inner.checkpoints_ended.set(inner.checkpoints_ended.get() + 1);
             inner.work.notify(usize::MAX);
@@ -135,13 +149,18 @@ impl<D: Device + 'static> Inner<D> {
 
     async fn write_checkpoint(&self, frozen: Frozen) -> Result<(), StoreError> {
         let changes = self.changes(&frozen.layer).await?;
-        let Applied { root, freed, written_bytes } = self.tree.apply(&changes, &self.space.free).await?;
+        let applied = self.tree.apply(&changes, &self.space.free).await;
+        let Applied { root, freed, taken, written_bytes } = applied.map_err(|error| match error {
+            IndexError::NoSpace => self.full(self.pages_wanted_bytes(changes.len())),
+            error => error.into(),
+        })?;
         for tail in frozen.tails {
             tail.await.unwrap_or(Err(StoreError::Closed))?;
         }
         let mut replaced = freed;
         replaced.extend_from_slice(&self.superblock.borrow().free_map.extents);
-        let (free_map, image) = self.place_free_map(&replaced)?;
+        let placed = self.place_free_map(&replaced);
+        let (free_map, image) = placed.inspect_err(|_| self.space.give_back(taken))?;
         write_spread(&*self.device, &free_map.extents, &image).await?;
         let superblock = {
             let old = self.superblock.borrow();
@@ -169,7 +188,25 @@ impl<D: Device + 'static> Inner<D> {
         self.ring.borrow_mut().advance_tail(superblock.replay.position);
         *self.superblock.borrow_mut() = superblock;
         self.space.thaw(old_root, replaced);
+        self.free_when_refused.set(None);
         Ok(())
+    }
+
+    /// There was no room: the frozen rows become active again, everything else is as before the freeze.
+    fn give_up_checkpoint(&self, refused: &StoreError) {
+        tracing::warn!(event = "checkpoint_refused", device = %self.superblock.borrow().device, %refused);
+        let mut core = self.core.borrow_mut();
+        if let Some(frozen) = core.frozen.take() {
+            core.active.absorb(&frozen);
+        }
+        drop(core);
+        self.space.thaw_unchanged();
+        self.free_when_refused.set(Some(self.space.usage().free_bytes));
+    }
+
+    fn full(&self, wanted_bytes: u64) -> StoreError {
+        let SpaceUsage { free_bytes, reserve_bytes, .. } = self.space.usage();
+        StoreError::Full { wanted_bytes, free_bytes, reserve_bytes }
     }
 
     /// The frozen rows, and a deletion for every row of the index in a wiped partition.

@@ -12,7 +12,7 @@
 //!
 //! Failure model: a failed write or flush of the journal or a checkpoint fails the store for ever
 //! ([`StoreState::Failed`]): waiters and later calls get an error, nothing is retried. A full device still frees:
-//! the space and the ring keep reserves. Damage of the index is an error that names the keys; opening anew can mend it
+//! the space and the ring keep reserves, and a checkpoint that finds no room is given up and tried again after frees. Damage of the index is an error that names the keys; opening anew can mend it
 //! (see `mend`), and `verify` finds it before a reader does.
 
 mod checkpoint;
@@ -95,6 +95,10 @@ struct Inner<D: Device> {
     checkpoint_wanted: Cell<bool>,
     checkpoints_begun: Cell<u64>,
     checkpoints_ended: Cell<u64>,
+    /// Why the last checkpoint was given up.
+    checkpoint_refused: RefCell<Option<StoreError>>,
+    /// Free bytes when it was: one begins by itself only when there are more.
+    free_when_refused: Cell<Option<u64>>,
     stopping: Cell<bool>,
     writer_stopped: Cell<bool>,
     /// As the device-local row says, or about to.
@@ -169,7 +173,8 @@ impl<D: Device + 'static> Store<D> {
     /// Writes a checkpoint now; Ok when its superblock is durable.
     ///
     /// # Errors
-    /// The store is not serving, or fails meanwhile.
+    /// [`StoreError::Full`]: there was no room for it, and all is as before. The store is not serving, or fails
+    /// meanwhile.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
         self.0.check_serving()?;
         self.0.run_checkpoint().await

@@ -56,6 +56,16 @@ impl Layer {
         self.wiped.insert(partition);
     }
 
+    /// Takes in what lies below this layer.
+    pub(super) fn absorb(&mut self, below: &Layer) {
+        for (key, value) in &below.rows {
+            if !self.rows.contains_key(key) && !self.hides(key) {
+                self.put(key.clone(), value.clone());
+            }
+        }
+        self.wiped.extend(&below.wiped);
+    }
+
     /// What this layer says about a key; `None` means: look below.
     pub(super) fn get(&self, key: &[u8]) -> Option<Option<Bytes>> {
         match self.rows.get(key) {

@@ -191,8 +191,10 @@ impl<D: Device + 'static> Store<D> {
         let store = Self::build(device, options, recovered, StoreState::Serving, old_tree.is_some()).await?;
         let inner = Rc::clone(&store.0);
         (store.0.options.spawn)(Box::pin(inner.run_writer()));
-        if checkpoint {
-            store.checkpoint().await?;
+        if checkpoint && let Err(error) = store.checkpoint().await {
+            // Its writer must not wait for ever.
+            store.0.fail(&error);
+            return Err(error);
         }
         drop(old_tree);
         store.0.space.collect();
@@ -242,6 +244,8 @@ impl<D: Device + 'static> Store<D> {
             checkpoint_wanted: Cell::new(false),
             checkpoints_begun: Cell::new(0),
             checkpoints_ended: Cell::new(0),
+            checkpoint_refused: RefCell::default(),
+            free_when_refused: Cell::new(None),
             stopping: Cell::new(false),
             writer_stopped: Cell::new(false),
             shards_incomplete,

@@ -197,6 +197,21 @@ impl Space {
         self.collect();
     }
 
+    /// Frees what a checkpoint took and nothing names.
+    pub(super) fn give_back(&self, extents: Vec<Extent>) {
+        let mut free = self.free.borrow_mut();
+        extents.into_iter().for_each(|extent| free.free(extent));
+    }
+
+    /// The checkpoint was given up; the caller has freed what it took.
+    pub(super) fn thaw_unchanged(&self) {
+        let mut held = self.held.borrow_mut();
+        assert!(held.committed_since_freeze.take().is_some(), "thaw follows freeze");
+        held.freed.iter_mut().for_each(|freed| freed.after_freeze = false);
+        drop(held);
+        self.collect();
+    }
+
     /// Gives back what nobody holds any more. Retired roots go in order: a reader of an old root may also be
     /// reading what a later checkpoint replaced.
     pub(super) fn collect(&self) {

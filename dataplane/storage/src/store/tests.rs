@@ -23,6 +23,7 @@ mod crash;
 mod inspection;
 mod mending;
 mod space;
+mod verifying;
 
 const DEVICE_BYTES: u64 = 4 << 20;
 const JOURNAL_BYTES: u64 = 256 << 10;

@@ -176,3 +176,95 @@ fn releasing_and_replacing_leak_nothing() {
         check_space(&store).await;
     });
 }
+
+/// Takes all but so many blocks, as if shards lay there.
+fn fill_up(store: &Store<SimDevice>, leave_blocks: u64) -> Vec<Extent> {
+    let mut free = store.0.space.free.borrow_mut();
+    let blocks = free.free_blocks() - leave_blocks;
+    free.allocate_fragmented(blocks, 1 << 16, 1).unwrap()
+}
+
+#[test]
+fn a_checkpoint_without_room_is_given_up_and_comes_later() {
+    let mut rig = Rig::new(26);
+    rig.run(|store| async move {
+        let put = |sequence: u64, payload: String| {
+            let store = store.clone();
+            async move {
+                store.append(Epoch(1), entry(PARTITION, sequence, sequence - 1, &payload)).await.unwrap();
+                store.apply(PARTITION, Sequence(sequence), decode(payload.as_bytes()).unwrap());
+            }
+        };
+        let keys = |value: &str| (0..12).map(|n| format!("k{n}={value}")).collect::<Vec<_>>().join(",");
+        put(1, keys("old")).await;
+        put_shard(&store, 1, 20).await.unwrap();
+        store.checkpoint().await.unwrap();
+        store.append(Epoch(1), entry(PartitionId(5), 1, 0, "tail=1")).await.unwrap();
+        let (mut given_up, mut sequence) = (0, 1);
+        for leave_blocks in 0..12 {
+            // Wiped and written again, so that both kinds of changes of a frozen layer come back.
+            store.reset(PARTITION, Epoch(1), Sequence(sequence)).await.unwrap();
+            sequence += 1;
+            put(sequence, format!("{},long={}", keys("newer"), "v".repeat(2000))).await;
+            let taken = fill_up(&store, leave_blocks);
+            let before = held(&store);
+            let written = store.checkpoint().await;
+            assert_eq!(store.state(), StoreState::Serving);
+            match written {
+                Ok(()) => {}
+                Err(StoreError::Full { .. }) => {
+                    assert_eq!(held(&store), before, "everything was given back");
+                    given_up += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+            assert!(store.rows(PARTITION, b"", None, 100).await.unwrap().len() == 13);
+            assert_eq!(store.row(PARTITION, b"k3").await.unwrap().unwrap(), "newer");
+            sequence += 1;
+            put(sequence, "k3,long".into()).await;
+            assert_eq!(store.rows(PARTITION, b"", None, 100).await.unwrap().len(), 11, "deletes work");
+            taken.into_iter().for_each(|extent| store.0.space.free.borrow_mut().free(extent));
+        }
+        assert!((6..12).contains(&given_up), "{given_up} checkpoints were given up");
+        assert_eq!(store.recovered_log(PartitionId(5)).tail.len(), 1);
+    });
+    rig.reopen_after_crash(1).run(|store| async move {
+        // Nothing tells that the last entry was committed.
+        assert_eq!(store.rows(PARTITION, b"", None, 100).await.unwrap().len(), 13);
+        assert_eq!(store.recovered_log(PARTITION).tail.len(), 1);
+        check_space(&store).await;
+    });
+    rig.run(|store| async move {
+        store.checkpoint().await.unwrap();
+        assert_eq!(store.rows(PARTITION, b"", None, 100).await.unwrap().len(), 11);
+        check_space(&store).await;
+    });
+}
+
+#[test]
+fn a_given_up_checkpoint_begins_by_itself_after_a_delete() {
+    let mut rig = Rig::new(27);
+    rig.run(|store| async move {
+        for n in 0..4 {
+            put_shard(&store, n, 40).await.unwrap();
+        }
+        store.checkpoint().await.unwrap();
+        let _taken = fill_up(&store, 0);
+        let begun = store.stats().load().checkpoints;
+        // Half the ring, which asks for a checkpoint that cannot be.
+        for n in 0..40 {
+            let entry = entry(PARTITION, n + 1, n, &format!("k={}", "v".repeat(3500)));
+            store.append(Epoch(1), entry).await.unwrap();
+            store.apply(PARTITION, Sequence(n + 1), vec![]);
+        }
+        assert_eq!(store.stats().load().checkpoints, begun);
+        assert!(store.0.checkpoints_begun.get() < 10, "no endless attempts");
+        assert_eq!(store.state(), StoreState::Serving);
+        for n in 0..4 {
+            assert!(free(&store, n).await.unwrap());
+        }
+        store.raise_pg_epoch(PgId(9), Epoch(1)).await.unwrap();
+        store.0.wait_until(|inner| !inner.checkpoint_running()).await;
+        assert!(store.stats().load().checkpoints > begun, "written once there was room");
+    });
+}
