@@ -25,7 +25,7 @@ use quarry_object::{
 use quarry_partition::Payload;
 use quarry_storage::{
     device::{BufferPool, FaultDevice, Ring, UringDevice},
-    store::{Store, StoreOptions},
+    store::{Mend, Store, StoreOptions},
 };
 
 use crate::{
@@ -276,7 +276,7 @@ async fn recover(
         let (control, id) = (shared.control.clone(), found.id);
         let mut options = StoreOptions::new(spawner(queues.device), Rc::new(decode_entry));
         options.cache_bytes = shared.config.cache_per_device_bytes;
-        options.mend = true;
+        options.mend = Mend::WhenDamaged;
         options.on_failed = Some(Rc::new(move |error| control.device_failed(id, error.to_string())));
         let device = Rc::clone(&devices[&found.id]);
         async move { (found.id, Store::open(device, options).await) }

@@ -17,7 +17,7 @@ use quarry_partition::Payload;
 use quarry_planner::{Policy, REBUILD_AFTER_MS};
 use quarry_storage::{
     device::{BufferPool, SimDevice},
-    store::{FormatParams, Store, StoreOptions},
+    store::{FormatParams, Mend, Store, StoreOptions},
 };
 use tempfile::TempDir;
 
@@ -197,7 +197,7 @@ async fn recover(
             |payload: &[u8]| Payload::decode(payload).map(into_mutations).map_err(|error| error.to_string());
         let mut options = StoreOptions::new(Rc::clone(&spawn), Rc::new(decode));
         options.cache_bytes = 1 << 20;
-        options.mend = true;
+        options.mend = Mend::WhenDamaged;
         options.overlay_bytes_max = limits.overlay_bytes_max;
         let told = control.clone();
         options.on_failed = Some(Rc::new(move |error| told.device_failed(id, error.to_string())));

@@ -7,7 +7,7 @@
 //! | 03 | partition u16 | frame of [`LogRowV1`], or of [`LogRowV2`] while the partition is lost |
 //! | 04 | first partition u16 | frame of [`LostRangeV1`] |
 //! | 10 | partition u16, key chosen by the partition | chosen by the partition |
-//! | 20 | name | device-local value; the store's own: [`SHARDS_INCOMPLETE`] |
+//! | 20 | name | device-local value; the store's own: [`SHARDS_INCOMPLETE`], [`INDEX_DAMAGED`] |
 //!
 //! Frame kinds are the table numbers plus 0x100, so that a row is never taken for a record.
 
@@ -35,6 +35,8 @@ pub const TABLE_LOCAL: u8 = 0x20;
 /// Name of the device-local row that says whether shards may be missing since the device was mended: one byte, 1 if
 /// so, 0 (or no row) if not.
 pub const SHARDS_INCOMPLETE: &str = "quarry.shards-incomplete";
+/// Name of the local row that says, with any value but `[0]`, that the index was found damaged: the next start surveys it.
+pub const INDEX_DAMAGED: &str = "quarry.index-damaged";
 
 const VERSION: u16 = 1;
 /// Version of the row of a lost partition's log.

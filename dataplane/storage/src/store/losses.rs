@@ -55,6 +55,19 @@ impl<D: Device + 'static> Store<D> {
         core.logs.get(&partition).map_or_else(|| core.lost_unless_known(partition), |log| log.lost)
     }
 
+    /// A page or value of the index was found damaged: the next start with [`super::Mend::WhenDamaged`] surveys all of it
+    /// and mends. Durable when Ok.
+    ///
+    /// # Errors
+    /// [`StoreError::Overloaded`], or the store is not serving.
+    pub async fn mark_index_damaged(&self) -> Result<(), StoreError> {
+        let inner = &self.0;
+        inner.check_serving()?;
+        let name = rows::INDEX_DAMAGED.to_owned();
+        let record = Record::LocalPut { name, value: Bytes::from_static(&[1]) };
+        inner.journal(record, Subject::Local, Class::Privileged, None)?.wait().await
+    }
+
     /// The device's shards were compared with what peers know: they are complete again. Durable when Ok.
     ///
     /// # Errors

@@ -58,9 +58,9 @@ use self::shards::BusyShards;
 pub use self::space::ShardPin;
 pub use self::stats::{SharedStats, Stats};
 pub use self::types::{
-    CHECKSUM_UNIT_BYTES, DecodeEntry, FormatParams, JOURNAL_BYTES_DEFAULT, LogEntry, Mutation, OnFailed,
-    RecoveredLog, SHARD_EXTENT_BYTES_MAX, ShardExtent, ShardKey, ShardRow, SpaceUsage, Spawn, StoreOptions,
-    StoreState,
+    CHECKSUM_UNIT_BYTES, DecodeEntry, FormatParams, JOURNAL_BYTES_DEFAULT, LogEntry, Mend, Mutation,
+    OnFailed, RecoveredLog, SHARD_EXTENT_BYTES_MAX, ShardExtent, ShardKey, ShardRow, SpaceUsage, Spawn,
+    StoreOptions, StoreState,
 };
 pub use self::verify::{CopiesHealth, IndexCursor, IndexDamage, VerifyStep};
 

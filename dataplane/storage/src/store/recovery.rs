@@ -15,7 +15,9 @@ use event_listener::Event;
 
 use super::core::{Core, Mode};
 use super::space::Space;
-use super::{BusyShards, FormatParams, Inner, SharedStats, Store, StoreError, StoreOptions, StoreState};
+use super::{
+    BusyShards, FormatParams, Inner, Mend, SharedStats, Store, StoreError, StoreOptions, StoreState,
+};
 use super::{checkpoint, mend};
 use quarry_clustermap::{ClusterId, DeviceId};
 
@@ -180,7 +182,7 @@ impl<D: Device + 'static> Store<D> {
     pub async fn open(device: Rc<D>, options: StoreOptions) -> Result<Self, StoreError> {
         let superblock = newest_superblock(&*device).await?;
         let (recovered, old_tree) = match recover_whole(&device, &options, &superblock).await {
-            Err(error) if options.mend && mend::is_damage(&error) => {
+            Err(error) if options.mend != Mend::Never && mend::is_damage(&error) => {
                 let (recovered, old_tree) = mend::mend(&device, &options, superblock).await?;
                 (recovered, Some(old_tree))
             }
@@ -254,17 +256,23 @@ impl<D: Device + 'static> Store<D> {
     }
 }
 
-/// As [`recover`]; if it is to be mended, only when all of it is whole.
+/// As [`recover`]; if it is to be mended, only when all of it is whole that is suspected not to be.
 async fn recover_whole<D: Device>(
     device: &Rc<D>,
     options: &StoreOptions,
     superblock: &Superblock,
 ) -> Result<Recovered<D>, StoreError> {
-    if !options.mend {
+    if options.mend == Mend::Never {
         return recover(device, options, superblock).await;
     }
     let recovered = recover(device, &StoreOptions { salvage: false, ..options.clone() }, superblock).await?;
-    if mend::index_is_whole(&recovered.tree).await? {
+    let key = rows::local_key(rows::INDEX_DAMAGED);
+    let mark = match recovered.core.overlay_get(&key) {
+        Some(mark) => mark,
+        None => recovered.tree.get(&key).await?,
+    };
+    let suspected = options.mend == Mend::AfterSurvey || mark.is_some_and(|mark| mark[..] != [0]);
+    if !suspected || mend::index_is_whole(&recovered.tree).await? {
         return Ok(recovered);
     }
     Err(StoreError::Index { reason: "pages, values or rows are damaged".into() })

@@ -61,9 +61,20 @@ pub struct StoreOptions {
     pub on_failed: Option<OnFailed>,
     /// Opens a device whose journal is damaged in the middle, dropping what follows the damage.
     pub salvage: bool,
-    /// Opens a damaged device with what is whole on it: [`crate::store::Store::losses`] says what is not. Opening then
-    /// reads and verifies the whole index. Without meaning for [`crate::store::Store::open_read_only`].
-    pub mend: bool,
+    /// Whether a damaged device is opened with what is whole on it: [`crate::store::Store::losses`] says what is not.
+    /// Without meaning for [`crate::store::Store::open_read_only`].
+    pub mend: Mend,
+}
+
+/// When a device is mended at open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mend {
+    /// Never: damage refuses the device.
+    Never,
+    /// When opening meets damage, and when [`crate::store::Store::mark_index_damaged`] was called since.
+    WhenDamaged,
+    /// As above, and the whole index is read first: takes as long as that takes.
+    AfterSurvey,
 }
 
 impl StoreOptions {
@@ -77,7 +88,7 @@ impl StoreOptions {
             decode_entry,
             on_failed: None,
             salvage: false,
-            mend: false,
+            mend: Mend::Never,
         }
     }
 }

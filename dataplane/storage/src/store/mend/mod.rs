@@ -128,6 +128,7 @@ fn mark(core: &mut Core, incomplete: bool) {
     for (&first, &last) in &core.lost_ranges {
         core.active.put(rows::lost_range_key(first), Some(rows::encode_lost_range(last)));
     }
+    core.active.put(rows::local_key(rows::INDEX_DAMAGED), None);
     if incomplete {
         let value = Bytes::from_static(&[1]);
         core.active.put(rows::local_key(rows::SHARDS_INCOMPLETE), Some(value));

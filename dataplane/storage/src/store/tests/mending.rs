@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::format::superblock::{SLOTS, Superblock, slot_offset, slots_of};
 use crate::journal::RingReader;
-use crate::store::{Losses, newest_superblock};
+use crate::store::{Losses, Mend, newest_superblock};
 
 const PARTITIONS: u16 = 6;
 const SHARDS: u64 = 24;
@@ -240,7 +240,7 @@ const AREAS: [Area; 5] = [Area::Superblocks, Area::Journal, Area::Pages, Area::V
 
 fn open_mending(device: &SimDevice) -> Result<Rig, StoreError> {
     let mut pool = LocalPool::new();
-    let options = StoreOptions { mend: true, ..options(&pool) };
+    let options = StoreOptions { mend: Mend::AfterSurvey, ..options(&pool) };
     let store = pool.run_until(Store::open(Rc::new(device.clone()), options))?;
     Ok(Rig { pool, device: device.clone(), store })
 }

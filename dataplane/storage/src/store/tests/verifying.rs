@@ -3,7 +3,7 @@
 use super::*;
 use crate::format::superblock::{slot_offset, slots_of};
 use crate::index::PAGE_BYTES;
-use crate::store::{IndexDamage, VerifyStep};
+use crate::store::{IndexDamage, Mend, VerifyStep};
 
 const ROWS: u64 = 400;
 
@@ -148,7 +148,7 @@ fn damaged_copies_are_found_and_written_anew() {
 
 fn open_mending(device: &SimDevice) -> Rig {
     let mut pool = LocalPool::new();
-    let options = StoreOptions { mend: true, ..options(&pool) };
+    let options = StoreOptions { mend: Mend::AfterSurvey, ..options(&pool) };
     let store = pool.run_until(Store::open(Rc::new(device.clone()), options)).unwrap();
     Rig { pool, device: device.clone(), store }
 }
