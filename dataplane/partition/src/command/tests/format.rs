@@ -8,7 +8,8 @@ use crate::BlobRef;
 use crate::command::rows;
 use crate::command::{
     BlobOwner, Command, CompletedUpload, Content, FrameError, Framed, Manifest, Outcome, Part, Refusal,
-    Reply, RevokedWriter, Segment, SegmentRun, Stored, StoredAttributes, Upload, UploadId,
+    Reply, RevokedWriter, RowProblem, Segment, SegmentRun, Stored, StoredAttributes, Upload, UploadId,
+    decode_row,
 };
 
 fn manifest() -> Manifest {
@@ -200,4 +201,22 @@ proptest! {
         let _ = decode_all(&sealed(frame_type, &bytes[16..]));
         let _ = decode_all(&bytes[..at]);
     }
+}
+
+/// Found by the fuzzer: fsck asks for every row that another one names, so their number must have a limit.
+#[test]
+fn continuation_rows_beyond_any_object_are_refused() {
+    let head =
+        |continuation_rows| Manifest { segments: Vec::new(), continuation_rows, ..manifest() }.encode();
+    let version = rows::version(BUCKET, "k", 5);
+    let row = decode_row(&version, &head(20)).unwrap();
+    assert_eq!(row.named_rows(&version).len(), 20);
+    for rows in [1000, u32::MAX] {
+        assert_eq!(decode_row(&version, &head(rows)), Err(RowProblem::Mismatch));
+    }
+    let run = SegmentRun { segments: manifest().segments }.encode();
+    let continuation = |n| rows::continuation(BUCKET, "k", 5, n);
+    let row = decode_row(&continuation(19), &run).unwrap();
+    assert_eq!(row.named_rows(&continuation(19)).len(), 1);
+    assert_eq!(decode_row(&continuation(u32::MAX), &run), Err(RowProblem::Key));
 }
