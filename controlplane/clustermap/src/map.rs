@@ -222,6 +222,10 @@ impl ClusterMap {
     }
 
     fn check_group(&self, group: &PlacementGroup) -> Result<(), &'static str> {
+        let ErasureProfile { data_shards, parity_shards } = group.profile;
+        if ErasureProfile::new(data_shards, parity_shards).is_err() {
+            return Err("the erasure profile is out of range");
+        }
         if group.members.len() != group.profile.total() {
             return Err("the number of members is not k+m");
         }
@@ -237,5 +241,44 @@ impl ClusterMap {
             return Err("an open group has a member of another tier, or one that is not in the map");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_with_an_impossible_profile_is_refused() {
+        let valid = ErasureProfile { data_shards: 2, parity_shards: 1 };
+        let node = NodeEntry { address: String::new(), rack: String::new(), incarnation: Incarnation(1) };
+        let device = DeviceEntry {
+            node: NodeId(1),
+            tier: Tier::Hot,
+            capacity_bytes: 1,
+            state: DeviceState::In,
+            location: String::new(),
+        };
+        let map = |profile| ClusterMap {
+            cluster: ClusterId([7; 16]),
+            version: MapVersion(1),
+            hot_profile: valid,
+            nodes: BTreeMap::from([(NodeId(1), node.clone())]),
+            devices: (1..=3).map(|id| (DeviceId(id), device.clone())).collect(),
+            partitions: Vec::new(),
+            placement_groups: BTreeMap::from([(
+                PgId(1),
+                PlacementGroup {
+                    epoch: Epoch(1),
+                    tier: Tier::Hot,
+                    profile,
+                    members: (1..=3).map(DeviceId).collect(),
+                    state: PgState::Open,
+                },
+            )]),
+        };
+        assert_eq!(map(valid).validate(), Ok(()));
+        let impossible = map(ErasureProfile { data_shards: 0, parity_shards: 3 }).validate();
+        assert!(matches!(impossible, Err(MapError::PlacementGroup { .. })), "{impossible:?}");
     }
 }

@@ -2,4 +2,4 @@
 
 mod message;
 
-pub use message::{FrameError, PAYLOAD_BYTES_MAX, PeerFault, PeerRequest, PeerResponse, Run, ShardName};
+pub use message::{FRAME_BYTES_MAX, PeerFault, PeerRequest, PeerResponse, Run, ShardName};

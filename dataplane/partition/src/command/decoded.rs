@@ -5,7 +5,7 @@
 
 use quarry_clustermap::{BlobId, BucketId};
 
-use super::frame::Framed;
+use super::framed::Framed;
 use super::manifest::{
     BlobOwner, CompletedUpload, Manifest, Part, RevokedWriter, Segment, SegmentRun, Upload,
 };
