@@ -1,6 +1,6 @@
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof};
 
-use super::{BlockIndex, Extent, FreeMap, FreeMapError};
+use super::{BlockIndex, Extent, FreeMap, FreeMapError, Overlap};
 
 const AREA_START: u64 = 100;
 const AREA_BLOCKS: usize = 700;
