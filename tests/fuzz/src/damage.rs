@@ -5,17 +5,17 @@ use crate::Random;
 /// Most changes to one input.
 const CHANGES_MAX: usize = 4;
 
-/// Changes `bytes` in a few places; `other` is another valid encoding to splice with.
-pub(crate) fn damage(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
+/// Changes `bytes` in a few places; `sample` makes another valid encoding to splice with.
+pub(crate) fn damage(bytes: &mut Vec<u8>, sample: fn(&mut Random) -> Vec<u8>, random: &mut Random) {
     for _ in 0..=random.below(CHANGES_MAX) {
         if bytes.is_empty() {
             bytes.push(random.byte());
         }
-        change(bytes, other, random);
+        change(bytes, sample, random);
     }
 }
 
-fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
+fn change(bytes: &mut Vec<u8>, sample: fn(&mut Random) -> Vec<u8>, random: &mut Random) {
     let len = bytes.len();
     let at = random.below(len);
     // Bits and numbers most often: other changes move what follows, and little survives two of them.
@@ -35,6 +35,7 @@ fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
             }
         }
         14 => {
+            let other = sample(random);
             let from = random.below(other.len() + 1);
             bytes.truncate(at);
             bytes.extend_from_slice(&other[from..]);

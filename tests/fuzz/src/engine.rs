@@ -81,8 +81,7 @@ pub fn input(target: &Target, seed: u64, number: u64) -> (Vec<u8>, bool) {
         return (whole, true);
     }
     let mut bytes = whole.clone();
-    let other = (target.sample)(&mut random);
-    damage(&mut bytes, &other, &mut random);
+    damage(&mut bytes, target.sample, &mut random);
     if !random.one_in(UNSEALED_IN) {
         (target.seal)(&mut bytes, &whole);
     }

@@ -86,7 +86,7 @@ pub(crate) const JSON: Target = Target {
 /// What every core does with a map that was found valid.
 fn use_map(map: &ClusterMap) {
     let groups: usize = [Tier::Hot, Tier::Cold].into_iter().map(|tier| map.open_groups(tier).count()).sum();
-    for (_, group) in &map.placement_groups {
+    for group in map.placement_groups.values() {
         let ErasureProfile { data_shards, parity_shards } = group.profile;
         assert!(
             ErasureProfile::new(data_shards, parity_shards).is_ok(),

@@ -39,6 +39,11 @@ impl Random {
         }
     }
 
+    /// A number that counts up: never the last.
+    pub fn counter(&mut self) -> u64 {
+        self.number().min(u64::MAX - 1)
+    }
+
     /// A byte.
     pub fn byte(&mut self) -> u8 {
         self.any().to_le_bytes()[0]

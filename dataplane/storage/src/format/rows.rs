@@ -198,7 +198,10 @@ pub fn encode_pg_epoch(epoch: Epoch) -> Bytes {
 /// # Errors
 /// [`FormatError`].
 pub fn decode_pg_epoch(bytes: &[u8]) -> Result<Epoch, FormatError> {
-    decode_row::<PgEpochRowV1>(TABLE_PG_EPOCHS, "pg epoch row", bytes).map(|row| row.epoch)
+    let what = "pg epoch row";
+    let PgEpochRowV1 { epoch } = decode_row(TABLE_PG_EPOCHS, what, bytes)?;
+    // Epochs count up by one: none is ever the last number.
+    if epoch.0 < u64::MAX { Ok(epoch) } else { Err(FormatError::Field { what, field: "epoch" }) }
 }
 
 /// Value of a log's state.
@@ -212,7 +215,12 @@ pub fn encode_log(row: LogRowV1) -> Bytes {
 /// # Errors
 /// [`FormatError`].
 pub fn decode_log(bytes: &[u8]) -> Result<LogRowV1, FormatError> {
-    decode_row(TABLE_LOGS, "log row", bytes)
+    let what = "log row";
+    let row: LogRowV1 = decode_row(TABLE_LOGS, what, bytes)?;
+    if row.epoch.0.max(row.applied.0) == u64::MAX {
+        return Err(FormatError::Field { what, field: "epoch or sequence" });
+    }
+    Ok(row)
 }
 
 /// Key of extent `n` of a shard.

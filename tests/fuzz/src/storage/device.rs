@@ -19,9 +19,9 @@ use super::{record, seal_batch, seal_block};
 use crate::{Random, Target};
 
 const BLOCKS: u64 = 512;
-const JOURNAL_BLOCKS: u64 = 16;
+const JOURNAL_BLOCKS: usize = 16;
 /// Two superblocks and the ring.
-const INPUT_BYTES: usize = (2 + JOURNAL_BLOCKS as usize) * BLOCK_BYTES;
+const INPUT_BYTES: usize = (2 + JOURNAL_BLOCKS) * BLOCK_BYTES;
 const ID: DeviceId = DeviceId(0xabcd);
 
 pub(crate) const DEVICE: Target =
@@ -29,7 +29,7 @@ pub(crate) const DEVICE: Target =
 
 fn device() -> SimDevice {
     let device = SimDevice::new(BLOCKS * BLOCK_BYTES as u64, 1);
-    let journal_bytes = JOURNAL_BLOCKS * BLOCK_BYTES as u64;
+    let journal_bytes = (JOURNAL_BLOCKS * BLOCK_BYTES) as u64;
     let params = FormatParams { cluster: ClusterId([7; 16]), device: ID, journal_bytes };
     block_on(Store::format(Rc::new(device.clone()), params)).expect("a new device can be formatted");
     device

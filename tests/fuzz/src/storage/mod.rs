@@ -53,7 +53,7 @@ pub(crate) const BATCH: Target = Target {
         bytes.extend_from_slice(&records);
         let header = BatchHeader {
             device: DeviceId(random.any()),
-            sequence: random.number(),
+            sequence: random.counter(),
             previous_crc: 7,
             payload_bytes: u32::try_from(records.len()).expect("a few records"),
             records: 3,
@@ -92,9 +92,9 @@ pub(crate) const RECORD: Target = Target {
 pub(crate) const ROW: Target = Target {
     name: "index-row",
     sample: |random| match random.below(4) {
-        0 => rows::encode_pg_epoch(Epoch(random.number())).into(),
+        0 => rows::encode_pg_epoch(Epoch(random.counter())).into(),
         1 => {
-            let (epoch, applied) = (Epoch(random.number()), Sequence(random.number()));
+            let (epoch, applied) = (Epoch(random.counter()), Sequence(random.counter()));
             rows::encode_log(LogRowV1 { epoch, applied }).into()
         }
         _ => {
@@ -250,7 +250,7 @@ fn shard_row(random: &mut Random) -> ShardRow {
         blob,
         shard,
         owner_partition: PartitionId(9),
-        epoch: Epoch(random.number()),
+        epoch: Epoch(random.counter()),
         writer: NodeId(3),
         len_bytes: extents.iter().map(|piece| u64::from(piece.len_bytes)).sum(),
         extents,
@@ -258,18 +258,18 @@ fn shard_row(random: &mut Random) -> ShardRow {
 }
 
 fn record(random: &mut Random) -> Record {
-    let (partition, epoch) = (PartitionId(9), Epoch(random.number()));
+    let (partition, epoch) = (PartitionId(9), Epoch(random.counter()));
     let extents = |random: &mut Random| random.list(4, |random| extent(random, 64));
     match random.below(8) {
         0 => Record::ShardCommit { row: shard_row(random), replaced: extents(random) },
         1 => Record::ShardFree { key: key(random), epoch, extents: extents(random) },
         2 => {
-            let (sequence, committed) = (Sequence(random.number()), Sequence(random.number()));
+            let (sequence, committed) = (Sequence(random.counter()), Sequence(random.counter()));
             let entry = LogEntry { partition, epoch, sequence, committed, payload: random.bytes(200).into() };
             Record::LogAppend { in_force: epoch, entry }
         }
-        3 => Record::LogTruncate { partition, epoch, after: Sequence(random.number()) },
-        4 => Record::LogReset { partition, epoch, base: Sequence(random.number()) },
+        3 => Record::LogTruncate { partition, epoch, after: Sequence(random.counter()) },
+        4 => Record::LogReset { partition, epoch, base: Sequence(random.counter()) },
         5 => Record::PgEpoch { pg: PgId(7), epoch },
         6 => Record::PartitionEpoch { partition, epoch },
         _ => Record::LocalPut { name: random.text(20), value: Bytes::from(random.bytes(100)) },
