@@ -266,6 +266,10 @@ impl ClusterMap {
     }
 
     fn check_group(&self, group: &PlacementGroup) -> Result<(), &'static str> {
+        let ErasureProfile { data_shards, parity_shards } = group.profile;
+        if ErasureProfile::new(data_shards, parity_shards).is_err() {
+            return Err("the erasure profile is out of range");
+        }
         if group.members.len() != group.profile.total() {
             return Err("the number of members is not k+m");
         }
@@ -378,5 +382,15 @@ mod tests {
         assert_eq!(group.positions_not_whole(&map), 1);
         group.rebuilding.insert(0, A);
         assert_eq!(group.positions_not_whole(&map), 2);
+    }
+
+    #[test]
+    fn a_group_with_an_impossible_profile_is_refused() {
+        let mut map = map();
+        assert_eq!(map.validate(), Ok(()));
+        let group = map.placement_groups.get_mut(&PgId(0)).unwrap();
+        group.profile = ErasureProfile { data_shards: 0, parity_shards: 2 };
+        let impossible = map.validate();
+        assert!(matches!(impossible, Err(MapError::PlacementGroup { .. })), "{impossible:?}");
     }
 }

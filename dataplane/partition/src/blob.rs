@@ -17,3 +17,14 @@ pub struct BlobRef {
     /// Bit `i` set: shard `i` was not stored when the blob was committed, and awaits repair.
     pub missing_shards: u32,
 }
+
+impl BlobRef {
+    /// What readers rely on when they compute with a profile.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let ErasureProfile { data_shards, parity_shards } = self.profile;
+        match ErasureProfile::new(data_shards, parity_shards) {
+            Ok(_) => Ok(()),
+            Err(_) => Err("the erasure profile of a blob is out of range"),
+        }
+    }
+}

@@ -7,7 +7,6 @@
 //! not equal on all replicas: a joiner holds the rows, the others hold `Noop` under the same identity. That is no
 //! difference in meaning, because the rows of a page are what the others hold at that sequence anyway.
 
-mod frame;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -16,12 +15,16 @@ use quarry_clustermap::{Epoch, Sequence};
 use rkyv::{Archive, Deserialize, Serialize, rancor};
 
 use crate::Row;
+use crate::frame::{FrameError, FrameKind};
 
-pub use frame::{FRAME_HEADER_BYTES, FrameError};
-pub(crate) use frame::{FrameKind, open, seal};
+/// Frame of a [`Payload`].
+pub(crate) const PAYLOAD: FrameKind = log_frame(1, PAYLOAD_BYTES_MAX);
 
-/// Schema version of [`Payload`].
-const PAYLOAD_VERSION: u16 = 1;
+/// The family of frames of this crate's log: kind 1 is a payload, kind 2 an envelope.
+pub(crate) const fn log_frame(kind: u16, bytes_max: usize) -> FrameKind {
+    FrameKind { magic: *b"QRYP", kind, version: 1, bytes_max }
+}
+
 /// Longest encoded payload: a value is at most 1 MiB, and Complete of a multipart upload moves many small rows.
 pub const PAYLOAD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Longest row key; the index allows 2,048 bytes, three of which are its own prefix.
@@ -55,9 +58,9 @@ impl Payload {
     /// [`FrameError::TooLong`] or [`FrameError::Rule`]: over a limit of this module.
     pub fn encode(&self) -> Result<Bytes, FrameError> {
         check_rows(self.rows().len(), self.rows().iter().map(|row| row.key.len()))?;
-        let body = rkyv::to_bytes::<rancor::Error>(self).map_err(|_| FrameError::Archive)?;
-        check_length(body.len() + FRAME_HEADER_BYTES)?;
-        Ok(seal(FrameKind::Payload, PAYLOAD_VERSION, &body))
+        let frame = PAYLOAD.encode(self);
+        check_length(frame.len())?;
+        Ok(Bytes::from(frame))
     }
 
     /// Inverse of [`Payload::encode`].
@@ -78,9 +81,7 @@ impl Payload {
     }
 
     fn validate(frame: &[u8]) -> Result<&ArchivedPayload, FrameError> {
-        let body = open(FrameKind::Payload, PAYLOAD_VERSION, frame, PAYLOAD_BYTES_MAX)?;
-        let archived =
-            rkyv::access::<ArchivedPayload, rancor::Error>(body).map_err(|_| FrameError::Archive)?;
+        let archived = PAYLOAD.access::<ArchivedPayload>(frame)?;
         if let ArchivedPayload::Mutations(rows) | ArchivedPayload::Backfill(rows) = archived {
             check_rows(rows.len(), rows.iter().map(|row| row.key.len()))?;
         }

@@ -46,9 +46,9 @@ impl Extent {
     }
 }
 
-/// Why [`FreeMap::reserve_exact`] refused: not every block of the extent is free.
+/// Why [`FreeMap::reserve_exact`] or [`FreeMap::try_free`] refused: a block of the extent has another owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("extent {extent:?} is not free")]
+#[error("extent {extent:?} is empty, outside the area, or not wholly taken or free as it should be")]
 pub struct Overlap {
     /// The extent asked for.
     pub extent: Extent,
@@ -241,12 +241,26 @@ impl FreeMap {
     /// # Panics
     /// When it is empty, leaves the area, or any block of it is free already: then two owners believed in it.
     pub fn free(&mut self, extent: Extent) {
-        let (mut start, mut end) = (extent.start.0, extent.end().0);
-        assert!(extent.blocks > 0, "an extent holds at least one block");
-        assert!(start >= self.area.start && end <= self.area.end, "{extent:?} lies outside the area");
+        let freed = self.try_free(extent);
+        assert!(freed.is_ok(), "{extent:?} is free already, empty, or outside the area");
+    }
+
+    /// Gives back an extent that a record on a device names.
+    ///
+    /// # Errors
+    /// [`Overlap`] where [`FreeMap::free`] panics; nothing is given back then.
+    pub fn try_free(&mut self, extent: Extent) -> Result<(), Overlap> {
+        let overlap = Overlap { extent };
+        let mut start = extent.start.0;
+        let mut end = start.checked_add(extent.blocks.into()).ok_or(overlap)?;
+        if extent.blocks == 0 || start < self.area.start || end > self.area.end {
+            return Err(overlap);
+        }
         let before = self.runs.range(..end).next_back().map(|(&start, &len)| (start, len));
         if let Some((run, len)) = before {
-            assert!(run + len <= start, "{extent:?} is free already");
+            if run + len > start {
+                return Err(overlap);
+            }
             if run + len == start {
                 self.remove_run(run, len);
                 start = run;
@@ -257,6 +271,7 @@ impl FreeMap {
             end += len;
         }
         self.insert_run(start, end - start);
+        Ok(())
     }
 
     /// The persisted image.

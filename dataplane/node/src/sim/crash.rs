@@ -1,10 +1,14 @@
 //! Power cuts of the whole machine at flush boundaries of a recorded workload: all devices lose what they may lose at
 //! the same moment, a new node starts on what is left, and everything acknowledged is there.
+//!
+//! A normal run tries a sample of the boundaries, each with one way to lose what was unflushed. `QUARRY_CRASH_FULL=1` tries
+//! every boundary of one seed in every way ([`Loss`]).
 
 use std::{cell::RefCell, panic::AssertUnwindSafe, rc::Rc};
 
 use quarry_object::api::ObjectStore;
-use quarry_storage::device::{Capture, SimDevice};
+use quarry_storage::device::{BLOCK_BYTES, Capture, SECTOR_BYTES, SimDevice};
+use quarry_storage::index::PAGE_BYTES;
 
 use super::{
     Doing, Random,
@@ -18,6 +22,49 @@ use super::{
 
 /// Power cuts tried per seed in a normal run, spread over the whole workload.
 const CUTS_PER_SEED: usize = 24;
+/// What becomes of the unflushed writes of a device.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    Everything,
+    Nothing,
+    /// Each write is torn in units of so many bytes, a random half of them survives.
+    Torn(usize),
+    /// The oldest is lost, what was written after it is not.
+    Oldest,
+    /// Only the newest survives.
+    AllButNewest,
+    /// A random subset in random order.
+    Random,
+}
+
+impl Loss {
+    const ALL: [Self; 7] = [
+        Self::Everything,
+        Self::Nothing,
+        Self::Torn(SECTOR_BYTES),
+        Self::Random,
+        Self::Oldest,
+        Self::Torn(BLOCK_BYTES),
+        Self::AllButNewest,
+    ];
+
+    fn survivor(self, capture: &Capture, seed: u64) -> SimDevice {
+        let newest = capture.unflushed().len().saturating_sub(1);
+        match self {
+            Self::Everything => capture.crash_keeping_nothing(),
+            Self::Nothing => capture.crash_keeping_everything(),
+            Self::Torn(unit_bytes) => capture.crash_torn(unit_bytes, seed),
+            Self::Oldest => capture.crash_keeping(|number| number > 0),
+            Self::AllButNewest => capture.crash_keeping(|number| number == newest),
+            Self::Random => capture.crash(seed),
+        }
+    }
+}
+
+fn is_full() -> bool {
+    std::env::var_os("QUARRY_CRASH_FULL").is_some()
+}
+
 /// One cut in so many is followed by a second one that loses everything not flushed.
 const SECOND_CUT_EVERY: usize = 3;
 
@@ -54,12 +101,10 @@ fn record(machine: &Machine, mix: Mix) -> (Vec<Cut>, Rc<History>) {
     (cuts.take(), history)
 }
 
-fn survive(machine: &Machine, cut: &Cut, number: usize, history: &Rc<History>) {
+fn survive(machine: &Machine, cut: &Cut, number: usize, loss: Loss, history: &Rc<History>) {
     let seed = machine.seed.wrapping_mul(1_000_003).wrapping_add(number as u64);
-    let lose = |(index, capture): (usize, &Capture)| match number % 8 {
-        0 => capture.crash_keeping_nothing(),
-        1 => capture.crash_keeping_everything(),
-        _ => capture.crash(seed.wrapping_mul(31).wrapping_add(index as u64)),
+    let lose = |(index, capture): (usize, &Capture)| {
+        loss.survivor(capture, seed.wrapping_mul(31).wrapping_add(index as u64))
     };
     let devices: Vec<SimDevice> = cut.captures.iter().enumerate().map(lose).collect();
     let mut machine = machine.with(devices, cut.metastore.clone(), seed);
@@ -93,11 +138,38 @@ fn survive(machine: &Machine, cut: &Cut, number: usize, history: &Rc<History>) {
 fn survive_all(profile: &str, seed: u64, mix: Mix) {
     let machine = Machine::new(profile, Limits::TIGHT, seed);
     let (cuts, history) = record(&machine, mix);
-    let step = if is_long_run() { 1 } else { cuts.len().div_ceil(CUTS_PER_SEED) };
-    for (number, cut) in cuts.iter().enumerate().skip(usize::try_from(seed).unwrap() % step).step_by(step) {
-        let _doing = Doing(format!("power cut {number} of {}, {profile}, seed {seed}", cuts.len()));
-        survive(&machine, cut, number, &history);
+    check_boundaries(&cuts, machine.limits);
+    let step = if is_long_run() || is_full() { 1 } else { cuts.len().div_ceil(CUTS_PER_SEED) };
+    let sample = cuts.iter().enumerate().skip(usize::try_from(seed).unwrap() % step).step_by(step);
+    for (nth, (number, cut)) in sample.enumerate() {
+        let losses = if is_full() { &Loss::ALL[..] } else { &Loss::ALL[nth % Loss::ALL.len()..][..1] };
+        for &loss in losses {
+            let _doing =
+                Doing(format!("power cut {number} of {}, {loss:?}, {profile}, seed {seed}", cuts.len()));
+            survive(&machine, cut, number, loss, &history);
+        }
     }
+    if is_full() {
+        println!("{profile}, seed {seed}: {} boundaries, {} ways each", cuts.len(), Loss::ALL.len());
+    }
+}
+
+/// The workload reaches what it is for: boundaries at which checkpoints are in progress beside clients.
+fn check_boundaries(cuts: &[Cut], limits: Limits) {
+    let journal_end = 2 * BLOCK_BYTES as u64 + limits.journal_bytes;
+    let writes = |cut: &Cut| cut.captures.iter().map(Capture::unflushed).collect::<Vec<_>>();
+    let some = |what: &str, wanted: &dyn Fn(&[Vec<(u64, usize)>]) -> bool| {
+        assert!(cuts.iter().any(|cut| wanted(&writes(cut))), "no boundary with {what}");
+    };
+    some("a superblock unflushed", &|devices| {
+        devices.iter().flatten().any(|(at, _)| *at < 2 * BLOCK_BYTES as u64)
+    });
+    some("a batch and an index page unflushed on one device", &|devices| {
+        devices.iter().any(|writes| {
+            writes.iter().any(|(at, _)| (2 * BLOCK_BYTES as u64..journal_end).contains(at))
+                && writes.iter().any(|(at, len)| *at >= journal_end && *len == PAGE_BYTES)
+        })
+    });
 }
 
 #[test]
@@ -192,8 +264,9 @@ fn a_device_that_does_not_flush_is_noticed() {
     machine.devices.all()[3].set_skip_flush(true);
     let (cuts, history) = record(&machine, Mix { clients: 1, keys_per_client: 3, operations_per_client: 6 });
     // A cut that loses everything unflushed, near the end.
-    let number = (cuts.len() - 1) / 8 * 8;
-    let survived =
-        std::panic::catch_unwind(AssertUnwindSafe(|| survive(&machine, &cuts[number], number, &history)));
+    let number = cuts.len() - 1;
+    let survived = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        survive(&machine, &cuts[number], number, Loss::Everything, &history)
+    }));
     assert!(survived.is_err(), "nobody noticed");
 }

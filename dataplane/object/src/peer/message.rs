@@ -3,19 +3,15 @@
 //! Every message names its epoch (of the placement group, or inside the replication message), the blob and the
 //! owner partition, so that a request of an older epoch is refused by the device, not by luck.
 //!
-//! A frame is `magic u16 | version u8 | reserved u8 | payload length u32 | crc32c u32 | rkyv payload`, little
-//! endian; the payload is always validated.
+//! The frame is that of `quarry_partition::frame`, family `QRPR`: kind 1 is a request, kind 2 a response. A change of any
+//! message is a new schema version with its own decoder.
 
 use quarry_clustermap::{BlobId, BucketId, DeviceId, Epoch, PartitionId, PgId, ShardIndex};
+use quarry_partition::frame::{FrameError, FrameKind};
 use rkyv::{Archive, Deserialize, Serialize};
 
-/// Magic of a peer frame.
-const MAGIC: u16 = 0x5150;
-/// Version of the messages in this file; a change of any of them is a new version with its own decoder.
-const VERSION: u8 = 1;
-const HEADER_BYTES: usize = 12;
-/// Longest payload: the checksums of a 5 GiB shard and a command with an inline body fit many times.
-pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+/// Longest frame: the checksums of a 5 GiB shard and a command with an inline body fit many times.
+pub const FRAME_BYTES_MAX: usize = 16 << 20;
 
 /// A shard, as every message names it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize)]
@@ -250,63 +246,25 @@ pub enum PeerFault {
     },
 }
 
-/// A frame that cannot be decoded.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum FrameError {
-    /// Shorter or longer than its header says, or over the limit.
-    #[error("the frame's length is wrong")]
-    Length,
-    /// Not a peer frame.
-    #[error("the frame's magic is wrong")]
-    Magic,
-    /// From another release.
-    #[error("the frame has version {0}")]
-    Version(u8),
-    /// Damaged on its way.
-    #[error("the frame's checksum is wrong")]
-    Checksum,
-    /// The payload is not a message.
-    #[error("the frame's payload is not a message")]
-    Payload,
-}
-
-fn seal(payload: &[u8]) -> Vec<u8> {
-    assert!(payload.len() <= PAYLOAD_BYTES_MAX, "a message of {} bytes is over the limit", payload.len());
-    let len = u32::try_from(payload.len()).expect("the limit fits 32 bits");
-    let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
-    frame.extend_from_slice(&MAGIC.to_le_bytes());
-    frame.extend_from_slice(&[VERSION, 0]);
-    frame.extend_from_slice(&len.to_le_bytes());
-    frame.extend_from_slice(&crc32c::crc32c(payload).to_le_bytes());
-    frame.extend_from_slice(payload);
-    frame
-}
-
-fn open(frame: &[u8]) -> Result<&[u8], FrameError> {
-    let (header, payload) = frame.split_at_checked(HEADER_BYTES).ok_or(FrameError::Length)?;
-    if header[..2] != MAGIC.to_le_bytes() {
-        return Err(FrameError::Magic);
-    }
-    if header[2] != VERSION {
-        return Err(FrameError::Version(header[2]));
-    }
-    if payload.len() > PAYLOAD_BYTES_MAX || header[4..8] != (payload.len() as u64).to_le_bytes()[..4] {
-        return Err(FrameError::Length);
-    }
-    if header[8..12] != crc32c::crc32c(payload).to_le_bytes() {
-        return Err(FrameError::Checksum);
-    }
-    Ok(payload)
-}
-
 macro_rules! framed {
-    ($message:ty) => {
+    ($message:ty, $kind:literal) => {
         impl $message {
+            /// Its frame.
+            pub const FRAME: FrameKind =
+                FrameKind { magic: *b"QRPR", kind: $kind, version: 1, bytes_max: FRAME_BYTES_MAX };
+
             /// The frame of this message.
+            ///
+            /// # Panics
+            /// If it is over [`FRAME_BYTES_MAX`]: what goes into a message is bounded.
             pub fn encode(&self) -> Vec<u8> {
-                let payload = rkyv::to_bytes::<rkyv::rancor::Error>(self)
-                    .expect("messages hold no unserialisable part");
-                seal(&payload)
+                let frame = Self::FRAME.encode(self);
+                assert!(
+                    frame.len() <= FRAME_BYTES_MAX,
+                    "a message of {} bytes is over the limit",
+                    frame.len()
+                );
+                frame
             }
 
             /// The message in a frame.
@@ -314,14 +272,14 @@ macro_rules! framed {
             /// # Errors
             /// [`FrameError`]: the frame is not one of this message.
             pub fn decode(frame: &[u8]) -> Result<Self, FrameError> {
-                rkyv::from_bytes::<Self, rkyv::rancor::Error>(open(frame)?).map_err(|_| FrameError::Payload)
+                Self::FRAME.decode(frame)
             }
         }
     };
 }
 
-framed!(PeerRequest);
-framed!(PeerResponse);
+framed!(PeerRequest, 1);
+framed!(PeerResponse, 2);
 
 #[cfg(test)]
 mod tests {
@@ -349,8 +307,7 @@ mod tests {
         for bit in 0..frame.len() * 8 {
             let mut damaged = frame.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            // The reserved byte carries nothing yet.
-            assert!(PeerRequest::decode(&damaged).is_err() || bit / 8 == 3, "bit {bit}");
+            assert!(PeerRequest::decode(&damaged).is_err(), "bit {bit}");
         }
         for len in 0..frame.len() {
             assert!(PeerRequest::decode(&frame[..len]).is_err(), "length {len}");

@@ -3,6 +3,5 @@
 mod message;
 
 pub use message::{
-    FrameError, LIST_SHARDS_MAX, PAYLOAD_BYTES_MAX, PeerFault, PeerRequest, PeerResponse, Run, ShardEntry,
-    ShardName,
+    FRAME_BYTES_MAX, LIST_SHARDS_MAX, PeerFault, PeerRequest, PeerResponse, Run, ShardEntry, ShardName,
 };

@@ -5,13 +5,13 @@
 
 use quarry_clustermap::{BlobId, BucketId};
 
-use super::RowProblem;
-use super::frame::Framed;
+use super::framed::Framed;
 use super::manifest::{
     BlobOwner, CompletedUpload, Manifest, Part, RevokedWriter, Segment, SegmentRun, Upload,
 };
 use super::rows;
 use super::state::SEGMENTS_PER_ROW;
+use super::{PARTS_MAX, RowProblem};
 use crate::BlobRef;
 
 /// A row, decoded and checked against its key.
@@ -123,7 +123,7 @@ impl DecodedRow {
     /// The rows that must stand beside this one, whose key is `row`.
     pub fn named_rows(&self, row: &[u8]) -> Vec<NamedRow> {
         let body = |base: &[u8], segment: usize, size_bytes: u32| {
-            let segment = u32::try_from(segment).expect("a manifest has at most 10,000 segments");
+            let segment = u32::try_from(segment).expect("rows and their number are bounded");
             let key = [&[rows::BODY], base, &segment.to_be_bytes()[..]].concat();
             NamedRow { key, size_bytes: Some(size_bytes) }
         };
@@ -143,10 +143,10 @@ impl DecodedRow {
                 named
             }
             Self::Continuation(run) => {
-                let (base, n) = row[1..].split_last_chunk::<4>().expect("a decoded key has its fields");
-                let first = u32::from_be_bytes(*n) as usize * SEGMENTS_PER_ROW;
+                let base = &row[1..row.len() - 4];
+                let first = continuation_number(row) * SEGMENTS_PER_ROW;
                 let bodies = run.segments.iter().enumerate().filter_map(inline);
-                bodies.map(|(index, size)| body(base, first.saturating_add(index), size)).collect()
+                bodies.map(|(index, size)| body(base, first + index, size)).collect()
             }
             Self::Part(part) => match part.segment {
                 Some(Segment::Inline { size_bytes }) => {
@@ -178,6 +178,9 @@ pub fn decode_row(key: &[u8], value: &[u8]) -> Result<DecodedRow, RowProblem> {
         }
         rows::CONTINUATION => {
             key_fields(rows::CONTINUATION, key, 12)?;
+            if continuation_number(key) >= CONTINUATION_ROWS_MAX {
+                return Err(RowProblem::Key);
+            }
             Ok(DecodedRow::Continuation(SegmentRun::decode(value)?))
         }
         rows::UPLOAD => {
@@ -211,8 +214,18 @@ pub fn decode_row(key: &[u8], value: &[u8]) -> Result<DecodedRow, RowProblem> {
     }
 }
 
+/// Most continuation rows of a manifest: an object has at most a segment per part.
+const CONTINUATION_ROWS_MAX: usize = (PARTS_MAX as usize).div_ceil(SEGMENTS_PER_ROW);
+
+/// Position of a continuation row whose key has its fields.
+fn continuation_number(key: &[u8]) -> usize {
+    let n = key.last_chunk::<4>().expect("a continuation key has its fields");
+    u32::from_be_bytes(*n) as usize
+}
+
 fn check_manifest(manifest: &Manifest, version_ms: u64) -> Result<(), RowProblem> {
-    if manifest.last_modified_ms != version_ms {
+    let too_many = manifest.continuation_rows as usize > CONTINUATION_ROWS_MAX;
+    if manifest.last_modified_ms != version_ms || too_many {
         return Err(RowProblem::Mismatch);
     }
     let sum: u128 = manifest.segments.iter().map(|segment| u128::from(segment.size_bytes())).sum();

@@ -6,7 +6,7 @@
 use quarry_clustermap::{BlobId, BucketId, Incarnation};
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::frame::framed;
+use super::framed::framed;
 use crate::BlobRef;
 
 /// Identity of a multipart upload: random, unique for ever.
@@ -179,11 +179,18 @@ pub struct RevokedWriter {
     pub incarnation: Incarnation,
 }
 
-framed!(Manifest, 1);
-framed!(SegmentRun, 2);
+pub(super) fn check_segments(segments: &[Segment]) -> Result<(), &'static str> {
+    segments.iter().try_for_each(|segment| match segment {
+        Segment::Inline { .. } => Ok(()),
+        Segment::Blob(blob) => blob.check(),
+    })
+}
+
+framed!(Manifest, 1, |manifest| check_segments(&manifest.segments));
+framed!(SegmentRun, 2, |run| check_segments(&run.segments));
 framed!(Upload, 3);
-framed!(Part, 4);
+framed!(Part, 4, |part| check_segments(part.segment.as_slice()));
 framed!(CompletedUpload, 5);
 framed!(BlobOwner, 6);
-framed!(BlobRef, 7);
+framed!(BlobRef, 7, BlobRef::check);
 framed!(RevokedWriter, 8);

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use quarry_clustermap::{BlobId, BucketId, Incarnation, NodeId};
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::frame::framed;
-use super::manifest::{Manifest, Pairs, Stored, StoredAttributes, Upload, UploadId};
+use super::framed::framed;
+use super::manifest::{Manifest, Pairs, Stored, StoredAttributes, Upload, UploadId, check_segments};
 use crate::BlobRef;
 
 /// Conditions on the object that exists now.
@@ -410,10 +410,21 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
+fn check_reply(reply: &Reply) -> Result<(), &'static str> {
+    match reply {
+        Reply::Object { manifest, .. } => check_segments(&manifest.segments),
+        Reply::Blobs { blobs, .. } => blobs.iter().try_for_each(BlobRef::check),
+        _ => Ok(()),
+    }
+}
+
 framed!(Command, 0x101);
-framed!(Reply, 0x102);
+framed!(Reply, 0x102, check_reply);
 framed!(Refusal, 0x103);
-framed!(Outcome, 0x104);
+framed!(Outcome, 0x104, |outcome| match outcome {
+    Outcome::Done(reply) => check_reply(reply),
+    Outcome::Refused(_) => Ok(()),
+});
 
 /// Sorted pairs from a map, as the gateway holds them.
 pub fn pairs(map: &BTreeMap<String, String>) -> Pairs {

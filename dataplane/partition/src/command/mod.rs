@@ -17,7 +17,7 @@
 mod conditions;
 mod decoded;
 mod evaluate;
-mod frame;
+mod framed;
 mod manifest;
 mod message;
 mod rows;
@@ -29,7 +29,7 @@ use bytes::Bytes;
 
 pub use decoded::{DecodedRow, NamedRow, decode_row};
 pub use evaluate::evaluate;
-pub use frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, FrameError, Framed};
+pub use framed::{FRAME_BYTES_MAX, Framed};
 pub use manifest::{
     BlobOwner, CompletedUpload, Manifest, Pairs, Part, RevokedWriter, Segment, SegmentRun, Stored,
     StoredAttributes, Upload, UploadId,
@@ -41,7 +41,7 @@ pub use message::{
 
 pub use rows::is_free_list_row;
 
-use crate::Row;
+use crate::{FrameError, Row};
 
 /// Longest key, as in S3.
 pub const KEY_BYTES_MAX: usize = 1024;

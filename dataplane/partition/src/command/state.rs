@@ -2,7 +2,7 @@
 
 use quarry_clustermap::{BlobId, BucketId};
 
-use super::frame::Framed;
+use super::framed::Framed;
 use super::manifest::{BlobOwner, Manifest, Part, RevokedWriter, Segment, SegmentRun, UploadId};
 use super::message::Refusal;
 use super::{ANSWER_KEPT_MS, EvaluateError, RowProblem, View, rows};

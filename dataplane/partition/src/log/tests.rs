@@ -1,4 +1,5 @@
 use super::*;
+use crate::FRAME_HEADER_BYTES;
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -29,7 +30,7 @@ pub(crate) fn damaged(frame: &[u8], count: u64) -> impl Iterator<Item = Vec<u8>>
 
 /// Gives a damaged body a right length and checksum, so that the archive's validation is what stands.
 pub(crate) fn resealed(frame: &[u8], kind: FrameKind) -> Bytes {
-    seal(kind, 1, frame.get(FRAME_HEADER_BYTES..).unwrap_or_default())
+    Bytes::from(kind.seal(frame.get(FRAME_HEADER_BYTES..).unwrap_or_default()))
 }
 
 fn sample() -> Payload {
@@ -76,17 +77,17 @@ fn damage_is_refused() {
     let frame = sample().encode().unwrap();
     for bytes in damaged(&frame, 20_000).filter(|bytes| bytes[..] != frame[..]) {
         assert!(Payload::decode(&bytes).is_err(), "{}", hex(&bytes));
-        let _ = Payload::decode(&resealed(&bytes, FrameKind::Payload));
+        let _ = Payload::decode(&resealed(&bytes, PAYLOAD));
     }
 }
 
 #[test]
 fn other_frames_are_named() {
-    let newer = seal(FrameKind::Payload, 2, &[]);
-    assert!(matches!(Payload::decode(&newer), Err(FrameError::Kind { kind: 1, version: 2, .. })));
-    let other = seal(FrameKind::Envelope, 1, &[]);
-    assert!(matches!(Payload::decode(&other), Err(FrameError::Kind { kind: 2, version: 1, .. })));
+    let newer = FrameKind { version: 2, ..PAYLOAD }.seal(&[]);
+    assert_eq!(Payload::decode(&newer), Err(FrameError::Version { kind: 1, found: 2 }));
+    let other = FrameKind { kind: 2, ..PAYLOAD }.seal(&[]);
+    assert_eq!(Payload::decode(&other), Err(FrameError::Kind { found: 2, expected: 1 }));
     assert!(matches!(Payload::decode(b"QRY"), Err(FrameError::Length { expected: 16, actual: 3 })));
     assert!(matches!(Payload::decode(&[0; 16]), Err(FrameError::Magic { .. })));
-    assert!(matches!(Payload::decode(&seal(FrameKind::Payload, 1, &[])), Err(FrameError::Archive)));
+    assert!(matches!(Payload::decode(&PAYLOAD.seal(&[])), Err(FrameError::Archive)));
 }

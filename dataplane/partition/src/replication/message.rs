@@ -8,20 +8,21 @@
 //! | `Ack` | member -> primary | equal to your log and flushed through here; applied through there |
 //! | `Rejected` | any -> any | your epoch is over, this is mine |
 //!
-//! A frame (see `log/frame.rs`) of kind 2 holds one [`Envelope`] as an rkyv archive, schema version 1.
+//! A frame (see `crate::frame`) of kind 2 holds one [`Envelope`] as an rkyv archive, schema version 1.
 
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
 use quarry_clustermap::{DeviceId, Epoch, PartitionId, Sequence};
-use rkyv::{Archive, Deserialize, Serialize, rancor};
+use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::log::{FrameKind, open, seal};
+use crate::frame::FrameKind;
+use crate::log::log_frame;
 use crate::{Entry, FRAME_HEADER_BYTES, FrameError, PAYLOAD_BYTES_MAX, Payload};
 
-/// Schema version of [`Envelope`].
-const ENVELOPE_VERSION: u16 = 1;
+/// Frame of an [`Envelope`].
+const ENVELOPE: FrameKind = log_frame(2, ENVELOPE_BYTES_MAX);
 /// Payload bytes after which the primary starts another `Append`; one entry always fits.
 pub const APPEND_BYTES_MAX: usize = 1024 * 1024;
 /// Most entries in one `Append`.
@@ -114,12 +115,12 @@ impl Envelope {
             to: self.to,
             message: WireMessage::from_message(&self.message),
         };
-        let body = rkyv::to_bytes::<rancor::Error>(&wire).map_err(|_| FrameError::Archive)?;
-        let actual = body.len() + FRAME_HEADER_BYTES;
-        if actual > ENVELOPE_BYTES_MAX {
-            return Err(FrameError::TooLong { actual: actual as u64, limit: ENVELOPE_BYTES_MAX as u64 });
+        let frame = ENVELOPE.encode(&wire);
+        if frame.len() > ENVELOPE_BYTES_MAX {
+            let actual = frame.len() as u64;
+            return Err(FrameError::TooLong { actual, limit: ENVELOPE_BYTES_MAX as u64 });
         }
-        Ok(seal(FrameKind::Envelope, ENVELOPE_VERSION, &body))
+        Ok(Bytes::from(frame))
     }
 
     /// Inverse of [`Envelope::encode`]. Payloads stay views into the frame.
@@ -127,9 +128,7 @@ impl Envelope {
     /// # Errors
     /// Anything but an intact frame with dense entries and valid payloads.
     pub fn decode(frame: &Bytes) -> Result<Self, FrameError> {
-        let body = open(FrameKind::Envelope, ENVELOPE_VERSION, frame, ENVELOPE_BYTES_MAX)?;
-        let wire =
-            rkyv::access::<ArchivedWireEnvelope, rancor::Error>(body).map_err(|_| FrameError::Archive)?;
+        let wire = ENVELOPE.access::<ArchivedWireEnvelope>(frame)?;
         Ok(Self {
             partition: PartitionId(wire.partition.0.into()),
             from: DeviceId(wire.from.0.into()),

@@ -441,6 +441,33 @@ impl Capture {
         SimDevice::from_image(self.size_bytes, seed, image)
     }
 
+    /// A device after a power cut at this moment that tore every unflushed write: of each a random half of its units
+    /// of `unit_bytes` survives, in random order.
+    pub fn crash_torn(&self, unit_bytes: usize, seed: u64) -> SimDevice {
+        let mut rng = Rng::new(seed);
+        let mut image = self.durable.clone();
+        let mut order: Vec<&Write> = self.unflushed.iter().collect();
+        rng.shuffle(&mut order);
+        for write in order {
+            for (unit, offset) in write.data.chunks(unit_bytes).zip((write.offset..).step_by(unit_bytes)) {
+                if rng.below(2) == 0 {
+                    image.write(offset, unit);
+                }
+            }
+        }
+        SimDevice::from_image(self.size_bytes, seed, image)
+    }
+
+    /// A device after a power cut at this moment that kept exactly the unflushed writes for which `kept` is true, by
+    /// their position in [`Capture::unflushed`], each whole: a later write without an earlier one, too.
+    pub fn crash_keeping(&self, kept: impl Fn(usize) -> bool) -> SimDevice {
+        let mut image = self.durable.clone();
+        for (_, write) in self.unflushed.iter().enumerate().filter(|(number, _)| kept(*number)) {
+            image.write(write.offset, &write.data);
+        }
+        SimDevice::from_image(self.size_bytes, 0, image)
+    }
+
     /// A device after a power cut at this moment that lost everything unflushed.
     pub fn crash_keeping_nothing(&self) -> SimDevice {
         SimDevice::from_image(self.size_bytes, 0, self.durable.clone())

@@ -1,6 +1,6 @@
 use proptest::prelude::{ProptestConfig, Strategy, any, prop_oneof};
 
-use super::{BlockIndex, Extent, FreeMap, FreeMapError};
+use super::{BlockIndex, Extent, FreeMap, FreeMapError, Overlap};
 
 const AREA_START: u64 = 100;
 const AREA_BLOCKS: usize = 700;
@@ -201,4 +201,21 @@ fn fragments_are_whole_granules() {
     let mut map = before.clone();
     assert_eq!(map.allocate_fragmented(60, 1024, 8), None);
     assert_eq!(map, before);
+}
+
+/// What a record on a device names is the world's mistake, not ours.
+#[test]
+fn what_cannot_be_given_back_is_an_error() {
+    let mut map = FreeMap::new(BlockIndex(10)..BlockIndex(110));
+    let taken = map.allocate_low(8).unwrap();
+    let before = map.clone();
+    let extent = |start, blocks| Extent { start: BlockIndex(start), blocks };
+    for wrong in
+        [extent(17, 2), extent(18, 1), extent(9, 1), extent(10, 0), extent(110, 1), extent(u64::MAX, 2)]
+    {
+        assert_eq!(map.try_free(wrong), Err(Overlap { extent: wrong }));
+        assert_eq!(map, before);
+    }
+    map.try_free(taken).unwrap();
+    assert_eq!(map.free_blocks(), 100);
 }

@@ -76,7 +76,7 @@ pub fn seal(header: &BatchHeader, bytes: &mut [u8]) -> u32 {
 /// Reads the header alone; nothing is verified but magic and version.
 ///
 /// # Errors
-/// [`FormatError::Length`], [`FormatError::Magic`], [`FormatError::Version`].
+/// [`FormatError::Length`], [`FormatError::Magic`], [`FormatError::Version`], [`FormatError::Field`].
 pub fn read_header(bytes: &[u8]) -> Result<BatchHeader, FormatError> {
     let what = "journal batch";
     if bytes.len() < HEADER_BYTES {
@@ -89,9 +89,14 @@ pub fn read_header(bytes: &[u8]) -> Result<BatchHeader, FormatError> {
         VERSION => {}
         version => return Err(FormatError::Version { what, version }),
     }
+    let sequence = u64_at(bytes, 24);
+    if sequence == u64::MAX {
+        // No batch could follow it.
+        return Err(FormatError::Field { what, field: "sequence" });
+    }
     Ok(BatchHeader {
         device: DeviceId(u64_at(bytes, 16)),
-        sequence: u64_at(bytes, 24),
+        sequence,
         previous_crc: u32_at(bytes, 32),
         payload_bytes: u32_at(bytes, 36),
         records: u32_at(bytes, 40),

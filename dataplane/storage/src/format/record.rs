@@ -329,6 +329,25 @@ impl Record {
             }
             _ => return Err(FormatError::Magic { what: WHAT }),
         };
+        if record.counters().contains(&u64::MAX) {
+            return Err(FormatError::Field { what: WHAT, field: "epoch or sequence" });
+        }
         Ok((record, rest))
+    }
+
+    /// Its epochs and sequences: all count up by one, so none is ever the last number.
+    fn counters(&self) -> [u64; 4] {
+        match self {
+            Self::ShardCommit { row, .. } => [row.epoch.0, 0, 0, 0],
+            Self::LogAppend { in_force, entry } => {
+                [in_force.0, entry.epoch.0, entry.sequence.0, entry.committed.0]
+            }
+            Self::LogTruncate { epoch, after: sequence, .. }
+            | Self::LogReset { epoch, base: sequence, .. } => [epoch.0, sequence.0, 0, 0],
+            Self::ShardFree { epoch, .. }
+            | Self::PgEpoch { epoch, .. }
+            | Self::PartitionEpoch { epoch, .. } => [epoch.0, 0, 0, 0],
+            Self::LocalPut { .. } => [0; 4],
+        }
     }
 }

@@ -236,7 +236,10 @@ pub fn encode_pg_epoch(epoch: Epoch) -> Bytes {
 /// # Errors
 /// [`FormatError`].
 pub fn decode_pg_epoch(bytes: &[u8]) -> Result<Epoch, FormatError> {
-    decode_row::<PgEpochRowV1>(TABLE_PG_EPOCHS, VERSION, "pg epoch row", bytes).map(|row| row.epoch)
+    let what = "pg epoch row";
+    let PgEpochRowV1 { epoch } = decode_row(TABLE_PG_EPOCHS, VERSION, what, bytes)?;
+    // Epochs count up by one: none is ever the last number.
+    if epoch.0 < u64::MAX { Ok(epoch) } else { Err(FormatError::Field { what, field: "epoch" }) }
 }
 
 /// Value of a log's state.
@@ -255,12 +258,18 @@ pub fn encode_log(row: LogRow) -> Bytes {
 /// [`FormatError`].
 pub fn decode_log(bytes: &[u8]) -> Result<LogRow, FormatError> {
     let what = "log row";
-    match decode_row::<LogRowV2>(TABLE_LOGS, VERSION_LOST, what, bytes) {
-        Ok(LogRowV2 { epoch }) => Ok(LogRow { epoch, applied: Sequence::default(), lost: true }),
-        Err(FormatError::Version { .. }) => decode_row::<LogRowV1>(TABLE_LOGS, VERSION, what, bytes)
-            .map(|LogRowV1 { epoch, applied }| LogRow { epoch, applied, lost: false }),
-        Err(error) => Err(error),
+    let row = match decode_row::<LogRowV2>(TABLE_LOGS, VERSION_LOST, what, bytes) {
+        Ok(LogRowV2 { epoch }) => LogRow { epoch, applied: Sequence::default(), lost: true },
+        Err(FormatError::Version { .. }) => {
+            let LogRowV1 { epoch, applied } = decode_row(TABLE_LOGS, VERSION, what, bytes)?;
+            LogRow { epoch, applied, lost: false }
+        }
+        Err(error) => return Err(error),
+    };
+    if row.epoch.0.max(row.applied.0) == u64::MAX {
+        return Err(FormatError::Field { what, field: "epoch or sequence" });
     }
+    Ok(row)
 }
 
 /// Value of a range of partitions whose log rows were lost.

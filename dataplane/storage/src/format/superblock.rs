@@ -232,6 +232,14 @@ impl Superblock {
         if data_end.checked_add(2).is_none_or(|end| end > device_blocks) {
             return Err("data area");
         }
+        // Positions and sequences only count up, by at most a ring's worth before the next checkpoint.
+        let replayed = |from: u64| from.checked_add(self.journal.blocks);
+        if replayed(self.replay.position).and(replayed(self.replay.sequence)).is_none() {
+            return Err("replay start");
+        }
+        if self.checkpoint == u64::MAX {
+            return Err("checkpoint");
+        }
         let inside = |extent: &Extent| {
             let end = extent.start.0.checked_add(extent.blocks.into());
             extent.start >= self.data.start && end.is_some_and(|end| end <= data_end)

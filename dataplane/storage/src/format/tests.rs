@@ -142,6 +142,31 @@ fn superblock_round_trip_and_refusals() {
         damaged[at] ^= 1 << (at % 8);
         assert!(Superblock::decode(&damaged, 1).is_err(), "byte {at}");
     }
+    // Found by the fuzzer, behind right checksums: numbers that overflow when they are counted on.
+    let replay = |position, sequence| Superblock {
+        replay: ReplayStart { position, sequence, previous_crc: 0 },
+        ..superblock()
+    };
+    let last_checkpoint = Superblock { checkpoint: u64::MAX, ..superblock() };
+    for bad in [replay(u64::MAX - 500, 1), replay(1, u64::MAX - 500), last_checkpoint] {
+        assert!(matches!(Superblock::decode(&bad.encode(1), 1), Err(FormatError::Field { .. })));
+    }
+    let (partition, epoch) = (PartitionId(9), Epoch(3));
+    let log_row = |epoch, applied| rows::encode_log(rows::LogRow { epoch, applied, lost: false });
+    for bad in [
+        Record::LogTruncate { partition, epoch, after: Sequence(u64::MAX) },
+        Record::LogReset { partition, epoch: Epoch(u64::MAX), base: Sequence(1) },
+        Record::PgEpoch { pg: PgId(7), epoch: Epoch(u64::MAX) },
+    ] {
+        assert!(matches!(Record::decode(&bad.encode()), Err(FormatError::Field { .. })), "{bad:?}");
+    }
+    for bad in [log_row(Epoch(u64::MAX), Sequence(1)), log_row(epoch, Sequence(u64::MAX))] {
+        assert!(matches!(rows::decode_log(&bad), Err(FormatError::Field { .. })));
+    }
+    assert!(rows::decode_pg_epoch(&rows::encode_pg_epoch(Epoch(u64::MAX))).is_err());
+    let mut last = sealed_batch();
+    last[24..32].fill(0xff);
+    assert!(matches!(batch::read_header(&last), Err(FormatError::Field { field: "sequence", .. })));
     assert_eq!(superblock::slot_offset(3, 1 << 20), (1 << 20) - 4096);
     assert_eq!(superblock::slots_of(7), [1, 3]);
 }

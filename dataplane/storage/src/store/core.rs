@@ -10,7 +10,7 @@ use quarry_clustermap::{Epoch, PartitionId, PgId, Sequence};
 
 use super::overlay::Layer;
 use super::space::Space;
-use super::{DecodeEntry, LogEntry, Mutation, RecoveredLog, ShardRow, StoreError};
+use super::{DecodeEntry, LogEntry, Mutation, RecoveredLog, ShardKey, ShardRow, StoreError};
 use crate::extent::Extent;
 use crate::format::FormatError;
 use crate::format::record::Record;
@@ -145,9 +145,7 @@ impl Core {
                 for n in 0..count(&extents) {
                     self.active.put(rows::shard_key(key, n), None);
                 }
-                if !matches!(mode, Mode::Mend(_)) {
-                    space.free_shard(key, extents);
-                }
+                free_extents(key, extents, space, mode)?;
             }
             Record::LogAppend { in_force, entry } => self.append(in_force, entry, mode)?,
             Record::LogTruncate { partition, epoch, after } => {
@@ -187,9 +185,7 @@ impl Core {
         for n in count(&row.extents)..count(&replaced) {
             self.active.put(rows::shard_key(key, n), None);
         }
-        if !matches!(mode, Mode::Mend(_)) {
-            space.free_shard(key, replaced);
-        }
+        free_extents(key, replaced, space, mode)?;
         self.saw_pg_epoch(row.pg, row.epoch);
         Ok(())
     }
@@ -331,6 +327,22 @@ impl Core {
         }
         tails
     }
+}
+
+/// Live, the caller has found the extents in the row; in replay they are what the record says.
+fn free_extents(
+    key: ShardKey,
+    extents: Vec<Extent>,
+    space: &Space,
+    mode: &Mode<'_>,
+) -> Result<(), StoreError> {
+    match mode {
+        Mode::Live => space.free_shard(key, extents),
+        Mode::Replay(_) => space.unclaim(&extents)?,
+        // Nobody knows yet what is free.
+        Mode::Mend(_) => {}
+    }
+    Ok(())
 }
 
 fn count<T>(items: &[T]) -> u32 {

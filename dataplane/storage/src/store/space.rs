@@ -147,7 +147,16 @@ impl Space {
         Ok(())
     }
 
-    /// A free record is durable (or replayed).
+    /// Replay of a free record; nothing is pinned yet, and no checkpoint is being written.
+    pub(super) fn unclaim(&self, extents: &[Extent]) -> Result<(), StoreError> {
+        for &extent in extents {
+            let freed = self.free.borrow_mut().try_free(extent);
+            freed.map_err(|overlap| StoreError::FreeMapDamaged { reason: overlap.to_string() })?;
+        }
+        Ok(())
+    }
+
+    /// A free record is durable.
     pub(super) fn free_shard(&self, key: ShardKey, extents: Vec<Extent>) {
         if extents.is_empty() {
             return;

@@ -6,7 +6,7 @@ use quarry_clustermap::{BlobId, BucketId, Incarnation, NodeId};
 
 use super::{invalid, page_rows};
 use crate::BlobRef;
-use crate::command::frame::Framed;
+use crate::command::framed::Framed;
 use crate::command::manifest::{BlobOwner, Manifest, Part, RevokedWriter, Segment, UploadId};
 use crate::command::message::{BlobStatus, Reply};
 use crate::command::rows::KeyRange;

@@ -9,7 +9,7 @@ use quarry_clustermap::BucketId;
 use super::put::check_content;
 use super::{check_attributes, check_key, invalid, page_rows};
 use crate::command::conditions::{self, Access};
-use crate::command::frame::Framed;
+use crate::command::framed::Framed;
 use crate::command::manifest::{
     BlobOwner, CompletedUpload, Manifest, Part, Segment, Stored, StoredAttributes, Upload, UploadId,
 };

@@ -1,15 +1,17 @@
 //! Layout of keys and frames: order, golden bytes, damage.
 
 use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
-use quarry_clustermap::{BlobId, BucketId, Incarnation};
+use quarry_clustermap::{BlobId, BucketId, ErasureProfile, Incarnation};
 
 use super::{BUCKET, blob, blob_id, get, put};
 use crate::BlobRef;
 use crate::command::rows;
+use crate::command::state::SEGMENTS_PER_ROW;
 use crate::command::{
-    BlobOwner, Command, CompletedUpload, Content, FrameError, Framed, Manifest, Outcome, Part, Refusal,
-    Reply, RevokedWriter, Segment, SegmentRun, Stored, StoredAttributes, Upload, UploadId,
+    BlobOwner, Command, CompletedUpload, Content, Framed, Manifest, Outcome, PARTS_MAX, Part, Refusal, Reply,
+    RevokedWriter, RowProblem, Segment, SegmentRun, Stored, StoredAttributes, Upload, UploadId, decode_row,
 };
+use crate::frame::{FrameError, FrameKind};
 
 fn manifest() -> Manifest {
     Manifest {
@@ -99,10 +101,10 @@ fn row_keys_keep_their_bytes() {
 #[test]
 fn frames_of_another_type_or_version_are_told_apart() {
     let bytes = get("k").encode();
-    assert!(matches!(Reply::decode(&bytes), Err(FrameError::Type { found: 0x101, expected: 0x102 })));
-    let newer = crate::command::frame::encode(&blob(1, 1), 7, 2);
-    assert_eq!(BlobRef::decode(&newer), Err(FrameError::Version { frame_type: 7, found: 2 }));
-    assert_eq!(BlobRef::decode(&[]), Err(FrameError::Length { len_bytes: 0 }));
+    assert!(matches!(Reply::decode(&bytes), Err(FrameError::Kind { found: 0x101, expected: 0x102 })));
+    let newer = FrameKind { version: 2, ..BlobRef::FRAME }.encode(&blob(1, 1));
+    assert_eq!(BlobRef::decode(&newer), Err(FrameError::Version { kind: 7, found: 2 }));
+    assert_eq!(BlobRef::decode(&[]), Err(FrameError::Length { expected: 16, actual: 0 }));
     assert!(matches!(BlobRef::decode(&vec![0; 5 << 20]), Err(FrameError::TooLong { .. })));
 }
 
@@ -199,5 +201,50 @@ proptest! {
         let frame_type = u16::from_le_bytes([bytes[4], bytes[5]]);
         let _ = decode_all(&sealed(frame_type, &bytes[16..]));
         let _ = decode_all(&bytes[..at]);
+    }
+}
+
+/// Found by the fuzzer: fsck asks for every row that another one names, so their number must have a limit.
+#[test]
+fn continuation_rows_beyond_any_object_are_refused() {
+    let head =
+        |continuation_rows| Manifest { segments: Vec::new(), continuation_rows, ..manifest() }.encode();
+    let version = rows::version(BUCKET, "k", 5);
+    // What 10,000 segments take.
+    let rows_max = u32::try_from(usize::from(PARTS_MAX).div_ceil(SEGMENTS_PER_ROW)).unwrap();
+    let row = decode_row(&version, &head(rows_max)).unwrap();
+    assert_eq!(row.named_rows(&version).len(), rows_max as usize);
+    for rows in [rows_max + 1, u32::MAX] {
+        assert_eq!(decode_row(&version, &head(rows)), Err(RowProblem::Mismatch));
+    }
+    let run = SegmentRun { segments: manifest().segments }.encode();
+    let continuation = |n| rows::continuation(BUCKET, "k", 5, n);
+    let row = decode_row(&continuation(rows_max - 1), &run).unwrap();
+    assert_eq!(row.named_rows(&continuation(rows_max - 1)).len(), 1);
+    for n in [rows_max, u32::MAX] {
+        assert_eq!(decode_row(&continuation(n), &run), Err(RowProblem::Key));
+    }
+}
+
+/// Found by the fuzzer: a profile is not judged by the validation of archives, and readers compute with it. Those of
+/// commands are refused by evaluation.
+#[test]
+fn profiles_out_of_range_are_refused_in_rows_and_replies() {
+    let profile = ErasureProfile { data_shards: 0, parity_shards: 2 };
+    let wide = ErasureProfile { data_shards: 200, parity_shards: 200 };
+    let refused = |result: Option<FrameError>| matches!(result, Some(FrameError::Rule { .. }));
+    for profile in [profile, wide] {
+        let bad = BlobRef { profile, ..blob(1, 10) };
+        let segments = vec![Segment::Inline { size_bytes: 2 }, Segment::Blob(bad)];
+        let manifest = Manifest { segments: segments.clone(), ..manifest() };
+        let part = Part { segment: Some(Segment::Blob(bad)), ..part() };
+        let reply = Reply::Object { manifest: manifest.clone(), inline: Vec::new() };
+        let list = Reply::Blobs { blobs: vec![bad], truncated: false };
+        assert!(refused(BlobRef::decode(&bad.encode()).err()));
+        assert!(refused(Manifest::decode(&manifest.encode()).err()));
+        assert!(refused(SegmentRun::decode(&SegmentRun { segments }.encode()).err()));
+        assert!(refused(Part::decode(&part.encode()).err()));
+        assert!(refused(Reply::decode(&list.encode()).err()));
+        assert!(refused(Outcome::decode(&Outcome::Done(reply).encode()).err()));
     }
 }

@@ -60,7 +60,7 @@ fn damage_is_refused() {
     for envelope in samples() {
         let frame = envelope.encode().unwrap();
         for bytes in damaged(&frame, 8_000).filter(|bytes| bytes[..] != frame[..]) {
-            let resealed = resealed(&bytes, FrameKind::Envelope);
+            let resealed = resealed(&bytes, ENVELOPE);
             assert!(Envelope::decode(&Bytes::from(bytes)).is_err());
             let _ = Envelope::decode(&resealed);
         }
