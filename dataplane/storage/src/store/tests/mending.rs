@@ -471,3 +471,57 @@ fn an_unknown_version_is_refused_and_not_dropped() {
     assert!(matches!(refused, Some(StoreError::Index { .. })), "{refused:?}");
     assert!(device.events().iter().all(|event| !matches!(event, Event::WriteStart { .. })));
 }
+
+#[test]
+fn mending_writes_around_shards() {
+    let mut rig = Rig::new(41);
+    let (rows, value) = rig.run(|store| async move {
+        let payload = (0..9).map(|n| format!("k{n}={}", "v".repeat(1200))).collect::<Vec<_>>().join(",");
+        store.append(Epoch(1), entry(PARTITION, 1, 0, &payload)).await.unwrap();
+        store.apply(PARTITION, Sequence(1), decode(payload.as_bytes()).unwrap());
+        // Everything that mending may write to lies below two shards: one is in the index, one in the journal alone.
+        let take =
+            |wanted: &dyn Fn(&mut FreeMap) -> Vec<Extent>| wanted(&mut store.0.space.free.borrow_mut());
+        let ballast = take(&|free| {
+            let blocks = free.free_blocks() - 168;
+            free.allocate_fragmented(blocks, 1 << 16, 1).unwrap()
+        });
+        let live = row(1, 1, &store.reserve(40 * 4096).unwrap());
+        let indexed = row(2, 1, &take(&|free| vec![free.allocate_high(128).unwrap()]));
+        ballast.into_iter().for_each(|extent| store.0.space.free.borrow_mut().free(extent));
+        let pieces = crate::format::rows::ShardRowV1::from_row(&indexed);
+        let key = crate::format::rows::shard_key(indexed.key(), 0);
+        let encoded = crate::format::rows::encode_shard(&pieces[0]);
+        store.0.core.borrow_mut().active.put(key, Some(encoded));
+        store.checkpoint().await.unwrap();
+        for row in [&live, &indexed] {
+            let extent = row.extents[0].extent;
+            let mut buf = IoBuf::zeroed(usize::try_from(extent.len_bytes()).unwrap());
+            buf.fill(0x5a);
+            store.device().write(extent.start.offset_bytes(), buf).await.0.unwrap();
+        }
+        store.commit_shard(live.clone()).await.unwrap();
+        let mut value = None;
+        let visit = |visit: Visit<'_>| {
+            if let Visit::Value { extent, .. } = visit {
+                value = Some(extent);
+            }
+        };
+        store.tree().walk(WalkDepth::Pages, visit).await;
+        ([live, indexed], value.unwrap())
+    });
+    let device = rig.device.crash_keeping_nothing();
+    device.flip_bit(value.start.offset_bytes(), 1);
+    let mut mended = open_mending(&device).unwrap();
+    let losses = mended.store.losses();
+    assert_eq!((losses.lost_partitions, losses.shards_incomplete), (BTreeSet::from([PARTITION]), false));
+    for row in &rows {
+        let extent = row.extents[0].extent;
+        let bytes = device.peek(extent.start.offset_bytes(), usize::try_from(extent.len_bytes()).unwrap());
+        assert!(bytes.iter().all(|&byte| byte == 0x5a), "{extent:?} was overwritten");
+    }
+    mended.run(|store| async move {
+        assert_eq!(store.shards(None, 9).await.unwrap(), rows);
+        check_space(&store).await;
+    });
+}

@@ -196,7 +196,7 @@ fn a_checkpoint_without_room_is_given_up_and_comes_later() {
             }
         };
         let keys = |value: &str| (0..12).map(|n| format!("k{n}={value}")).collect::<Vec<_>>().join(",");
-        put(1, keys("old")).await;
+        put(1, format!("{},gone=1", keys("old"))).await;
         put_shard(&store, 1, 20).await.unwrap();
         store.checkpoint().await.unwrap();
         store.append(Epoch(1), entry(PartitionId(5), 1, 0, "tail=1")).await.unwrap();
@@ -205,7 +205,8 @@ fn a_checkpoint_without_room_is_given_up_and_comes_later() {
             // Wiped and written again, so that both kinds of changes of a frozen layer come back.
             store.reset(PARTITION, Epoch(1), Sequence(sequence)).await.unwrap();
             sequence += 1;
-            put(sequence, format!("{},long={}", keys("newer"), "v".repeat(2000))).await;
+            let long = "v".repeat(if leave_blocks % 2 == 0 { 20 } else { 2000 });
+            put(sequence, format!("{},long={long}", keys("newer"))).await;
             let taken = fill_up(&store, leave_blocks);
             let before = held(&store);
             let written = store.checkpoint().await;
@@ -232,7 +233,6 @@ fn a_checkpoint_without_room_is_given_up_and_comes_later() {
         // Nothing tells that the last entry was committed.
         assert_eq!(store.rows(PARTITION, b"", None, 100).await.unwrap().len(), 13);
         assert_eq!(store.recovered_log(PARTITION).tail.len(), 1);
-        check_space(&store).await;
     });
     rig.run(|store| async move {
         store.checkpoint().await.unwrap();
