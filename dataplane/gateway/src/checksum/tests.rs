@@ -55,6 +55,6 @@ fn values_that_cannot_be_right_are_refused() {
         &[("x-amz-checksum-crc32", "AAAA")],
         &[("x-amz-checksum-crc32", "y/Q5Jg=="), ("x-amz-checksum-sha1", "98O8HYCOBHMq32eZZczDTKeuNEE=")],
     ] {
-        assert!(Checks::of_object(&headers(bad)).is_err(), "{bad:?}");
+        assert!(Checks::of_body(&headers(bad)).is_err(), "{bad:?}");
     }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
@@ -439,14 +439,20 @@ pub const ACCESS_KEY: &str = "quarrytest";
 pub const SECRET_KEY: &str = "quarrysecret";
 
 pub fn gateway(log: Rc<Log>) -> Gateway {
-    let begin = Instant::now();
+    gateway_with(log, Limits::default())
+}
+
+/// A gateway on tokio's clock, which a test may have paused.
+pub fn gateway_with(log: Rc<Log>, limits: Limits) -> Gateway {
+    let begin = tokio::time::Instant::now();
     let count = Cell::new(0_u64);
     let options = GatewayOptions {
         access_key: ACCESS_KEY.into(),
         secret_key: SECRET_KEY.into(),
         region: "us-east-1".into(),
-        limits: Limits::default(),
+        limits,
         clock: Rc::new(move || -> Duration { begin.elapsed() }),
+        sleep: Rc::new(|duration| Box::pin(tokio::time::sleep(duration))),
         request_ids: Rc::new(move || {
             count.set(count.get() + 1);
             format!("{:016X}", count.get())
