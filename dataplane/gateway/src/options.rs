@@ -39,7 +39,7 @@ impl fmt::Debug for GatewayOptions {
 /// Bounds on what clients may cost a core: memory first, then time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Header fields of one request. More answers 431.
+    /// Header fields of one request. More answers `RequestHeaderSectionTooLarge`, and far more a bare 431.
     pub headers_max: usize,
     /// Bytes of all header names and values. S3 allows 8 KiB; presigned and chunked requests need about 2.
     pub header_bytes_max: usize,

@@ -20,7 +20,7 @@ fn headers(fields: &[(&str, &str)]) -> HeaderMap {
 }
 
 fn check(request: &[(&str, &str)], trailers: Option<&[(&str, &str)]>) -> Result<String, BodyError> {
-    let mut checks = Checks::of_document(&headers(request)).unwrap();
+    let mut checks = Checks::of_body(&headers(request)).unwrap();
     checks.update(b"12345");
     checks.update(b"6789");
     let digests = checks.finish(trailers.map(headers).as_ref())?;
