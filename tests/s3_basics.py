@@ -359,7 +359,7 @@ def aws_chunked():
     expect(upload(plain, unsigned(*pieces, trailer=line + "\r\n"), trail), 200)
     assert get("chunked", ChecksumMode="ENABLED")["ChecksumCRC32"] == sum32
     expect(upload(plain, unsigned(*pieces, trailer="x-amz-checksum-crc32:AAAAAA==\r\n"), trail), 400, "BadDigest")
-    expect(upload(plain, unsigned(*pieces), trail), 400, "InvalidRequest")
+    expect(upload(plain, unsigned(*pieces), trail), 400, "MalformedTrailerError")
     expect(upload(plain, unsigned(pieces[0], trailer=line + "\r\n"), trail), 400, "IncompleteBody")
     expect(upload(plain, unsigned(*pieces, b"more", trailer=line + "\r\n"), trail), 400, "InvalidRequest")
     expect(upload(plain, lambda _: b"%x\r\n%s\r\n" % (len(data), data), trail), 400, "IncompleteBody")

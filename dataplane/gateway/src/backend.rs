@@ -24,6 +24,7 @@ use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 use sha2::{Digest as _, Sha256};
 
+use crate::body::is_aws_chunked;
 use crate::error::refuse;
 use crate::exchange::ExchangeHandle;
 use crate::options::{GatewayOptions, Limits};
@@ -80,6 +81,10 @@ impl S3Auth for RootCredential {
     }
 }
 
+/// Whose bodies we decode ourselves (see `chunked`); S3 allows the framing for no other. What s3s has for it, which
+/// holds a chunk whole, is never asked for a byte.
+const CHUNKED_OPERATIONS: [&str; 2] = ["PutObject", "UploadPart"];
+
 /// Only signed requests, and each tells its operation to the exchange.
 pub(crate) struct Access;
 
@@ -88,7 +93,13 @@ impl S3Access for Access {
     async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
         let operation = context.s3_op().name().to_owned();
         if let Some(exchange) = context.extensions_mut().get::<ExchangeHandle>() {
-            exchange.0.operation.replace(operation);
+            exchange.exchange.operation.replace(operation.clone());
+        }
+        if is_aws_chunked(context.headers()) && !CHUNKED_OPERATIONS.contains(&operation.as_str()) {
+            return Err(refuse(
+                S3ErrorCode::NotImplemented,
+                "aws-chunked bodies are taken by PutObject and UploadPart only",
+            ));
         }
         match context.credentials() {
             Some(_) => Ok(()),

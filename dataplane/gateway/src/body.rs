@@ -1,28 +1,40 @@
-//! The body of an object or part on its way to the object layer.
+//! The body of an object or part on its way to the object layer, read past s3s straight from the connection.
+//!
+//! s3s has verified the request's signature by then. Its own handling of bodies is not used: it holds an aws-chunked
+//! chunk whole, compares signatures of chunks in variable time, and derives the signing key for each of them.
 //!
 //! Invariant: `next` answers `None` only after exactly the announced number of bytes, with every digest, checksum
 //! and signature verified; after an error it repeats that error.
 
-use futures::StreamExt as _;
+use std::rc::Rc;
+
+use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use quarry_object::api::{ApiError, Body, BodyDigests, BodyError};
-use s3s::dto::StreamingBlob;
-use s3s::{S3ErrorCode, S3Request, S3Result, StdError, TrailingHeaders};
+use s3s::{S3ErrorCode, S3Request, S3Result};
 
-use bytes::Bytes;
-
-use crate::checksum::Checks;
-use crate::error::{CHUNK_SIGNATURE, CONTENT_SHA256, from_api, refuse};
-use crate::exchange::ExchangeHandle;
+use crate::checksum::{Checks, announced_trailers};
+use crate::chunked::{Chain, Decoder, Framing};
+use crate::error::{CONTENT_SHA256, Fault, from_api, refuse};
+use crate::exchange::{Exchange, ExchangeHandle};
+use crate::inbound::Source;
 
 const DECODED_LENGTH: &str = "x-amz-decoded-content-length";
 
-/// A request body that s3s has freed of its framing.
+/// Whether a request says that its body is in one of the aws-chunked framings.
+pub(crate) fn is_aws_chunked(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_SHA256).is_some_and(|value| value.as_bytes().starts_with(b"STREAMING-"))
+}
+
+/// A request body, freed of its framing.
 pub(crate) struct RequestBody {
-    stream: StreamingBlob,
-    trailers: Option<TrailingHeaders>,
-    exchange: Option<ExchangeHandle>,
+    source: Rc<Source>,
+    exchange: Rc<Exchange>,
+    /// There for aws-chunked bodies.
+    decoder: Option<Box<Decoder>>,
+    /// What was received and not decoded yet.
+    input: Bytes,
     len_bytes: u64,
     seen_bytes: u64,
     progress: Progress,
@@ -36,69 +48,71 @@ enum Progress {
 }
 
 impl RequestBody {
-    /// The body of `request`, which was taken out of its input.
+    /// The body of a request whose signature was verified.
     ///
     /// # Errors
-    /// `MissingContentLength` (411), `EntityTooLarge`, or digests that cannot be right.
-    pub(crate) fn new<T>(
-        request: &S3Request<T>,
-        stream: Option<StreamingBlob>,
-        len_bytes_max: u64,
-    ) -> S3Result<Self> {
-        let len_bytes = announced_length(&request.headers)?;
+    /// `MissingContentLength` (411), `EntityTooLarge`, a framing that we do not have, or digests that cannot be right.
+    pub(crate) fn new<T>(request: &S3Request<T>, len_bytes_max: u64) -> S3Result<Self> {
+        let handle = request.extensions.get::<ExchangeHandle>().expect("every request carries its exchange");
+        let length_header =
+            if is_aws_chunked(&request.headers) { DECODED_LENGTH } else { CONTENT_LENGTH.as_str() };
+        let len_bytes = announced_length(&request.headers, length_header)?;
         if len_bytes > len_bytes_max {
             let too_large = ApiError::EntityTooLarge { size_bytes: len_bytes, limit_bytes: len_bytes_max };
             return Err(from_api(too_large));
         }
         Ok(Self {
-            stream: stream.unwrap_or_else(|| StreamingBlob::from(s3s::Body::empty())),
-            trailers: request.trailing_headers.clone(),
-            exchange: request.extensions.get::<ExchangeHandle>().cloned(),
+            source: Rc::clone(&handle.source),
+            exchange: Rc::clone(&handle.exchange),
+            decoder: decoder(request, len_bytes)?.map(Box::new),
+            input: Bytes::new(),
             len_bytes,
             seen_bytes: 0,
-            progress: Progress::Reading(Box::new(Checks::of_object(&request.headers)?)),
+            progress: Progress::Reading(Box::new(Checks::of_body(&request.headers)?)),
         })
     }
 
-    fn fail(&mut self, error: BodyError) -> Option<Result<Bytes, BodyError>> {
+    fn fail(&mut self, fault: Fault) -> Option<Result<Bytes, BodyError>> {
+        let error = self.exchange.fail(fault);
         self.progress = Progress::Failed(error.clone());
         Some(Err(error))
     }
 
-    /// s3s keeps its error types private: they are told apart by name, and what our own layer below found wins.
-    fn classify(&self, error: &StdError) -> BodyError {
-        let below = self.exchange.as_ref().and_then(|exchange| exchange.0.fault.borrow().clone());
-        if let Some(fault) = below {
-            return fault;
-        }
-        let text = error.to_string();
-        let mismatch = |what: &str| BodyError::Mismatch { what: what.to_owned() };
-        if text.contains("Sha256Mismatch") {
-            mismatch(CONTENT_SHA256)
-        } else if text.contains("SignatureMismatch") {
-            mismatch(CHUNK_SIGNATURE)
-        } else if text.contains("Incomplete") {
-            BodyError::Incomplete
-        } else {
-            BodyError::Malformed { problem: text }
+    /// The next piece of payload, not checked yet.
+    async fn read(&mut self) -> Result<Option<Bytes>, Fault> {
+        loop {
+            if let Some(decoder) = &mut self.decoder
+                && let Some(data) = decoder.feed(&mut self.input).map_err(Fault::Chunked)?
+            {
+                return Ok(Some(data));
+            }
+            let data = match self.source.next().await {
+                None => return Ok(None),
+                Some(data) => data?,
+            };
+            self.exchange.count_in(&data);
+            match self.decoder {
+                Some(_) => self.input = data,
+                None if data.is_empty() => {}
+                None => return Ok(Some(data)),
+            }
         }
     }
 
-    fn finish(&mut self) -> Option<Result<Bytes, BodyError>> {
+    fn finish(&mut self) -> Result<(), Fault> {
+        let trailers = match &mut self.decoder {
+            Some(decoder) => Some(decoder.finish().map_err(Fault::Chunked)?),
+            None => None,
+        };
         if self.seen_bytes < self.len_bytes {
-            return self.fail(BodyError::Incomplete);
+            return Err(Fault::Body(BodyError::Incomplete));
         }
         let Progress::Reading(checks) = std::mem::replace(&mut self.progress, Progress::Taken) else {
             unreachable!("a body finishes once");
         };
-        let trailers = self.trailers.as_ref().and_then(TrailingHeaders::take);
-        match checks.finish(trailers.as_ref()) {
-            Ok(digests) => {
-                self.progress = Progress::Verified(digests);
-                None
-            }
-            Err(error) => self.fail(error),
-        }
+        let digests = checks.finish(trailers.as_ref()).map_err(Fault::Body)?;
+        self.progress = Progress::Verified(digests);
+        Ok(())
     }
 }
 
@@ -108,31 +122,25 @@ impl Body for RequestBody {
     }
 
     async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
-        loop {
-            match &self.progress {
-                Progress::Failed(error) => return Some(Err(error.clone())),
-                Progress::Verified(_) | Progress::Taken => return None,
-                Progress::Reading(_) => {}
-            }
-            let data = match self.stream.next().await {
-                None => return self.finish(),
-                Some(Err(error)) => {
-                    let error = self.classify(&error);
-                    return self.fail(error);
-                }
-                Some(Ok(data)) if data.is_empty() => continue,
-                Some(Ok(data)) => data,
-            };
-            self.seen_bytes += data.len() as u64;
-            if self.seen_bytes > self.len_bytes {
-                let problem = format!("it is longer than the announced {} bytes", self.len_bytes);
-                return self.fail(BodyError::Malformed { problem });
-            }
-            if let Progress::Reading(checks) = &mut self.progress {
-                checks.update(&data);
-            }
-            return Some(Ok(data));
+        match &self.progress {
+            Progress::Failed(error) => return Some(Err(error.clone())),
+            Progress::Verified(_) | Progress::Taken => return None,
+            Progress::Reading(_) => {}
         }
+        let data = match self.read().await {
+            Ok(Some(data)) => data,
+            Ok(None) => return self.finish().err().and_then(|fault| self.fail(fault)),
+            Err(fault) => return self.fail(fault),
+        };
+        self.seen_bytes += data.len() as u64;
+        if self.seen_bytes > self.len_bytes {
+            let problem = format!("it is longer than the announced {} bytes", self.len_bytes);
+            return self.fail(Fault::Body(BodyError::Malformed { problem }));
+        }
+        if let Progress::Reading(checks) = &mut self.progress {
+            checks.update(&data);
+        }
+        Some(Ok(data))
     }
 
     fn digests(&mut self) -> BodyDigests {
@@ -145,9 +153,31 @@ impl Body for RequestBody {
     }
 }
 
-fn announced_length(headers: &HeaderMap) -> S3Result<u64> {
-    let value = headers.get(DECODED_LENGTH).or_else(|| headers.get(CONTENT_LENGTH));
-    let value = value
+/// What takes the framing off the body, if it has any.
+fn decoder<T>(request: &S3Request<T>, len_bytes: u64) -> S3Result<Option<Decoder>> {
+    if !is_aws_chunked(&request.headers) {
+        return Ok(None);
+    }
+    let framing = request.headers.get(CONTENT_SHA256).and_then(|value| Framing::of(value.as_bytes()));
+    let framing = framing.ok_or_else(|| {
+        refuse(S3ErrorCode::NotImplemented, "this way of signing chunks is not implemented")
+    })?;
+    let chain = match (&request.credentials, framing.is_signed()) {
+        (_, false) => None,
+        (Some(credentials), true) => Chain::of_request(&request.headers, credentials.secret_key.expose()),
+        (None, true) => None,
+    };
+    if framing.is_signed() && chain.is_none() {
+        let message = "the signatures of chunks need that of the request in its Authorization header";
+        return Err(refuse(S3ErrorCode::InvalidRequest, message));
+    }
+    let announced = if framing.has_trailers() { announced_trailers(&request.headers) } else { Vec::new() };
+    Ok(Some(Decoder::new(framing, len_bytes, announced, chain)))
+}
+
+fn announced_length(headers: &HeaderMap, name: &str) -> S3Result<u64> {
+    let value = headers
+        .get(name)
         .ok_or_else(|| refuse(S3ErrorCode::MissingContentLength, "the length of the body must be given"))?;
     let parsed = value.to_str().ok().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "the length of the body is not a number"))

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use crc_fast::CrcAlgorithm;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use md5::{Digest as _, Md5};
 use quarry_object::api::{BodyDigests, BodyError};
 use s3s::{S3ErrorCode, S3Result};
@@ -105,16 +105,16 @@ pub(crate) struct Checks {
     md5: Md5,
     content_md5: Option<[u8; 16]>,
     additional: Option<(Algorithm, Hasher, Announced)>,
-    /// `x-amz-content-sha256`, only where s3s would hide a mismatch.
+    /// `x-amz-content-sha256`, if it is a digest.
     content_sha256: Option<(Sha256, Vec<u8>)>,
 }
 
 impl Checks {
-    /// Checks of an object's or part's body, as the headers announce.
+    /// Checks of a body: everything that the headers announce.
     ///
     /// # Errors
     /// `InvalidDigest` or `InvalidRequest` for values that cannot be right.
-    pub(crate) fn of_object(headers: &HeaderMap) -> S3Result<Self> {
+    pub(crate) fn of_body(headers: &HeaderMap) -> S3Result<Self> {
         let content_md5 = match headers.get("content-md5") {
             None => None,
             Some(value) => Some(
@@ -125,15 +125,8 @@ impl Checks {
                     .ok_or_else(|| refuse(S3ErrorCode::InvalidDigest, "the Content-MD5 is not valid"))?,
             ),
         };
-        Ok(Self { md5: Md5::new(), content_md5, additional: announced(headers)?, content_sha256: None })
-    }
-
-    /// Checks of a document that is read whole: its signed SHA-256 and whatever else is announced.
-    ///
-    /// # Errors
-    /// As [`Checks::of_object`].
-    pub(crate) fn of_document(headers: &HeaderMap) -> S3Result<Self> {
-        Ok(Self { content_sha256: signed_sha256(headers), ..Self::of_object(headers)? })
+        let content_sha256 = signed_sha256(headers);
+        Ok(Self { md5: Md5::new(), content_md5, additional: announced(headers)?, content_sha256 })
     }
 
     /// Checks of a document by its signed SHA-256 alone, where other headers speak of something else.
@@ -194,15 +187,16 @@ fn trailer(trailers: Option<&HeaderMap>, algorithm: Algorithm) -> Result<String,
     })
 }
 
+/// The trailers that a request announces.
+pub(crate) fn announced_trailers(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all("x-amz-trailer").iter().filter_map(|value| value.to_str().ok());
+    let names = values.flat_map(|value| value.split(','));
+    names.filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok()).collect()
+}
+
 /// The one additional checksum that a request announces, by header or by trailer.
 fn announced(headers: &HeaderMap) -> S3Result<Option<(Algorithm, Hasher, Announced)>> {
-    let trailers: Vec<String> = headers
-        .get_all("x-amz-trailer")
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        .collect();
+    let trailers = announced_trailers(headers);
     let mut found = None;
     for algorithm in Algorithm::ALL {
         let announced = match headers.get(algorithm.header()) {

@@ -1,7 +1,10 @@
 //! One HTTP/1.1 connection: keep-alive, no pipelining, and every request fenced against panics.
 //!
-//! Deadlines are not set here: hyper's want a timer that is `Send`, and the node owns the clock. It bounds idle
-//! and slow connections by dropping the future or by the shutdown signal.
+//! Requests follow one another on a connection: a pipelined one waits, unread but for hyper's read buffer, until the
+//! response before it was handed over. hyper's own deadlines are not used, they want a timer that is `Send`; ours are
+//! in `stream` (head, idle, response) and `inbound` (body). Heads that hyper itself refuses (not HTTP, over
+//! `HEAD_BYTES_MAX`, more fields than `HYPER_HEADERS_FACTOR` times our limit, a URI over 64 KiB) get its bare 400,
+//! 431 or 414 without a document; up to there our smaller limits answer as S3 does.
 
 use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
@@ -12,7 +15,7 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use http::header::EXPECT;
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -20,16 +23,24 @@ use quarry_object::api::ObjectStore;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{HttpRequest, HttpResponse, S3Result};
-use send_wrapper::SendWrapper;
 
 use crate::backend::{Access, Backend, RootCredential, owner_id};
 use crate::checksum::Checks;
+use crate::deadline::Timer;
+use crate::error::slow_down;
 use crate::exchange::{Exchange, ExchangeHandle};
 use crate::front;
 use crate::inbound::{Inbound, Source};
+use crate::load::{Load, Slot};
 use crate::options::GatewayOptions;
 use crate::outbound::Outbound;
 use crate::reply;
+use crate::stream::{ConnectionState, Watched};
+
+/// Bytes of a head that hyper collects before it gives up: above what our limits allow, so that we answer.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// hyper takes so many times the header fields that we allow, so that we answer.
+const HYPER_HEADERS_FACTOR: usize = 4;
 
 /// A connection that ended other than by an orderly close: mostly clients that left.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +48,12 @@ use crate::reply;
 pub struct ConnectionError(#[from] hyper::Error);
 
 impl ConnectionError {
-    /// The client closed or broke the connection in the middle of a message, which is nobody's fault here.
+    /// The client closed or broke the connection in the middle of a message, or was not waited for any longer; that is
+    /// nobody's fault here.
     pub fn is_client_gone(&self) -> bool {
-        self.0.is_incomplete_message()
+        let io = std::error::Error::source(&self.0).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+        io.is_some_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
+            || self.0.is_incomplete_message()
             || self.0.is_canceled()
             || self.0.is_closed()
             || self.0.is_body_write_aborted()
@@ -55,6 +69,8 @@ pub struct Gateway {
 struct Shared {
     service: S3Service,
     owner_id: String,
+    timer: Timer,
+    load: Rc<Load>,
     options: GatewayOptions,
 }
 
@@ -72,7 +88,8 @@ impl Gateway {
         let mut config = S3Config::default();
         config.xml_max_body_size = options.limits.xml_bytes_max;
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
-        Self { shared: Rc::new(Shared { service: builder.build(), owner_id, options }) }
+        let (timer, load) = (Timer::new(&options), Load::new(options.limits));
+        Self { shared: Rc::new(Shared { service: builder.build(), owner_id, timer, load, options }) }
     }
 
     /// Serves requests from `io` until the client closes or `shutdown` completes; then the request in progress is
@@ -85,12 +102,16 @@ impl Gateway {
         I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
         F: Future<Output = ()>,
     {
+        let limits = self.shared.options.limits;
         let mut builder = http1::Builder::new();
-        builder.half_close(true).keep_alive(true).max_headers(self.shared.options.limits.headers_max);
+        builder.half_close(true).keep_alive(true).max_header_size(HEAD_BYTES_MAX);
+        builder.max_headers(limits.headers_max * HYPER_HEADERS_FACTOR);
+        let state = ConnectionState::begin(self.shared.timer.clone(), limits, Rc::clone(&self.shared.load));
         let service = service_fn(|request| {
-            let shared = Rc::clone(&self.shared);
-            async move { Ok::<_, std::convert::Infallible>(shared.answer(request).await) }
+            let (shared, state) = (Rc::clone(&self.shared), Rc::clone(&state));
+            async move { Ok::<_, std::convert::Infallible>(shared.answer(request, &state).await) }
         });
+        let io = Watched::new(io, Rc::clone(&state));
         let mut connection = pin!(builder.serve_connection(io, service));
         let mut shutdown = pin!(shutdown.fuse());
         let mut draining = false;
@@ -107,18 +128,16 @@ impl Gateway {
 }
 
 impl Shared {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Outbound> {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        connection: &Rc<ConnectionState>,
+    ) -> Response<Outbound> {
         let options = &self.options;
-        let exchange = Exchange::begin(
-            (options.request_ids)(),
-            request.method().as_str().to_owned(),
-            request.uri().path().to_owned(),
-            Rc::clone(&options.clock),
-            Rc::clone(&options.observer),
-        );
+        let exchange = Exchange::begin(&request, options, Slot::take(&self.load), connection);
         let (parts, incoming) = request.into_parts();
         let expects_continue = parts.headers.contains_key(EXPECT);
-        let source = Source::new(incoming);
+        let source = Source::new(incoming, self.timer.clone(), &options.limits);
         let work = Box::pin(self.dispatch(parts, Rc::clone(&source), &exchange));
         let response = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(
@@ -130,18 +149,19 @@ impl Shared {
         });
         let response = reply::complete(response, &exchange);
         if response.status().as_u16() >= 400 {
-            source.drain(expects_continue, options.limits.drain_bytes_max).await;
+            source.drain(expects_continue, &options.limits).await;
         }
         response
     }
 
     async fn dispatch(&self, parts: Parts, source: Rc<Source>, exchange: &Rc<Exchange>) -> HttpResponse {
+        let handle = ExchangeHandle::new(exchange, &source);
         let inbound = match self.admit(&parts, source, exchange) {
             Ok(inbound) => inbound,
             Err(refused) => return reply::from_error(refused),
         };
         let mut request = HttpRequest::from_parts(parts, s3s::Body::http_body(inbound));
-        request.extensions_mut().insert(ExchangeHandle(SendWrapper::new(Rc::clone(exchange))));
+        request.extensions_mut().insert(handle);
         match self.service.call(request).await {
             Ok(response) => response,
             Err(error) => {
@@ -152,21 +172,18 @@ impl Shared {
     }
 
     fn admit(&self, parts: &Parts, source: Rc<Source>, exchange: &Rc<Exchange>) -> S3Result<Inbound> {
-        let limits = &self.options.limits;
-        front::screen(parts, &self.owner_id, limits)?;
-        let chunked = is_aws_chunked(&parts.headers).then_some(limits.chunk_bytes_max);
+        if exchange.slot.is_beyond_limit() {
+            return Err(slow_down());
+        }
+        front::screen(parts, &self.owner_id, &self.options.limits)?;
         // Only POST carries documents; a Complete's checksum headers are those of the object, not of the document.
         let checks = match (parts.method == Method::POST, is_multi_delete(parts)) {
-            (true, true) => Some(Checks::of_document(&parts.headers)?),
+            (true, true) => Some(Checks::of_body(&parts.headers)?),
             (true, false) => Some(Checks::of_signed_document(&parts.headers)),
             (false, _) => None,
         };
-        Ok(Inbound::new(source, Rc::clone(exchange), chunked, checks))
+        Ok(Inbound::new(source, Rc::clone(exchange), checks))
     }
-}
-
-fn is_aws_chunked(headers: &HeaderMap) -> bool {
-    headers.get("x-amz-content-sha256").is_some_and(|value| value.as_bytes().starts_with(b"STREAMING-"))
 }
 
 fn is_multi_delete(parts: &Parts) -> bool {

@@ -8,11 +8,35 @@ use quarry_object::api::{ApiError, BodyError};
 use s3s::{S3Error, S3ErrorCode};
 
 use crate::attributes::http_date;
+use crate::chunked::ChunkError;
 
 /// `BodyError::Mismatch` of `x-amz-content-sha256`, which has an error code of its own.
 pub(crate) const CONTENT_SHA256: &str = "x-amz-content-sha256";
 /// `BodyError::Mismatch` of a chunk or trailer signature.
 pub(crate) const CHUNK_SIGNATURE: &str = "chunk signature";
+
+/// What is wrong with the body of a request, as far as the gateway knows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    /// Its length, a digest or a checksum.
+    Body(BodyError),
+    /// Its aws-chunked framing.
+    Chunked(ChunkError),
+    /// The client did not send it.
+    Timeout,
+    /// It is a document, and the core holds too many.
+    Overload,
+}
+
+impl From<&Fault> for BodyError {
+    fn from(fault: &Fault) -> Self {
+        match fault {
+            Fault::Body(error) => error.clone(),
+            Fault::Chunked(error) => error.into(),
+            Fault::Timeout | Fault::Overload => Self::Incomplete,
+        }
+    }
+}
 
 /// An S3 error with a message.
 pub(crate) fn refuse(code: S3ErrorCode, message: impl Into<Cow<'static, str>>) -> S3Error {
@@ -96,8 +120,35 @@ fn not_modified(etag: &str, last_modified_ms: u64) -> S3Error {
     refused
 }
 
+/// The answer to a request with a fault.
+pub(crate) fn from_fault(fault: &Fault) -> S3Error {
+    match fault {
+        Fault::Chunked(error @ ChunkError::Trailer { .. }) => {
+            custom("MalformedTrailerError", StatusCode::BAD_REQUEST, error.to_string())
+        }
+        Fault::Chunked(error) => from_body(&error.into()),
+        Fault::Body(error) => from_body(error),
+        Fault::Timeout => {
+            let mut refused = refuse(
+                S3ErrorCode::RequestTimeout,
+                "the request body was not sent within the time a client is waited for",
+            );
+            refused.set_status_code(StatusCode::REQUEST_TIMEOUT);
+            refused
+        }
+        Fault::Overload => slow_down(),
+    }
+}
+
+/// The answer to a request that would be too much.
+pub(crate) fn slow_down() -> S3Error {
+    let mut refused = refuse(S3ErrorCode::SlowDown, "there are too many requests; reduce your request rate");
+    refused.set_headers(HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("1"))]));
+    refused
+}
+
 /// The answer to a request whose body is broken.
-pub(crate) fn from_body(error: &BodyError) -> S3Error {
+fn from_body(error: &BodyError) -> S3Error {
     let message = error.to_string();
     match error {
         BodyError::Incomplete => refuse(S3ErrorCode::IncompleteBody, message),

@@ -6,10 +6,16 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Request;
 use quarry_object::api::BodyError;
 use send_wrapper::SendWrapper;
 
-use crate::options::{Observer, RequestRecord};
+use crate::error::Fault;
+use crate::inbound::Source;
+use crate::load::Slot;
+use crate::options::{GatewayOptions, Observer, RequestRecord};
+use crate::stream::ConnectionState;
 
 /// Operation name until routing has found one.
 const UNROUTED: &str = "Unknown";
@@ -22,29 +28,31 @@ pub(crate) struct Exchange {
     pub(crate) operation: RefCell<String>,
     pub(crate) status: Cell<u16>,
     pub(crate) error_code: RefCell<Option<String>>,
-    pub(crate) bytes_in: Cell<u64>,
+    bytes_in: Cell<u64>,
     pub(crate) bytes_out: Cell<u64>,
     pub(crate) complete: Cell<bool>,
-    /// What the raw body found wrong; s3s hides it behind its own error.
-    pub(crate) fault: RefCell<Option<BodyError>>,
+    /// What was found wrong with the request's body; s3s and the object layer say less about it.
+    pub(crate) fault: RefCell<Option<Fault>>,
+    /// Its place in the load of the core.
+    pub(crate) slot: Slot,
+    connection: Rc<ConnectionState>,
     started: Duration,
     clock: Rc<dyn Fn() -> Duration>,
     observer: Rc<dyn Observer>,
 }
 
 impl Exchange {
-    pub(crate) fn begin(
-        request_id: String,
-        method: String,
-        path: String,
-        clock: Rc<dyn Fn() -> Duration>,
-        observer: Rc<dyn Observer>,
+    pub(crate) fn begin<B>(
+        request: &Request<B>,
+        options: &GatewayOptions,
+        slot: Slot,
+        connection: &Rc<ConnectionState>,
     ) -> Rc<Self> {
-        let started = clock();
+        connection.request_begins();
         Rc::new(Self {
-            request_id,
-            method,
-            path,
+            request_id: (options.request_ids)(),
+            method: request.method().as_str().to_owned(),
+            path: request.uri().path().to_owned(),
             operation: RefCell::new(UNROUTED.to_owned()),
             status: Cell::new(0),
             error_code: RefCell::new(None),
@@ -52,15 +60,30 @@ impl Exchange {
             bytes_out: Cell::new(0),
             complete: Cell::new(false),
             fault: RefCell::new(None),
-            started,
-            clock,
-            observer,
+            slot,
+            connection: Rc::clone(connection),
+            started: (options.clock)(),
+            clock: Rc::clone(&options.clock),
+            observer: Rc::clone(&options.observer),
         })
+    }
+
+    /// Bytes of the request's body have arrived.
+    pub(crate) fn count_in(&self, data: &Bytes) {
+        self.bytes_in.set(self.bytes_in.get() + data.len() as u64);
+    }
+
+    /// Remembers the first fault of the body, for the answer; returns it as the object layer knows it.
+    pub(crate) fn fail(&self, fault: Fault) -> BodyError {
+        let error = BodyError::from(&fault);
+        self.fault.borrow_mut().get_or_insert(fault);
+        error
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        self.connection.request_ends();
         let error_code = self.error_code.borrow();
         let operation = self.operation.borrow();
         self.observer.request(&RequestRecord {
@@ -78,6 +101,15 @@ impl Drop for Exchange {
     }
 }
 
-/// An [`Exchange`] in the extensions of a request on its way through s3s.
+/// An [`Exchange`] and the body of its request, in the extensions of a request on its way through s3s.
 #[derive(Clone)]
-pub(crate) struct ExchangeHandle(pub(crate) SendWrapper<Rc<Exchange>>);
+pub(crate) struct ExchangeHandle {
+    pub(crate) exchange: SendWrapper<Rc<Exchange>>,
+    pub(crate) source: SendWrapper<Rc<Source>>,
+}
+
+impl ExchangeHandle {
+    pub(crate) fn new(exchange: &Rc<Exchange>, source: &Rc<Source>) -> Self {
+        Self { exchange: SendWrapper::new(Rc::clone(exchange)), source: SendWrapper::new(Rc::clone(source)) }
+    }
+}

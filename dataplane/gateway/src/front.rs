@@ -2,7 +2,7 @@
 //! offer, headers outside the signature, and features whose silent omission would break a promise
 //! (encryption, locks, public access).
 //!
-//! The signature itself is verified by s3s, in constant time, right after this.
+//! The signature of the request is verified by s3s, in constant time, right after this; those of chunks by `chunked`.
 
 use std::borrow::Cow;
 
@@ -12,14 +12,12 @@ use http::{HeaderMap, StatusCode};
 use percent_encoding::percent_decode_str;
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
-use crate::error::{custom, refuse};
+use crate::error::{CONTENT_SHA256, custom, refuse};
 use crate::options::Limits;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 /// A week, as in S3.
 const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 3600;
-/// Sent unsigned by some clients of presigned URLs; it can only tighten what is accepted.
-const CONTENT_SHA256: &str = "x-amz-content-sha256";
 
 type RefusedHeader = (&'static str, fn(&str) -> bool);
 
@@ -47,6 +45,17 @@ pub(crate) fn screen(parts: &Parts, owner_id: &str, limits: &Limits) -> S3Result
             S3ErrorCode::RequestHeaderSectionTooLarge,
             format!("the headers of {header_bytes} bytes are over the limit of {}", limits.header_bytes_max),
         ));
+    }
+    if parts.headers.len() > limits.headers_max {
+        return Err(refuse(
+            S3ErrorCode::RequestHeaderSectionTooLarge,
+            format!("there are more than {} header fields", limits.headers_max),
+        ));
+    }
+    let uri_bytes = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if uri_bytes > limits.uri_bytes_max {
+        let message = format!("the URI of {uri_bytes} bytes is over the limit of {}", limits.uri_bytes_max);
+        return Err(custom("InvalidURI", StatusCode::URI_TOO_LONG, message));
     }
     let query = query_pairs(parts.uri.query().unwrap_or(""))?;
     screen_authentication(&parts.headers, &query)?;
@@ -132,6 +141,7 @@ fn screen_presigned(headers: &HeaderMap, query: &[Pair<'_>]) -> S3Result<()> {
         ));
     }
     let signed = find(query, "X-Amz-SignedHeaders").ok_or_else(lacking)?;
+    // Sent unsigned by some clients of presigned URLs; it can only tighten what is accepted.
     screen_signed_headers(headers, signed, |name| name == CONTENT_SHA256)
 }
 

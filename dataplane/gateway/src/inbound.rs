@@ -1,8 +1,11 @@
-//! The request body as it comes from the connection, before s3s sees it.
+//! The request body as it comes from the connection.
 //!
-//! Counts bytes, bounds aws-chunked chunks (s3s holds each of them whole), and verifies the digests of documents
-//! that s3s reads whole. What it finds wrong it leaves in the exchange, because s3s turns every body error into
-//! an internal one.
+//! [`Source`] is the connection's side: objects and parts are read from it directly (`body`), past s3s. [`Inbound`] is
+//! what s3s reads: documents, which it holds whole. It counts them, bounds what all of them take, and verifies their
+//! digests; what it finds wrong it leaves in the exchange, because s3s turns every body error into an internal one.
+//!
+//! Failure model: a client may send slowly or not at all. The time it is waited for is measured here, only while
+//! somebody asks for bytes: a slow device is not the client's fault.
 
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -10,56 +13,87 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures::future::poll_fn;
+use futures::future::{Either, poll_fn, select};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use quarry_object::api::BodyError;
 use send_wrapper::SendWrapper;
 
 use crate::checksum::Checks;
+use crate::deadline::{Alarm, Pace, Timer};
+use crate::error::Fault;
 use crate::exchange::Exchange;
+use crate::options::Limits;
 
 /// The connection's side of the body: kept by the gateway to drain what nobody read.
 pub(crate) struct Source {
     incoming: RefCell<Incoming>,
+    pace: RefCell<Pace>,
+    timer: Timer,
     /// Something asked for bytes, so a client that waits for "100 Continue" has been told.
     polled: Cell<bool>,
+    expired: Cell<bool>,
 }
 
 impl Source {
-    pub(crate) fn new(incoming: Incoming) -> Rc<Self> {
-        Rc::new(Self { incoming: RefCell::new(incoming), polled: Cell::new(false) })
+    pub(crate) fn new(incoming: Incoming, timer: Timer, limits: &Limits) -> Rc<Self> {
+        Rc::new(Self {
+            incoming: RefCell::new(incoming),
+            pace: RefCell::new(Pace::new(timer.clone(), limits)),
+            timer,
+            polled: Cell::new(false),
+            expired: Cell::new(false),
+        })
     }
 
-    fn poll_data(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, hyper::Error>>> {
+    /// The next bytes; `None` at the end.
+    pub(crate) async fn next(&self) -> Option<Result<Bytes, Fault>> {
+        poll_fn(|cx| self.poll_data(cx)).await
+    }
+
+    fn poll_data(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
         self.polled.set(true);
+        if self.expired.get() {
+            return Poll::Ready(Some(Err(Fault::Timeout)));
+        }
         let mut incoming = self.incoming.borrow_mut();
+        let mut pace = self.pace.borrow_mut();
         loop {
-            match Pin::new(&mut *incoming).poll_frame(cx) {
-                Poll::Pending => return Poll::Pending,
+            let frame = match Pin::new(&mut *incoming).poll_frame(cx) {
                 Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
-                Poll::Ready(Some(Ok(frame))) => {
-                    // HTTP trailers mean nothing in S3.
-                    if let Ok(data) = frame.into_data() {
-                        return Poll::Ready(Some(Ok(data)));
-                    }
+                Poll::Ready(Some(Err(_))) => {
+                    return Poll::Ready(Some(Err(Fault::Body(BodyError::Incomplete))));
                 }
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Pending if pace.poll_expired(cx).is_pending() => return Poll::Pending,
+                Poll::Pending => {
+                    self.expired.set(true);
+                    return Poll::Ready(Some(Err(Fault::Timeout)));
+                }
+            };
+            // HTTP trailers mean nothing in S3.
+            if let Ok(data) = frame.into_data() {
+                pace.progress(data.len() as u64);
+                return Poll::Ready(Some(Ok(data)));
             }
         }
     }
 
-    /// Reads and drops the rest, at most `bytes_max`, so that the client gets to read the answer.
-    pub(crate) async fn drain(&self, expects_continue: bool, bytes_max: u64) {
+    /// Reads and drops the rest for a while, so that the client gets to read the answer.
+    pub(crate) async fn drain(&self, expects_continue: bool, limits: &Limits) {
         let announced = self.incoming.borrow().size_hint().lower();
-        if announced > bytes_max || (expects_continue && !self.polled.get()) {
+        let untold = expects_continue && !self.polled.get();
+        if announced > limits.drain_bytes_max || untold || self.expired.get() {
             return;
         }
+        let mut alarm = Alarm::new(self.timer.clone());
+        let deadline = self.timer.now() + limits.drain_wait_max;
         let mut drained = 0;
-        while drained <= bytes_max {
-            match poll_fn(|cx| self.poll_data(cx)).await {
-                Some(Ok(data)) => drained += data.len() as u64,
-                Some(Err(_)) | None => return,
+        while drained <= limits.drain_bytes_max {
+            let deadline = poll_fn(|cx| alarm.poll_at(cx, deadline));
+            match select(std::pin::pin!(self.next()), deadline).await {
+                Either::Left((Some(Ok(data)), _)) => drained += data.len() as u64,
+                Either::Left((Some(Err(_)) | None, _)) | Either::Right(_) => return,
             }
         }
     }
@@ -73,29 +107,21 @@ pub(crate) struct Inbound {
 struct Inner {
     source: Rc<Source>,
     exchange: Rc<Exchange>,
-    framing: Option<ChunkScan>,
     checks: Option<Checks>,
 }
 
 impl Inbound {
-    /// `chunk_bytes_max` is given for a body in aws-chunked framing, `checks` for a document.
-    pub(crate) fn new(
-        source: Rc<Source>,
-        exchange: Rc<Exchange>,
-        chunk_bytes_max: Option<u64>,
-        checks: Option<Checks>,
-    ) -> Self {
-        let framing = chunk_bytes_max.map(ChunkScan::new);
-        Self { inner: SendWrapper::new(Inner { source, exchange, framing, checks }) }
+    /// `checks` are given for a document.
+    pub(crate) fn new(source: Rc<Source>, exchange: Rc<Exchange>, checks: Option<Checks>) -> Self {
+        Self { inner: SendWrapper::new(Inner { source, exchange, checks }) }
     }
 }
 
 impl Inner {
-    fn inspect(&mut self, data: &Bytes) -> Result<(), BodyError> {
-        let received = &self.exchange.bytes_in;
-        received.set(received.get() + data.len() as u64);
-        if let Some(framing) = &mut self.framing {
-            framing.feed(data)?;
+    fn inspect(&mut self, data: &Bytes) -> Result<(), Fault> {
+        self.exchange.count_in(data);
+        if !self.exchange.slot.hold(data.len()) {
+            return Err(Fault::Overload);
         }
         if let Some(checks) = &mut self.checks {
             checks.update(data);
@@ -104,12 +130,9 @@ impl Inner {
         if self.source.incoming.borrow().is_end_stream() { self.finish() } else { Ok(()) }
     }
 
-    fn finish(&mut self) -> Result<(), BodyError> {
-        if let Some(framing) = &self.framing {
-            framing.finish()?;
-        }
+    fn finish(&mut self) -> Result<(), Fault> {
         if let Some(checks) = self.checks.take() {
-            checks.finish(None)?;
+            checks.finish(None).map_err(Fault::Body)?;
         }
         Ok(())
     }
@@ -120,14 +143,11 @@ impl Inner {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(None) => self.finish().map(|()| None),
             Poll::Ready(Some(Ok(data))) => self.inspect(&data).map(|()| Some(data)),
-            Poll::Ready(Some(Err(_))) => Err(BodyError::Incomplete),
+            Poll::Ready(Some(Err(fault))) => Err(fault),
         };
         match found {
             Ok(data) => Poll::Ready(data.map(Ok)),
-            Err(fault) => {
-                self.exchange.fault.replace(Some(fault.clone()));
-                Poll::Ready(Some(Err(fault)))
-            }
+            Err(fault) => Poll::Ready(Some(Err(self.exchange.fail(fault)))),
         }
     }
 }
@@ -145,115 +165,5 @@ impl http_body::Body for Inbound {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.source.incoming.borrow().size_hint()
-    }
-}
-
-/// Follows aws-chunked framing (`hex-size[;extension] CRLF data CRLF ... 0 CRLF trailers`) without holding any of it.
-struct ChunkScan {
-    state: ScanState,
-    chunk_bytes_max: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum ScanState {
-    /// In the hexadecimal size.
-    Size { value: u64, digits: u8 },
-    /// Between the size and the end of its line.
-    Extension { value: u64 },
-    /// In the data and the CRLF after it.
-    Data { left: u64 },
-    /// After the last chunk.
-    Trailer,
-}
-
-/// s3s reads so many digits of a size.
-const SIZE_DIGITS_MAX: u8 = 8;
-
-impl ChunkScan {
-    fn new(chunk_bytes_max: u64) -> Self {
-        Self { state: ScanState::Size { value: 0, digits: 0 }, chunk_bytes_max }
-    }
-
-    fn feed(&mut self, mut bytes: &[u8]) -> Result<(), BodyError> {
-        while let Some((&first, rest)) = bytes.split_first() {
-            match self.state {
-                ScanState::Trailer => return Ok(()),
-                ScanState::Data { left } => {
-                    let take = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
-                    bytes = &bytes[take..];
-                    let left = left - take as u64;
-                    self.state = if left == 0 {
-                        ScanState::Size { value: 0, digits: 0 }
-                    } else {
-                        ScanState::Data { left }
-                    };
-                }
-                ScanState::Extension { value } => {
-                    bytes = rest;
-                    if first == b'\n' {
-                        // The two bytes after the data are its CRLF, which s3s verifies.
-                        self.state =
-                            if value == 0 { ScanState::Trailer } else { ScanState::Data { left: value + 2 } };
-                    }
-                }
-                ScanState::Size { value, digits } => {
-                    bytes = rest;
-                    self.state = self.size_digit(first, value, digits)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn size_digit(&self, byte: u8, value: u64, digits: u8) -> Result<ScanState, BodyError> {
-        let malformed = |problem: String| Err(BodyError::Malformed { problem });
-        match (byte, char::from(byte).to_digit(16)) {
-            (_, Some(digit)) if digits < SIZE_DIGITS_MAX => {
-                Ok(ScanState::Size { value: value * 16 + u64::from(digit), digits: digits + 1 })
-            }
-            (b';' | b'\r', _) if digits > 0 && value <= self.chunk_bytes_max => {
-                Ok(ScanState::Extension { value })
-            }
-            (b';' | b'\r', _) if digits > 0 => malformed(format!(
-                "an aws-chunked chunk of {value} bytes is over the limit of {}",
-                self.chunk_bytes_max
-            )),
-            _ => malformed("the size of an aws-chunked chunk is not valid".to_owned()),
-        }
-    }
-
-    fn finish(&self) -> Result<(), BodyError> {
-        if self.state == ScanState::Trailer { Ok(()) } else { Err(BodyError::Incomplete) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{BodyError, ChunkScan};
-
-    fn scan(body: &str, step: usize) -> Result<(), BodyError> {
-        let mut scan = ChunkScan::new(16);
-        for piece in body.as_bytes().chunks(step) {
-            scan.feed(piece)?;
-        }
-        scan.finish()
-    }
-
-    #[test]
-    fn follows_framing_at_every_split() {
-        let body = "a;chunk-signature=00\r\n0123456789\r\n10\r\n0123456789abcdef\r\n0\r\nx-amz-a:b\r\n\r\n";
-        for step in 1..=body.len() {
-            assert_eq!(scan(body, step), Ok(()), "step {step}");
-        }
-    }
-
-    #[test]
-    fn refuses_large_chunks_bad_sizes_and_early_ends() {
-        assert!(matches!(scan("11\r\n", 1), Err(BodyError::Malformed { .. })));
-        assert!(matches!(scan("000000001\r\n", 1), Err(BodyError::Malformed { .. })));
-        assert!(matches!(scan("\r\n", 1), Err(BodyError::Malformed { .. })));
-        assert!(matches!(scan("xyz\r\n", 1), Err(BodyError::Malformed { .. })));
-        assert_eq!(scan("5\r\nabcde\r\n", 3), Err(BodyError::Incomplete));
-        assert_eq!(scan("5\r\nab", 3), Err(BodyError::Incomplete));
     }
 }

@@ -47,11 +47,10 @@ pub(crate) async fn create<S: ObjectStore>(
 
 pub(crate) async fn upload_part<S: ObjectStore>(
     core: &Core<S>,
-    mut request: S3Request<UploadPartInput>,
+    request: S3Request<UploadPartInput>,
 ) -> S3Result<S3Response<UploadPartOutput>> {
     let number = part_number(request.input.part_number)?;
-    let stream = request.input.body.take();
-    let body = RequestBody::new(&request, stream, core.limits.put_bytes_max)?;
+    let body = RequestBody::new(&request, core.limits.put_bytes_max)?;
     let input = request.input;
     let stored = core.store.put_part(&input.bucket, &input.key, &input.upload_id, number, body);
     let mut stored = stored.await.map_err(from_api)?;

@@ -29,10 +29,9 @@ const PARTS_COUNT: HeaderName = HeaderName::from_static("x-amz-mp-parts-count");
 
 pub(crate) async fn put<S: ObjectStore>(
     core: &Core<S>,
-    mut request: S3Request<PutObjectInput>,
+    request: S3Request<PutObjectInput>,
 ) -> S3Result<S3Response<PutObjectOutput>> {
-    let stream = request.input.body.take();
-    let body = RequestBody::new(&request, stream, core.limits.put_bytes_max)?;
+    let body = RequestBody::new(&request, core.limits.put_bytes_max)?;
     let attributes = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
     let input = request.input;
     let conditions = on_write(input.if_match, input.if_none_match);

@@ -4,6 +4,8 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::future::LocalBoxFuture;
+
 /// Everything a [`crate::Gateway`] needs besides the store.
 pub struct GatewayOptions {
     /// Access key id of the root credential.
@@ -16,6 +18,8 @@ pub struct GatewayOptions {
     pub limits: Limits,
     /// Monotonic time since any fixed point; used for durations only.
     pub clock: Rc<dyn Fn() -> Duration>,
+    /// Completes after a time on that clock; deadlines of clients are measured with both.
+    pub sleep: Rc<dyn Fn(Duration) -> LocalBoxFuture<'static, ()>>,
     /// A new request id, unique in the cluster; visible ASCII, at most 64 bytes.
     pub request_ids: Rc<dyn Fn() -> String>,
     /// Told about every request once its response has ended.
@@ -32,24 +36,45 @@ impl fmt::Debug for GatewayOptions {
     }
 }
 
-/// Bounds on what one request may cost.
+/// Bounds on what clients may cost a core: memory first, then time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Header fields of one request. More answers 431.
+    /// Header fields of one request. More answers `RequestHeaderSectionTooLarge`, and far more a bare 431.
     pub headers_max: usize,
     /// Bytes of all header names and values. S3 allows 8 KiB; presigned and chunked requests need about 2.
     pub header_bytes_max: usize,
+    /// Bytes of the path and query as sent. A key has 1 KiB, three times that in percent-encoding; a presigned query 1.
+    pub uri_bytes_max: usize,
     /// Bytes of user metadata, names and values: 2 KiB as in S3.
     pub user_metadata_bytes_max: usize,
     /// Bytes of a body that is XML and therefore held whole. 10,000 parts with every checksum take 4 MiB.
     pub xml_bytes_max: usize,
-    /// Bytes of one aws-chunked chunk, which s3s holds whole before it passes it on. Clients send 64 KiB to 1 MiB.
-    pub chunk_bytes_max: u64,
+    /// Bytes of all such bodies that a core holds at once. More answers 503 `SlowDown`.
+    pub xml_bytes_held_max: usize,
     /// Bytes of one PUT or part: 5 GiB as in S3.
     pub put_bytes_max: u64,
     /// Bytes of an unread request body that are read and dropped after an early error, so that the client gets to
     /// read the answer; above it the connection is closed.
     pub drain_bytes_max: u64,
+    /// Requests that a core answers at once. More are answered with 503 `SlowDown`.
+    pub requests_max: usize,
+    /// Connections of a core on which no request is in progress; above it the one that is idle longest is closed.
+    /// Each may hold a read buffer of 400 KiB.
+    pub idle_connections_max: usize,
+    /// From the first byte of a request, or from the beginning of the connection, to the end of the request's head.
+    /// Then the connection is closed.
+    pub head_wait_max: Duration,
+    /// From the end of a response to the first byte of the next request. Then the connection is closed.
+    pub idle_wait_max: Duration,
+    /// How long a client may send nothing of a body that is waited for, or read nothing of a response. The first is
+    /// answered with 408; both end the connection.
+    pub stall_max: Duration,
+    /// Below this rate a client counts as stalled too. Only the time is counted in which the client is waited for.
+    pub bytes_per_second_min: u64,
+    /// What that rate is averaged over.
+    pub rate_window: Duration,
+    /// How long an unread body is drained.
+    pub drain_wait_max: Duration,
 }
 
 impl Default for Limits {
@@ -57,11 +82,20 @@ impl Default for Limits {
         Self {
             headers_max: 128,
             header_bytes_max: 16 << 10,
+            uri_bytes_max: 8 << 10,
             user_metadata_bytes_max: 2 << 10,
             xml_bytes_max: 4 << 20,
-            chunk_bytes_max: 8 << 20,
+            xml_bytes_held_max: 64 << 20,
             put_bytes_max: 5 << 30,
             drain_bytes_max: 8 << 20,
+            requests_max: 1024,
+            idle_connections_max: 1024,
+            head_wait_max: Duration::from_secs(30),
+            idle_wait_max: Duration::from_secs(75),
+            stall_max: Duration::from_secs(60),
+            bytes_per_second_min: 1 << 10,
+            rate_window: Duration::from_secs(300),
+            drain_wait_max: Duration::from_secs(5),
         }
     }
 }

@@ -5,11 +5,11 @@
 
 use std::rc::Rc;
 
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, SERVER};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, SERVER};
 use http::{HeaderValue, Response, StatusCode};
 use s3s::{Body, HttpResponse, S3Error, S3ErrorCode};
 
-use crate::error::from_body;
+use crate::error::from_fault;
 use crate::exchange::Exchange;
 use crate::outbound::Outbound;
 
@@ -37,11 +37,11 @@ pub(crate) fn internal_error() -> HttpResponse {
 /// Completes a response.
 pub(crate) fn complete(mut response: HttpResponse, exchange: &Rc<Exchange>) -> Response<Outbound> {
     let is_error = |response: &HttpResponse| response.status().as_u16() >= 400;
-    // What the raw body found is the cause of whatever s3s answered.
+    // What was found wrong with the body is the cause of whatever was answered.
     if is_error(&response)
         && let Some(fault) = exchange.fault.take()
     {
-        response = from_error(from_body(&fault));
+        response = from_error(from_fault(&fault));
     }
     exchange.status.set(response.status().as_u16());
     if response.status() == StatusCode::NOT_MODIFIED {
@@ -53,6 +53,9 @@ pub(crate) fn complete(mut response: HttpResponse, exchange: &Rc<Exchange>) -> R
         *response.body_mut() = Body::from(document);
         response.headers_mut().insert(CONTENT_TYPE, XML);
         response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    if response.status() == StatusCode::REQUEST_TIMEOUT {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let headers = response.headers_mut();
     headers.insert(SERVER, PRODUCT);

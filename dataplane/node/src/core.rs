@@ -503,6 +503,7 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>)
             region: shared.config.region.clone(),
             limits: Limits::default(),
             clock: Rc::new(move || started.elapsed()),
+            sleep: Rc::new(|duration| Box::pin(glommio::timer::sleep(duration))),
             request_ids: Rc::new(move || {
                 count.set(count.get() + 1);
                 format!("{:04X}{:08X}{index:02X}{:010X}", node.0, incarnation.0, count.get())

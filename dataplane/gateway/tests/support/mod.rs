@@ -7,20 +7,22 @@
     reason = "each test binary uses its own part"
 )]
 
+pub mod client;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use md5::{Digest as _, Md5};
 use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
 use quarry_object::api::{
-    ApiError, Attributes, Body, BucketInfo, CompletedPart, Conditions, CopySource, ListEntry, ListPage,
-    ListRequest, ObjectContent, ObjectInfo, ObjectStore, PartInfo, RangeRequest,
+    ApiError, Attributes, Body, BodyError, BucketInfo, CompletedPart, Conditions, CopySource, ListEntry,
+    ListPage, ListRequest, ObjectContent, ObjectInfo, ObjectStore, PartInfo, RangeRequest,
 };
 
 #[derive(Clone)]
@@ -42,9 +44,12 @@ struct State {
     uploads: BTreeMap<String, Upload>,
 }
 
-/// Keeps everything in one map. A key that begins with `fault/` misbehaves on GET, for tests.
+/// Keeps everything in one map. For tests a key that begins with `fault/` misbehaves on GET, and PUT is slow on `slow/`,
+/// reads nothing on `stuck/`, and forgets the bytes of `sink/`.
 #[derive(Default)]
 pub struct MemoryStore {
+    /// Bytes of bodies that PUT has read.
+    pub received_bytes: Cell<u64>,
     state: RefCell<State>,
     ticks_ms: Cell<u64>,
 }
@@ -153,6 +158,40 @@ async fn read_all<B: Body>(mut body: B) -> Result<(Bytes, quarry_object::api::Bo
     Ok((data.freeze(), body.digests()))
 }
 
+/// Reads a body as slowly as its key asks for.
+struct Paced<'a, B> {
+    body: B,
+    key: &'a str,
+    received_bytes: &'a Cell<u64>,
+}
+
+impl<B: Body> Body for Paced<'_, B> {
+    fn len_bytes(&self) -> u64 {
+        if self.key.starts_with("sink/") { 0 } else { self.body.len_bytes() }
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        if self.key.starts_with("stuck/") {
+            std::future::pending().await
+        }
+        if self.key.starts_with("slow/") {
+            tokio::time::sleep(Duration::from_secs(100)).await;
+        }
+        let mut next = self.body.next().await;
+        if let Some(Ok(data)) = &mut next {
+            self.received_bytes.set(self.received_bytes.get() + data.len() as u64);
+            if self.key.starts_with("sink/") {
+                data.clear();
+            }
+        }
+        next
+    }
+
+    fn digests(&mut self) -> quarry_object::api::BodyDigests {
+        self.body.digests()
+    }
+}
+
 impl ObjectStore for MemoryStore {
     async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
         let created_ms = self.now_ms();
@@ -196,9 +235,10 @@ impl ObjectStore for MemoryStore {
         if !self.state.borrow().buckets.contains_key(bucket) {
             return Err(ApiError::NoSuchBucket);
         }
+        let body = Paced { body, key, received_bytes: &self.received_bytes };
         let (data, digests) = read_all(body).await?;
         let mut stored = self.put_bytes(key, attributes, data);
-        assert_eq!(stored.info.etag, hex::encode(digests.md5));
+        assert!(key.starts_with("sink/") || stored.info.etag == hex::encode(digests.md5));
         stored.info.checksums = digests.checksums;
         self.store(bucket, stored, &conditions)
     }
@@ -439,21 +479,27 @@ pub const ACCESS_KEY: &str = "quarrytest";
 pub const SECRET_KEY: &str = "quarrysecret";
 
 pub fn gateway(log: Rc<Log>) -> Gateway {
-    let begin = Instant::now();
+    gateway_with(log, Limits::default(), Rc::default())
+}
+
+/// A gateway on tokio's clock, which a test may have paused.
+pub fn gateway_with(log: Rc<Log>, limits: Limits, store: Rc<MemoryStore>) -> Gateway {
+    let begin = tokio::time::Instant::now();
     let count = Cell::new(0_u64);
     let options = GatewayOptions {
         access_key: ACCESS_KEY.into(),
         secret_key: SECRET_KEY.into(),
         region: "us-east-1".into(),
-        limits: Limits::default(),
+        limits,
         clock: Rc::new(move || -> Duration { begin.elapsed() }),
+        sleep: Rc::new(|duration| Box::pin(tokio::time::sleep(duration))),
         request_ids: Rc::new(move || {
             count.set(count.get() + 1);
             format!("{:016X}", count.get())
         }),
         observer: log,
     };
-    Gateway::new(Rc::new(MemoryStore::default()), options)
+    Gateway::new(store, options)
 }
 
 /// tokio's stream as hyper wants it.
