@@ -11,6 +11,8 @@ use quarry_object::{
     transport::{Address, Transport},
 };
 
+use quarry_storage::store::Store;
+
 use super::SpaceTable;
 use crate::{
     cluster::Progress,
@@ -76,6 +78,18 @@ impl<P: Platform> Links<P> {
 
     pub(super) fn unix_ms(&self) -> u64 {
         self.timer.unix_ms()
+    }
+
+    /// A device's index cannot be read: it is out, and mended at the next start.
+    pub(super) fn index_damaged(&self, store: &Store<P::Device>, reason: String) {
+        let (store, control) = (store.clone(), self.control.clone());
+        (self.spawn)(Box::pin(async move {
+            // First, so that a start soon after knows it.
+            if let Err(error) = store.mark_index_damaged().await {
+                tracing::debug!(event = "index_not_marked", device = %store.device_id(), %error);
+            }
+            control.device_failed(store.device_id(), reason);
+        }));
     }
 
     /// Sends a replication message; it may be lost, the state machine sends it again.

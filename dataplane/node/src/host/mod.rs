@@ -56,8 +56,10 @@ impl<P: Platform> CoreHost<P> {
     /// Takes the recovered stores; nothing is served before the first [`CoreHost::set_map`].
     pub(crate) fn new(stores: Vec<Store<P::Device>>, map: Arc<ClusterMap>, links: Rc<Links<P>>) -> Rc<Self> {
         let host = |store: Store<P::Device>| {
-            let (control, id) = (links.control.clone(), store.device_id());
-            let report = Box::new(move |error: &StoreError| control.device_failed(id, error.to_string()));
+            let (told, id) = (Rc::clone(&links), store.device_id());
+            let report = Box::new(move |store: &Store<P::Device>, error: &StoreError| {
+                told.index_damaged(store, error.to_string())
+            });
             let shards = Shards::new(store.clone(), report);
             (
                 id,
@@ -178,6 +180,11 @@ impl<P: Platform> CoreHost<P> {
             .collect();
         primaries.sort_by_key(|replica| replica.partition());
         primaries
+    }
+
+    /// What stands on a device beside shards was found damaged: the device is out, and mended at the next start.
+    pub(crate) fn index_damaged(&self, device: DeviceId, reason: String) {
+        self.links.index_damaged(&self.devices[&device].store, reason);
     }
 
     /// Answers one frame.

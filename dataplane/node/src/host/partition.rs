@@ -204,7 +204,7 @@ impl<P: Platform> PartitionHost<P> {
     /// caller tries again there.
     fn evaluation_failed(&self, error: EvaluateError, device_is_bad: bool) -> ExecuteError {
         if device_is_bad {
-            self.links.control.device_failed(self.device, error.to_string());
+            self.links.index_damaged(&self.store, error.to_string());
             return PeerFault::DeviceOut.into();
         }
         to_execute_error(error)
@@ -395,6 +395,9 @@ impl<P: Platform> PartitionHost<P> {
             Ok(page) => Some(page),
             Err(error) => {
                 tracing::error!(event = "backfill_read_failed", partition = %self.partition, %error);
+                if view.device_is_bad() {
+                    self.links.index_damaged(&self.store, error.to_string());
+                }
                 None
             }
         }

@@ -29,7 +29,7 @@ struct Reservation {
 }
 
 /// Told when the device's shard table is damaged: the device is out then.
-pub(crate) type Report = Box<dyn Fn(&StoreError)>;
+pub(crate) type Report<D> = Box<dyn Fn(&Store<D>, &StoreError)>;
 
 /// See the module.
 pub(crate) struct Shards<D: Device> {
@@ -37,11 +37,11 @@ pub(crate) struct Shards<D: Device> {
     reserved: RefCell<BTreeMap<ShardName, Reservation>>,
     pins: RefCell<HashMap<u64, ShardPin>>,
     next_pin: Cell<u64>,
-    report: Report,
+    report: Report<D>,
 }
 
 impl<D: Device + 'static> Shards<D> {
-    pub(crate) fn new(store: Store<D>, report: Report) -> Self {
+    pub(crate) fn new(store: Store<D>, report: Report<D>) -> Self {
         Self { store, report, reserved: RefCell::default(), pins: RefCell::default(), next_pin: Cell::new(0) }
     }
 
@@ -55,7 +55,7 @@ impl<D: Device + 'static> Shards<D> {
             StoreError::Overloaded { .. } => PeerFault::Busy,
             other => {
                 if matches!(other, StoreError::Index { .. } | StoreError::Device(_)) {
-                    (self.report)(&other);
+                    (self.report)(&self.store, &other);
                 }
                 PeerFault::Device { detail: other.to_string() }
             }

@@ -383,3 +383,43 @@ fn damaged_devices_are_mended() {
     }
     assert!(mended > 0, "no device had to be mended");
 }
+
+/// The scrub finds a damaged index on a device in use: the device is out, nothing stops, and the next start mends it.
+#[test]
+fn a_damaged_index_takes_the_device_out_until_it_is_mended() {
+    let machine = Machine::new("4+2", Limits::TIGHT, 11);
+    let history = Rc::new(History::default());
+    let metastore = filled(&machine, &history, 11).shutdown();
+    // A new node has nothing cached.
+    let machine = machine.with(machine.devices.all().to_vec(), metastore, 10);
+    let mut node = machine.start();
+    let (device, noted) = (machine.devices.all()[2].clone(), Rc::clone(&history));
+    node.run(move |node| async move {
+        // Pages are allocated from the high end, below the last two superblocks.
+        for block in 3..200 {
+            device.flip_bit(device.size_bytes() - block * 4096 + 1234, 3);
+        }
+        scrubbed(&node).await;
+        node.wait_for("the device to be out", || !node.map().is_in(device_id(2))).await;
+        node.wait_until_serving().await;
+        verify::check_keys(&node, &noted.allowed_now()).await;
+    });
+    // Killed: an orderly stop would write the few pages of this index anew, from the cache.
+    let (metastore, devices) =
+        (node.metastore(), machine.devices.all().iter().map(|device| device.crash(12)));
+    let machine = machine.with(devices.collect(), metastore, 12);
+    drop(node);
+    let mut node = machine.start();
+    let noted = Rc::clone(&history);
+    node.run(move |node| async move {
+        assert!(node.map().is_in(device_id(2)), "it is not back");
+        let (_, device) = node.host.devices().find(|(id, _)| *id == device_id(2)).unwrap();
+        assert!(device.store.losses().mended);
+        verify::read_keys(&node, &noted.allowed_now()).await;
+        scrubbed(&node).await;
+        node.timer.sleep(Duration::from_secs(10)).await;
+        scrubbed(&node).await;
+        all_whole(&node, &noted).await;
+    });
+    delete_all(node, &history, &machine);
+}

@@ -265,14 +265,22 @@ async fn recover_whole<D: Device>(
     if options.mend == Mend::Never {
         return recover(device, options, superblock).await;
     }
-    let recovered = recover(device, &StoreOptions { salvage: false, ..options.clone() }, superblock).await?;
+    let mut recovered =
+        recover(device, &StoreOptions { salvage: false, ..options.clone() }, superblock).await?;
     let key = rows::local_key(rows::INDEX_DAMAGED);
     let mark = match recovered.core.overlay_get(&key) {
         Some(mark) => mark,
         None => recovered.tree.get(&key).await?,
     };
-    let suspected = options.mend == Mend::AfterSurvey || mark.is_some_and(|mark| mark[..] != [0]);
-    if !suspected || mend::index_is_whole(&recovered.tree).await? {
+    let marked = mark.is_some_and(|mark| mark[..] != [0]);
+    if !marked && options.mend != Mend::AfterSurvey {
+        return Ok(recovered);
+    }
+    if mend::index_is_whole(&recovered.tree).await? {
+        // Later checkpoints have replaced what was damaged.
+        if marked {
+            recovered.core.active.put(key, None);
+        }
         return Ok(recovered);
     }
     Err(StoreError::Index { reason: "pages, values or rows are damaged".into() })

@@ -1,14 +1,16 @@
 //! Looks for damage and loss in what nobody reads, within a rate of bytes.
 //!
-//! One pass of a core has three parts, none of which needs another core to be as far:
-//! 1. `shards`: every shard on this core's devices is read and verified, and must stand where its group has it;
-//! 2. `owners`: every blob that a manifest or part of this core's primaries names must have all its shards;
-//! 3. the collector: every shard must have an owner.
+//! One pass of a core has four parts, none of which needs another core to be as far:
+//! 1. `metadata`: superblocks, free map, journal and index of this core's devices are read past every cache;
+//! 2. `shards`: every shard on this core's devices is read and verified, and must stand where its group has it;
+//! 3. `owners`: every blob that a manifest or part of this core's primaries names must have all its shards;
+//! 4. the collector: every shard must have an owner.
 //!
 //! What is missing or damaged goes to the node's repair queue; the pass ends when the queue is empty or has been given
 //! time enough. When a device was last scrubbed stands on the device, so restarts do not put the next pass off.
 
 mod board;
+mod metadata;
 mod owners;
 mod shards;
 
@@ -85,6 +87,7 @@ impl<P: Platform> Scrub<P> {
         tracing::info!(event = "scrub_started", core = self.cluster.core().0);
         for (id, device) in self.host.devices() {
             if self.host.map().is_in(id) {
+                metadata::scrub(&self.cluster, &self.options.budget, &self.host, (id, device)).await;
                 shards::scrub(&self.cluster, &self.options.budget, id, device).await;
             }
         }
