@@ -1,4 +1,6 @@
-//! The command line: everything is checked here, before the first connection.
+//! The command line: everything is checked here, before the first connection. [`run`] has the newer commands.
+
+pub(crate) mod run;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,21 +9,23 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::content::VERSION_MAX;
+use run::{AgentArgs, CompareArgs, CoordinateArgs, LimitsArgs, RecordArgs, RenderArgs, RunArgs};
 
 /// S3 allows no more parts in one upload.
-const PARTS_MAX: u64 = 10_000;
-const CONCURRENCY_MAX: usize = 10_000;
-const OBJECTS_MAX: u64 = 100_000_000;
+pub(crate) const PARTS_MAX: u64 = 10_000;
+pub(crate) const CONCURRENCY_MAX: usize = 10_000;
+pub(crate) const OBJECTS_MAX: u64 = 100_000_000;
 /// Default working set: this many objects, or fewer that fill [`DEFAULT_SET_BYTES`].
 const DEFAULT_OBJECTS: u64 = 1_000;
 const DEFAULT_SET_BYTES: u64 = 1 << 30;
 
 /// Load generator for any S3 endpoint: measures, verifies every byte read, and audits what was acknowledged.
 ///
-/// The loop is closed: each of --concurrency workers has one connection and sends its next request when the last one
+/// `run` does any workload, in an open or closed loop. The other three, `put`, `get` and `mixed`, are fixed shapes in a
+/// closed loop: each of --concurrency workers has one connection and sends its next request when the last one
 /// was answered, so a slow server is asked less often, and latencies are those at that reduced rate.
 ///
-/// Objects are named PREFIX + "obj-" + an 8-digit number, and worker W of N owns the numbers that leave W modulo N, so no
+/// Objects are named PREFIX + "obj-" + an 8-digit number. In the three fixed shapes worker W of N owns the numbers that leave W modulo N, so no
 /// key has two writers. Content follows from --seed, the key and a version number that grows with every write. A read
 /// must return the last acknowledged version; after a write with an unknown outcome (connection lost, timeout, 5xx)
 /// either is accepted until the next acknowledged write.
@@ -43,16 +47,27 @@ pub(crate) enum Command {
     Get(LoadArgs),
     /// A mix of operations on random objects; writes all objects first unless --no-prepare
     Mixed(LoadArgs),
+    /// Any workload, in the open or closed loop, with phases, reports and a search for the knee
+    Run(Box<RunArgs>),
+    /// Show an earlier result of `run` again, as a table, CSV or HTML
+    Report(RenderArgs),
+    /// Set two results of `run` side by side
+    Compare(CompareArgs),
+    /// Make a trace for `run --replay` out of an access log
+    Record(RecordArgs),
+    /// Wait for a coordinator and do its part of a run
+    Agent(AgentArgs),
+    /// Run one workload on several agents at once
+    Coordinate(Box<CoordinateArgs>),
+    /// Measure what this machine can do at most: device, memory, loopback
+    Limits(LimitsArgs),
     /// Read back everything that the journal of an earlier run says was acknowledged; exit code 1 on any loss
     Audit(AuditArgs),
 }
 
-/// Where to and as whom.
+/// As whom.
 #[derive(Args, Clone)]
-pub(crate) struct EndpointArgs {
-    /// URL of the server: http://HOST:PORT
-    #[arg(long, value_parser = parse_endpoint)]
-    pub(crate) endpoint: Endpoint,
+pub(crate) struct KeyArgs {
     /// Access key [default: environment AWS_ACCESS_KEY_ID, unless --credentials is given]
     #[arg(long, requires = "secret_key", conflicts_with = "credentials")]
     pub(crate) access_key: Option<String>,
@@ -65,11 +80,18 @@ pub(crate) struct EndpointArgs {
     /// Section of --credentials
     #[arg(long, default_value = "default")]
     pub(crate) profile: String,
+}
+
+/// Where to and as whom.
+#[derive(Args, Clone)]
+pub(crate) struct ServerArgs {
+    /// URL of the server: http://HOST:PORT
+    #[arg(long, value_parser = parse_endpoint)]
+    pub(crate) endpoint: Endpoint,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
     #[arg(long, default_value = "us-east-1", value_parser = parse_plain)]
     pub(crate) region: String,
-    /// Workers, each with one connection and one request in flight
-    #[arg(long, short = 'c', default_value_t = 8, value_parser = parse_concurrency)]
-    pub(crate) concurrency: usize,
     /// Threads that run the workers
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) threads: u8,
@@ -79,6 +101,16 @@ pub(crate) struct EndpointArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Where to, as whom, and with how many workers.
+#[derive(Args, Clone)]
+pub(crate) struct EndpointArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// Workers, each with one connection and one request in flight
+    #[arg(long, short = 'c', default_value_t = 8, value_parser = parse_concurrency)]
+    pub(crate) concurrency: usize,
 }
 
 #[derive(Args, Clone)]
@@ -161,7 +193,7 @@ pub(crate) enum Verify {
 }
 
 /// `http://host:port` taken apart.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Endpoint {
     /// As written, without brackets.
     pub(crate) host: String,
@@ -231,7 +263,7 @@ fn parse_endpoint(text: &str) -> Result<Endpoint, String> {
 }
 
 /// A number with a unit: KiB, MiB, GiB, TiB, kB (KB), MB, GB, TB, B or none (bytes).
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = split_unit(text)?;
     let factor: u64 = match unit {
         "" | "B" => 1,
@@ -248,8 +280,13 @@ fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).filter(|bytes| *bytes <= 1 << 50).ok_or("too large".into())
 }
 
+/// A size that stays a text, checked.
+pub(crate) fn parse_size_text(text: &str) -> Result<String, String> {
+    parse_size(text).map(|_| text.to_owned())
+}
+
 /// A number with a unit: ms, s, m or h.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_unit(text)?;
     let factor_ms: u64 = match unit {
         "ms" => 1,

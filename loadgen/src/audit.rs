@@ -3,13 +3,15 @@
 //! For each key: the last acknowledged write, or a later one that was attempted without a definite answer. Anything else
 //! is lost or wrong; an object that cannot be read in spite of retries counts as unreadable, which is no better.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use crate::args::AuditArgs;
+use crate::args::{AuditArgs, Endpoint, EndpointArgs};
 use crate::client::{Client, Failure, Read};
 use crate::credentials;
 use crate::expect::{Content, Difference, Expected, Mismatch};
@@ -63,9 +65,22 @@ impl AuditReport {
 }
 
 pub(crate) async fn audit(args: &AuditArgs) -> Result<AuditReport> {
-    let Promises { seed, bucket, keys, acknowledged } = Promises::load(&args.journal)?;
-    let signer = Signer::new(credentials::find(&args.endpoint)?, args.endpoint.region.clone());
-    let target = Arc::new(run::target(&args.endpoint, &bucket, seed).await?);
+    let EndpointArgs { server, concurrency } = &args.endpoint;
+    let signer = Signer::new(credentials::find(&server.keys)?, server.region.clone());
+    audit_journal(&args.journal, &server.endpoint, server.timeout, signer, *concurrency, args.retries).await
+}
+
+/// Reads back what `journal` says, over `concurrency` connections.
+pub(crate) async fn audit_journal(
+    journal: &Path,
+    endpoint: &Endpoint,
+    timeout: Duration,
+    signer: Signer,
+    concurrency: usize,
+    retries: u32,
+) -> Result<AuditReport> {
+    let Promises { seed, bucket, keys, acknowledged } = Promises::load(journal)?;
+    let target = Arc::new(run::target(endpoint, timeout, &bucket, seed).await?);
     let names: Arc<Vec<String>> = Arc::new(keys.keys().cloned().collect());
     let report = Arc::new(Mutex::new(AuditReport {
         tool: "quarry-loadgen",
@@ -82,10 +97,9 @@ pub(crate) async fn audit(args: &AuditArgs) -> Result<AuditReport> {
     }));
     let queue = Arc::new(Mutex::new(keys.into_iter()));
     let mut tasks = JoinSet::new();
-    for _ in 0..args.endpoint.concurrency {
+    for _ in 0..concurrency {
         let mut client = Client::new(Arc::clone(&target), signer.clone());
         let (queue, report, names) = (Arc::clone(&queue), Arc::clone(&report), Arc::clone(&names));
-        let retries = args.retries;
         tasks.spawn(async move {
             loop {
                 let next = queue.lock().expect("no panic while it is held").next();

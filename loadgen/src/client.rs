@@ -4,6 +4,8 @@
 //! again over a new one, once. Every other failure is the caller's to judge: [`Failure::outcome_unknown`] says whether a
 //! write may have happened. After a failure or timeout the connection is closed at once, with whatever was in flight.
 
+mod more;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -25,6 +27,8 @@ use tokio::task::JoinHandle;
 use crate::content::Stream;
 use crate::expect::{Content, Difference, Expected, Verifier};
 use crate::sigv4::{EMPTY_SHA256, Parts, Signer, UNSIGNED_PAYLOAD, canonical_query};
+
+pub(crate) use more::Condition;
 
 /// Bytes generated at a time: small enough for the second-level cache, large enough for few system calls.
 const FRAME_BYTES: usize = 128 << 10;
@@ -144,6 +148,24 @@ struct Call<'a> {
     query: String,
     payload_hash: &'a str,
     body: ContentBody,
+    /// Not signed; names in lower case.
+    headers: &'a [(&'static str, String)],
+    copy_source: Option<&'a str>,
+}
+
+impl<'a> Call<'a> {
+    /// A request without query, body and further headers.
+    fn bare(method: Method, path: &'a str) -> Self {
+        Self {
+            method,
+            path,
+            query: String::new(),
+            payload_hash: EMPTY_SHA256,
+            body: ContentBody::empty(),
+            headers: &[],
+            copy_source: None,
+        }
+    }
 }
 
 impl Client {
@@ -267,9 +289,18 @@ impl Client {
         keys_max: u32,
         token: Option<&str>,
     ) -> Result<Page, Failure> {
+        self.page(prefix, keys_max, token.map(|token| ("continuation-token", token))).await
+    }
+
+    async fn page(
+        &mut self,
+        prefix: &str,
+        keys_max: u32,
+        from: Option<(&str, &str)>,
+    ) -> Result<Page, Failure> {
         let keys_max = keys_max.to_string();
         let mut query = vec![("list-type", "2"), ("max-keys", &*keys_max), ("prefix", prefix)];
-        query.extend(token.map(|token| ("continuation-token", token)));
+        query.extend(from);
         let (_, text) = self.text(Method::GET, None, &query, ContentBody::empty(), EMPTY_SHA256).await?;
         if !text.contains("<ListBucketResult") {
             return Err(Failure::Protocol("no ListBucketResult"));
@@ -298,23 +329,36 @@ impl Client {
 
     /// Reads an object and checks every byte of it as it arrives.
     pub(crate) async fn get(&mut self, key: &str, expected: &Expected) -> Result<Read, Failure> {
+        self.get_part(key, expected, None).await
+    }
+
+    async fn get_part(
+        &mut self,
+        key: &str,
+        expected: &Expected,
+        range: Option<(u64, u64)>,
+    ) -> Result<Read, Failure> {
         let target = Arc::clone(&self.target);
-        let result = within(target.timeout, self.get_body(&target, key, expected)).await;
+        let result = within(target.timeout, self.get_body(&target, key, expected, range)).await;
         if !matches!(result, Ok(Read::Found(_) | Read::Absent)) {
             self.connection = None;
         }
         result
     }
 
-    async fn get_body(&mut self, target: &Target, key: &str, expected: &Expected) -> Result<Read, Failure> {
+    async fn get_body(
+        &mut self,
+        target: &Target,
+        key: &str,
+        expected: &Expected,
+        range: Option<(u64, u64)>,
+    ) -> Result<Read, Failure> {
         let path = self.path(Some(key));
-        let call = Call {
-            method: Method::GET,
-            path: &path,
-            query: String::new(),
-            payload_hash: EMPTY_SHA256,
-            body: ContentBody::empty(),
-        };
+        let headers: Vec<_> = range
+            .map(|(offset, len)| ("range", format!("bytes={offset}-{}", offset + len - 1)))
+            .into_iter()
+            .collect();
+        let call = Call { headers: &headers, ..Call::bare(Method::GET, &path) };
         let response = self.send(call).await?;
         if !response.status().is_success() {
             return match read_text(response).await {
@@ -323,6 +367,11 @@ impl Client {
             };
         }
         let announced = response.body().size_hint().exact();
+        if let Some((_, len)) = range
+            && (response.status() != StatusCode::PARTIAL_CONTENT || announced != Some(len))
+        {
+            return Err(Failure::Protocol("no 206 of the length of the range"));
+        }
         let mut body = response.into_body();
         if !target.verify {
             let mut size_bytes = 0;
@@ -331,7 +380,11 @@ impl Client {
             }
             return Ok(Read::Found(Content::Version { version: 0, size_bytes }));
         }
-        let mut verifier = match Verifier::new(target.seed, key, expected, announced) {
+        let verifier = match range {
+            Some(range) => Verifier::of_range(target.seed, key, expected, range),
+            None => Verifier::new(target.seed, key, expected, announced),
+        };
+        let mut verifier = match verifier {
             Ok(verifier) => verifier,
             Err(difference) => return Ok(Read::Wrong(difference)),
         };
@@ -357,7 +410,12 @@ impl Client {
         payload_hash: &str,
     ) -> Result<(Option<String>, String), Failure> {
         let path = self.path(key);
-        let call = Call { method, path: &path, query: canonical_query(query), payload_hash, body };
+        let query = canonical_query(query);
+        let call = Call { query, payload_hash, body, ..Call::bare(method, &path) };
+        self.answer(call).await
+    }
+
+    async fn answer(&mut self, call: Call<'_>) -> Result<(Option<String>, String), Failure> {
         let timeout = self.target.timeout;
         let result = within(timeout, async { read_text(self.send(call).await?).await }).await;
         if result.as_ref().is_err_and(|failure| !matches!(failure, Failure::Http { .. })) {
@@ -398,6 +456,7 @@ impl Client {
             query: &call.query,
             host: &self.target.host,
             payload_hash: call.payload_hash,
+            copy_source: call.copy_source,
         };
         let separator = if call.query.is_empty() { "" } else { "?" };
         let mut request = Request::builder()
@@ -405,6 +464,9 @@ impl Client {
             .header("host", &self.target.host);
         for (name, value) in self.signer.headers(&parts, unix_seconds()) {
             request = request.header(name, value);
+        }
+        for (name, value) in call.headers {
+            request = request.header(*name, value);
         }
         if call.method == Method::PUT || call.method == Method::POST {
             request = request.header("content-length", call.body.len_bytes());

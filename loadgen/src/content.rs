@@ -105,9 +105,17 @@ pub(crate) fn recover_start(word: u64, first: [u8; 8], second: [u8; 8]) -> Optio
         .then(|| counter.wrapping_sub(word.wrapping_mul(GAMMA)))
 }
 
-/// The version that a body of `key` claims by its first word alone; None when it cannot be of this key.
-pub(crate) fn version_of_first_word(first: [u8; 8], seed: u64, key: &str) -> Option<u64> {
-    Stream::version_for(unmix(u64::from_le_bytes(first)), seed, key)
+/// The version that a body of `key` claims by its word number `word` alone; None when it cannot be of this key.
+pub(crate) fn version_of_word(word: u64, bytes: [u8; 8], seed: u64, key: &str) -> Option<u64> {
+    let start = unmix(u64::from_le_bytes(bytes)).wrapping_sub(word.wrapping_mul(GAMMA));
+    Stream::version_for(start, seed, key)
+}
+
+/// The number under which version `version` of `source` is a version of `key`: what a copy within the server holds. It is
+/// any 64-bit number, mostly above [`VERSION_MAX`].
+pub(crate) fn alias(seed: u64, source: &str, version: u64, key: &str) -> u64 {
+    let start = Stream::new(seed, source, version).start;
+    start.wrapping_sub(key_hash(seed, key)).wrapping_mul(inverse(VERSION_STEP))
 }
 
 /// By how many words `found` lies ahead of `expected` on one stream, if within `words_max` either way.
@@ -175,7 +183,7 @@ fn first_in_words(mut counter: u64, words: &[[u8; WORD_BYTES]]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{Stream, inverse, mix, recover_start, shift_words, unmix, version_of_first_word};
+    use super::{Stream, alias, inverse, mix, recover_start, shift_words, unmix, version_of_word};
 
     fn whole(stream: Stream, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
@@ -226,7 +234,10 @@ mod tests {
                     let word = |at: usize| bytes[at * 8..at * 8 + 8].try_into().unwrap();
                     let start = recover_start(5, word(5), word(6)).unwrap();
                     assert_eq!(Stream::version_for(start, seed, key), Some(version));
-                    assert_eq!(version_of_first_word(word(0), seed, key), Some(version));
+                    assert_eq!(version_of_word(0, word(0), seed, key), Some(version));
+                    assert_eq!(version_of_word(3, word(3), seed, key), Some(version));
+                    let copied = Stream::new(seed, "copy", alias(seed, key, version, "copy"));
+                    assert_eq!(whole(copied, 64), bytes);
                     assert_eq!(shift_words(start, Stream::new(seed, key, version), 10), Some(0));
                     let shifted = recover_start(2, word(5), word(6)).unwrap();
                     assert_eq!(shift_words(shifted, Stream::new(seed, key, version), 10), Some(3));

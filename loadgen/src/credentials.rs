@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::args::EndpointArgs;
+use crate::args::KeyArgs;
 use crate::sigv4::Credentials;
 
-pub(crate) fn find(args: &EndpointArgs) -> Result<Credentials> {
+pub(crate) fn find(args: &KeyArgs) -> Result<Credentials> {
     let found = if let (Some(access_key), Some(secret_key)) = (&args.access_key, &args.secret_key) {
         Credentials { access_key: access_key.clone(), secret_key: secret_key.clone(), session_token: None }
     } else if let Some(path) = &args.credentials {

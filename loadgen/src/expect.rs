@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::content::{self, Stream};
 
@@ -80,6 +80,35 @@ impl Expected {
         settled || self.attempts.contains(&content)
     }
 
+    /// What certainly stands there, when that is one thing.
+    pub(crate) fn only(&self) -> Option<Content> {
+        self.settled.filter(|_| self.attempts.is_empty())
+    }
+
+    /// Whether a read is likely to find something.
+    pub(crate) fn readable(&self) -> bool {
+        self.listed || matches!(self.settled, Some(Content::Version { .. }))
+    }
+
+    /// Size of the smallest object that may stand there; None when that is unknown, or there may be none.
+    pub(crate) fn size_min(&self) -> Option<u64> {
+        self.settled?;
+        self.all()
+            .map(|content| match content {
+                Content::Version { size_bytes, .. } => Some(size_bytes),
+                Content::Absent => None,
+            })
+            .min()
+            .flatten()
+    }
+
+    /// Whether an object of `size_bytes` may stand there.
+    pub(crate) fn accepts_size(&self, size_bytes: u64) -> bool {
+        let fits =
+            |content| matches!(content, Content::Version { size_bytes: size, .. } if size == size_bytes);
+        self.settled.is_none() || self.all().any(fits)
+    }
+
     /// Whether a read certainly finds nothing.
     pub(crate) fn certainly_absent(&self) -> bool {
         self.settled == Some(Content::Absent)
@@ -97,7 +126,7 @@ impl Expected {
 }
 
 /// A read that returned what the key cannot hold.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub(crate) struct Mismatch {
     pub(crate) key: String,
     /// First wrong byte; the length received when the length is what is wrong.
@@ -152,9 +181,30 @@ impl<'a> Verifier<'a> {
         Ok(Self { seed, key, expected, candidates, first_word, received_bytes: 0, announced_bytes })
     }
 
+    /// For a body that is the range (offset, length) of an object; with an unknown version the offset is one of a word.
+    pub(crate) fn of_range(
+        seed: u64,
+        key: &'a str,
+        expected: &'a Expected,
+        (offset, len): (u64, u64),
+    ) -> Result<Self, Difference> {
+        let end = offset + len;
+        let mut verifier = Self::new(seed, key, expected, Some(end))?;
+        assert!(offset.is_multiple_of(8) || verifier.first_word.is_none(), "see above");
+        verifier.received_bytes = offset;
+        for (_, content) in &mut verifier.candidates {
+            if let Content::Version { size_bytes, .. } = content {
+                assert!(*size_bytes >= end, "ranges are chosen within every object that may stand there");
+                *size_bytes = end;
+            }
+        }
+        Ok(verifier)
+    }
+
     pub(crate) fn feed(&mut self, frame: &[u8]) -> Result<(), Difference> {
         let offset = self.received_bytes;
         self.received_bytes += frame.len() as u64;
+        let first_word = (offset - self.first_word.as_ref().map_or(0, Vec::len) as u64) / 8;
         if let Some(mut first) = self.first_word.take() {
             let missing = 8 - first.len();
             first.extend_from_slice(&frame[..missing.min(frame.len())]);
@@ -162,7 +212,7 @@ impl<'a> Verifier<'a> {
                 self.first_word = Some(first);
                 return Ok(());
             };
-            self.adopt(word, frame)?;
+            self.adopt(first_word, word, frame)?;
         }
         let mut best: Option<(usize, Stream, u64)> = None;
         self.candidates.retain(|(stream, content)| {
@@ -186,8 +236,8 @@ impl<'a> Verifier<'a> {
     }
 
     /// Takes the version that the first word of the body claims, when any version is right.
-    fn adopt(&mut self, word: [u8; 8], frame: &[u8]) -> Result<(), Difference> {
-        let Some(version) = content::version_of_first_word(word, self.seed, self.key) else {
+    fn adopt(&mut self, index: u64, word: [u8; 8], frame: &[u8]) -> Result<(), Difference> {
+        let Some(version) = content::version_of_word(index, word, self.seed, self.key) else {
             return Err(Difference {
                 offset_bytes: 0,
                 expected: None,

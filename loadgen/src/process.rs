@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a set of processes used so far. CPU time has the resolution of the kernel's clock tick (usually 10 ms).
 #[derive(Clone, Copy, Debug)]
@@ -14,11 +14,13 @@ pub(crate) struct Usage {
 }
 
 /// How the server's processes were found.
-#[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FoundBy {
     ServerPidFlag,
     ListeningPort,
+    /// Its own metrics say so.
+    Metrics,
 }
 
 /// Sum over `pids`: user and system time of all their threads (without children), and resident set high-water marks.

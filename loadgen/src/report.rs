@@ -5,16 +5,16 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::expect::Mismatch;
 use crate::process::FoundBy;
 use crate::stats::{Operation, Stats, Timed};
 
-const MIB: f64 = 1_048_576.0;
-const GIB: f64 = 1_073_741_824.0;
+pub(crate) const MIB: f64 = 1_048_576.0;
+pub(crate) const GIB: f64 = 1_073_741_824.0;
 /// Above this share of its threads' time the client itself may be what is measured.
-const CLIENT_BUSY_SHARE: f64 = 0.9;
+pub(crate) const CLIENT_BUSY_SHARE: f64 = 0.9;
 
 /// Result of a load run.
 #[derive(Serialize)]
@@ -64,7 +64,7 @@ pub(crate) struct Workload {
 }
 
 /// Successful operations.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Volume {
     pub(crate) operations: u64,
     pub(crate) bytes: u64,
@@ -74,18 +74,20 @@ pub(crate) struct Volume {
 }
 
 /// Quantiles of the latency of successful operations, with all their attempts.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Latency {
     pub(crate) mean: f64,
     pub(crate) p50: f64,
     pub(crate) p90: f64,
     pub(crate) p99: f64,
     pub(crate) p999: f64,
+    #[serde(default)]
+    pub(crate) p9999: f64,
     pub(crate) max: f64,
 }
 
 /// What the server's processes used in the measured phase.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ServerUsage {
     pub(crate) pids: Vec<u32>,
     pub(crate) names: Vec<String>,
@@ -115,7 +117,7 @@ impl Volume {
 
 impl Latency {
     #[allow(clippy::cast_precision_loss, reason = "at most an hour in microseconds")]
-    fn new(histogram: &Histogram<u64>) -> Self {
+    pub(crate) fn new(histogram: &Histogram<u64>) -> Self {
         let quantile = |q| histogram.value_at_quantile(q) as f64 / 1e3;
         Self {
             mean: histogram.mean() / 1e3,
@@ -123,13 +125,13 @@ impl Latency {
             p90: quantile(0.9),
             p99: quantile(0.99),
             p999: quantile(0.999),
+            p9999: quantile(0.9999),
             max: histogram.max() as f64 / 1e3,
         }
     }
 }
 
 impl ServerUsage {
-    #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
     pub(crate) fn new(
         pids: Vec<u32>,
         names: Vec<String>,
@@ -138,14 +140,27 @@ impl ServerUsage {
         peak_rss_bytes: Option<u64>,
         all: &Timed,
     ) -> Self {
+        Self::of(pids, names, found_by, cpu_seconds, peak_rss_bytes, all.bytes, all.latency_us.len())
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+    pub(crate) fn of(
+        pids: Vec<u32>,
+        names: Vec<String>,
+        found_by: FoundBy,
+        cpu_seconds: Option<f64>,
+        peak_rss_bytes: Option<u64>,
+        bytes: u64,
+        operations: u64,
+    ) -> Self {
         let per = |count: f64| cpu_seconds.filter(|_| count > 0.0).map(|seconds| seconds / count);
         Self {
             pids,
             names,
             found_by,
             cpu_seconds,
-            cpu_seconds_per_gib: per(all.bytes as f64 / GIB),
-            cpu_seconds_per_1000_operations: per(all.latency_us.len() as f64 / 1000.0),
+            cpu_seconds_per_gib: per(bytes as f64 / GIB),
+            cpu_seconds_per_1000_operations: per(operations as f64 / 1000.0),
             peak_rss_bytes,
         }
     }
@@ -259,10 +274,11 @@ impl Volume {
 }
 
 impl ServerUsage {
-    fn lines(&self, line: &mut impl FnMut(String)) {
+    pub(crate) fn lines(&self, line: &mut impl FnMut(String)) {
         let how = match self.found_by {
             FoundBy::ServerPidFlag => "given by --server-pid",
             FoundBy::ListeningPort => "found by the listening port",
+            FoundBy::Metrics => "by its metrics",
         };
         line(format!(
             "server CPU     {} s; {} s per GiB; {} s per 1,000 operations ({} {:?}, {how})",
@@ -283,6 +299,6 @@ pub(crate) fn mismatch_line(mismatch: &Mismatch) -> String {
     format!("{key} at byte {offset_bytes}: expected {expected}, found {found}")
 }
 
-fn number(value: Option<f64>) -> String {
+pub(crate) fn number(value: Option<f64>) -> String {
     value.map_or("unknown".to_owned(), |value| format!("{value:.3}"))
 }

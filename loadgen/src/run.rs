@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::args::{EndpointArgs, LoadArgs, Mix, Payload, Verify};
+use crate::args::{Endpoint, LoadArgs, Mix, Payload, Verify};
 use crate::client::{Client, Failure, Target, unix_seconds};
 use crate::content::VERSION_MAX;
 use crate::credentials;
@@ -24,7 +24,7 @@ use crate::stats::Stats;
 use crate::worker::{Run, Slot, Worker, backoff, key_name};
 
 /// Versions a key can get between two runs that start in neighbouring seconds.
-const VERSIONS_PER_SECOND: u64 = 1 << 20;
+pub(crate) const VERSIONS_PER_SECOND: u64 = 1 << 20;
 const LIST_KEYS_MAX: u32 = 1000;
 
 /// The three load modes.
@@ -46,8 +46,12 @@ impl Mode {
 }
 
 /// A target for requests: the address is looked up once.
-pub(crate) async fn target(args: &EndpointArgs, bucket: &str, seed: u64) -> Result<Target> {
-    let endpoint = &args.endpoint;
+pub(crate) async fn target(
+    endpoint: &Endpoint,
+    timeout: Duration,
+    bucket: &str,
+    seed: u64,
+) -> Result<Target> {
     let address = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port))
         .await
         .with_context(|| format!("cannot look up {}", endpoint.host))?
@@ -60,14 +64,16 @@ pub(crate) async fn target(args: &EndpointArgs, bucket: &str, seed: u64) -> Resu
         seed,
         verify: true,
         sign_payload: false,
-        timeout: args.timeout,
+        timeout,
     })
 }
 
 pub(crate) async fn load(mode: Mode, args: &LoadArgs) -> Result<Report> {
     let objects = args.checked_objects().map_err(|problem| anyhow!(problem))?;
-    let signer = Signer::new(credentials::find(&args.endpoint)?, args.endpoint.region.clone());
-    let mut target = target(&args.endpoint, &args.bucket, args.seed).await?;
+    let signer =
+        Signer::new(credentials::find(&args.endpoint.server.keys)?, args.endpoint.server.region.clone());
+    let mut target =
+        target(&args.endpoint.server.endpoint, args.endpoint.server.timeout, &args.bucket, args.seed).await?;
     target.verify = args.verify == Verify::Full;
     target.sign_payload = args.payload == Payload::Signed;
     let target = Arc::new(target);
@@ -111,7 +117,7 @@ pub(crate) async fn load(mode: Mode, args: &LoadArgs) -> Result<Report> {
         })
         .collect();
     let write_first = mode != Mode::Put && !args.no_prepare;
-    if write_first && !args.endpoint.json {
+    if write_first && !args.endpoint.server.json {
         eprintln!("preparing {objects} objects");
     }
     let (pids, found_by) = server_processes(args, &target);
@@ -127,7 +133,7 @@ pub(crate) async fn load(mode: Mode, args: &LoadArgs) -> Result<Report> {
     Ok(Report::new(mode.name(), workload, stats, phase.elapsed, phase.client_cpu, server, stopped_early))
 }
 
-async fn ensure_bucket(setup: &mut Client, retries: u32) -> Result<(), Failure> {
+pub(crate) async fn ensure_bucket(setup: &mut Client, retries: u32) -> Result<(), Failure> {
     let mut attempt = 0;
     loop {
         match setup.ensure_bucket().await {
@@ -248,14 +254,14 @@ async fn measure(
 
 fn workload(args: &LoadArgs, objects: u64, first_version: u64) -> Workload {
     Workload {
-        endpoint: format!("http://{}", args.endpoint.endpoint.authority),
+        endpoint: format!("http://{}", args.endpoint.server.endpoint.authority),
         bucket: args.bucket.clone(),
         prefix: args.prefix.clone(),
         size_bytes: args.size,
         part_bytes: args.part_size,
         objects,
         concurrency: args.endpoint.concurrency,
-        threads: args.endpoint.threads,
+        threads: args.endpoint.server.threads,
         duration_seconds: args.duration.as_secs_f64(),
         payload: match args.payload {
             Payload::Unsigned => "unsigned",

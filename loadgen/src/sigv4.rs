@@ -26,6 +26,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) query: &'a str,
     pub(crate) host: &'a str,
     pub(crate) payload_hash: &'a str,
+    /// Value of x-amz-copy-source, which has to be signed.
+    pub(crate) copy_source: Option<&'a str>,
 }
 
 /// Signs requests of one account in one region.
@@ -45,8 +47,10 @@ impl Signer {
     pub(crate) fn headers(&mut self, parts: &Parts<'_>, unix_seconds: u64) -> Vec<(&'static str, String)> {
         let time = amz_time(unix_seconds);
         let day = &time[..8];
-        let mut headers =
-            vec![("x-amz-content-sha256", parts.payload_hash.to_owned()), ("x-amz-date", time.clone())];
+        // In the order of their names, as the canonical request has them.
+        let mut headers = vec![("x-amz-content-sha256", parts.payload_hash.to_owned())];
+        headers.extend(parts.copy_source.map(|source| ("x-amz-copy-source", source.to_owned())));
+        headers.push(("x-amz-date", time.clone()));
         if let Some(token) = &self.credentials.session_token {
             headers.push(("x-amz-security-token", token.clone()));
         }
@@ -149,6 +153,7 @@ mod tests {
             query,
             host: "examplebucket.s3.amazonaws.com",
             payload_hash: EMPTY_SHA256,
+            copy_source: None,
         };
         let headers = Signer::new(credentials, "us-east-1".into()).headers(&parts, 1_369_353_600);
         let authorization = &headers.last().unwrap().1;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::expect::Mismatch;
 
@@ -13,18 +13,65 @@ const LATENCY_US_MAX: u64 = 3_600_000_000;
 /// Wrong reads described one by one; the others are only counted.
 const MISMATCHES_KEPT: usize = 20;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Operation {
     Put,
     Get,
+    Range,
+    Head,
     Delete,
     List,
+    /// An upload in at least two parts.
+    Multipart,
+    /// A copy within the server.
+    Copy,
+    /// A PUT with If-None-Match or If-Match.
+    Conditional,
+}
+
+impl Operation {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Put,
+        Self::Get,
+        Self::Range,
+        Self::Head,
+        Self::Delete,
+        Self::List,
+        Self::Multipart,
+        Self::Copy,
+        Self::Conditional,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "get",
+            Self::Range => "range",
+            Self::Head => "head",
+            Self::Delete => "delete",
+            Self::List => "list",
+            Self::Multipart => "multipart",
+            Self::Copy => "copy",
+            Self::Conditional => "conditional",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|operation| operation.name() == name)
+    }
+
+    /// Whether its bytes go to the server.
+    pub(crate) fn writes(self) -> bool {
+        matches!(self, Self::Put | Self::Multipart | Self::Copy | Self::Conditional)
+    }
 }
 
 /// Latencies and volume of successful operations.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Timed {
     pub(crate) bytes: u64,
+    #[serde(with = "crate::engine::tally::pairs")]
     pub(crate) latency_us: Histogram<u64>,
 }
 
@@ -34,9 +81,16 @@ impl Timed {
         Self { bytes: 0, latency_us }
     }
 
-    fn record(&mut self, bytes: u64, latency: Duration) {
+    pub(crate) fn record(&mut self, bytes: u64, latency: Duration) {
         self.bytes += bytes;
         self.latency_us.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
+    }
+}
+
+impl Timed {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.bytes += other.bytes;
+        self.latency_us.add(&other.latency_us).expect("all histograms have the same bounds");
     }
 }
 

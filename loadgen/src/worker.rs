@@ -161,6 +161,7 @@ impl Worker {
                 (Operation::Get | Operation::Put, _) => self.get(slot).await,
                 (Operation::Delete, _) => self.delete(slot).await,
                 (Operation::List, _) => self.list().await,
+                (other, _) => unreachable!("choose() does not choose {other:?}"),
             };
             let failure = match result {
                 Ok(Outcome::Right { bytes }) => {

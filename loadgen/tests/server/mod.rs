@@ -1,6 +1,8 @@
 //! A small S3 server in memory for the tests, which checks signatures by its own reading of Signature Version 4 and can
 //! be told to misbehave in every way that the load generator must notice.
 
+#![allow(dead_code, reason = "every test binary uses another part of it")]
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -53,6 +55,18 @@ pub(crate) enum Fault {
     RefusesSecondPart,
     /// Deletes nothing.
     KeepsDeleted,
+    /// Answers nothing for a second, once, from its 100th request on.
+    Stalls,
+    /// Ignores If-None-Match and If-Match.
+    Unconditional,
+    /// Leaves the third object out of listings.
+    ListsIncompletely,
+    /// Says a wrong size in answers to HEAD.
+    WrongSize,
+    /// Answers ranges with what stands one byte later.
+    ShiftsRanges,
+    /// Copies from another object.
+    CopiesAnother,
 }
 
 #[derive(Default)]
@@ -62,6 +76,10 @@ pub(crate) struct State {
     pub(crate) uploads: BTreeMap<String, BTreeMap<u32, Bytes>>,
     pub(crate) requests: u64,
     pub(crate) puts: u64,
+    /// Until when a stalling server answers nothing.
+    pub(crate) stalled_until: Option<std::time::Instant>,
+    /// Method, path with query, and length of the body of every request that was understood.
+    pub(crate) log: Vec<String>,
 }
 
 pub(crate) struct Server {
@@ -149,8 +167,12 @@ async fn answer(
         return Ok(error(StatusCode::FORBIDDEN, "SignatureDoesNotMatch"));
     }
     let fault = *fault.lock().unwrap();
+    if fault == Fault::Stalls {
+        stall(&state).await;
+    }
     let mut state = state.lock().unwrap();
     state.requests += 1;
+    state.log.push(format!("{} {} {}", head.method, head.uri, body.len()));
     if fault == Fault::SlowDown && state.requests.is_multiple_of(2) {
         return Ok(error(StatusCode::SERVICE_UNAVAILABLE, "SlowDown"));
     }
@@ -160,9 +182,79 @@ async fn answer(
         Some((bucket, _)) if !state.buckets.iter().any(|known| known == bucket) => {
             error(StatusCode::NOT_FOUND, "NoSuchBucket")
         }
-        Some((_, key)) => object(&mut state, fault, &head.method, key, &query, body),
+        Some((_, key)) => match special(&mut state, fault, &head.method, key, &query, &head.headers) {
+            Some(response) => response,
+            None => object(&mut state, fault, &head.method, key, &query, body),
+        },
     };
+    let mut response = response;
+    response.headers_mut().insert("server", "test-server".parse().unwrap());
     Ok(response)
+}
+
+async fn stall(state: &Mutex<State>) {
+    let until = {
+        let mut state = state.lock().unwrap();
+        if state.requests >= 100 && state.stalled_until.is_none() {
+            state.stalled_until = Some(std::time::Instant::now() + std::time::Duration::from_secs(1));
+        }
+        state.stalled_until
+    };
+    if let Some(until) = until {
+        tokio::time::sleep_until(until.into()).await;
+    }
+}
+
+/// HEAD, ranges, copies, and conditions that do not hold.
+fn special(
+    state: &mut State,
+    fault: Fault,
+    method: &Method,
+    key: &str,
+    query: &str,
+    headers: &HeaderMap,
+) -> Option<Response<Body>> {
+    let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    let stored = state.objects.get(key).cloned();
+    if method == Method::HEAD {
+        let Some(stored) = stored else { return Some(error(StatusCode::NOT_FOUND, "")) };
+        let len = stored.len() + usize::from(fault == Fault::WrongSize);
+        let response = Response::builder().header("content-length", len);
+        return Some(response.body(full(Bytes::new())).unwrap());
+    }
+    if let Some(range) = header("range").filter(|_| method == Method::GET) {
+        let Some(stored) = stored else { return Some(error(StatusCode::NOT_FOUND, "NoSuchKey")) };
+        let (first, last) = range.trim_start_matches("bytes=").split_once('-').unwrap();
+        let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+        assert!(first <= last && last < stored.len(), "{range} of {} bytes", stored.len());
+        let mut stored = stored.to_vec();
+        if fault == Fault::ShiftsRanges {
+            stored.rotate_left(1);
+        }
+        let body = Bytes::from(stored).slice(first..=last);
+        return Some(Response::builder().status(206).body(full(body)).unwrap());
+    }
+    if let Some(source) = header("x-amz-copy-source") {
+        let (_, mut source) = source.trim_start_matches('/').split_once('/').unwrap();
+        if fault == Fault::CopiesAnother {
+            source = state.objects.keys().find(|other| *other != source).unwrap();
+        }
+        let copy = state.objects[source].clone();
+        let text = format!("<CopyObjectResult><ETag>&quot;{}&quot;</ETag></CopyObjectResult>", tag_of(&copy));
+        state.objects.insert(key.to_owned(), copy);
+        return Some(ok(text.into()));
+    }
+    let refused = match (header("if-none-match"), header("if-match")) {
+        (Some(_), _) => stored.is_some(),
+        (_, Some(tag)) => stored.is_none() || tag != format!("\"{}\"", tag_of(&stored.unwrap())),
+        _ => false,
+    };
+    let condition = method == Method::PUT && query.is_empty() && fault != Fault::Unconditional;
+    (condition && refused).then(|| error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed"))
+}
+
+fn tag_of(body: &[u8]) -> String {
+    hex::encode(&Sha256::digest(body)[..16])
 }
 
 fn bucket(state: &mut State, fault: Fault, method: &Method, name: &str, query: &str) -> Response<Body> {
@@ -181,7 +273,8 @@ fn bucket(state: &mut State, fault: Fault, method: &Method, name: &str, query: &
 fn listing(state: &State, fault: Fault, query: &str) -> String {
     let prefix = parameter(query, "prefix").unwrap_or_default();
     let max: usize = parameter(query, "max-keys").map_or(1000, |max| max.parse().unwrap());
-    let after = parameter(query, "continuation-token").unwrap_or_default();
+    let after =
+        parameter(query, "continuation-token").or(parameter(query, "start-after")).unwrap_or_default();
     let matching = state.objects.iter().filter(|(key, _)| key.starts_with(&prefix) && **key > after);
     let mut page: Vec<_> = matching.take(max + 1).collect();
     let more = page.len() > max;
@@ -189,6 +282,9 @@ fn listing(state: &State, fault: Fault, query: &str) -> String {
     let next = page.last().filter(|_| more).map(|(key, _)| (*key).clone());
     if fault == Fault::Disordered {
         page.reverse();
+    }
+    if fault == Fault::ListsIncompletely && page.len() > 2 {
+        page.remove(2);
     }
     let mut xml = String::from("<?xml version=\"1.0\"?><ListBucketResult xmlns=\"http://s3.example/\">");
     for (key, body) in page {
@@ -244,6 +340,7 @@ fn object(
 
 fn put(state: &mut State, fault: Fault, key: &str, body: Bytes) -> Response<Body> {
     state.puts += 1;
+    let tag = tag_of(&body);
     match fault {
         Fault::Forgets => {}
         Fault::Stale if state.objects.contains_key(key) => {}
@@ -254,7 +351,7 @@ fn put(state: &mut State, fault: Fault, key: &str, body: Bytes) -> Response<Body
     if fault == Fault::StoresThenFails && state.puts.is_multiple_of(2) {
         return error(StatusCode::INTERNAL_SERVER_ERROR, "InternalError");
     }
-    etag("x")
+    etag(&tag)
 }
 
 fn get(state: &State, fault: Fault, key: &str) -> Response<Body> {
