@@ -154,12 +154,14 @@ fn survive_all(profile: &str, seed: u64, mix: Mix) {
     }
 }
 
+/// Offset and length of every unflushed write of a device.
+type Unflushed = Vec<(u64, usize)>;
+
 /// The workload reaches what it is for: boundaries at which checkpoints are in progress beside clients.
 fn check_boundaries(cuts: &[Cut], limits: Limits) {
-    type Writes = Vec<(u64, usize)>;
     let journal_end = 2 * BLOCK_BYTES as u64 + limits.journal_bytes;
     let writes = |cut: &Cut| cut.captures.iter().map(Capture::unflushed).collect::<Vec<_>>();
-    let some = |what: &str, wanted: &dyn Fn(&[Writes]) -> bool| {
+    let some = |what: &str, wanted: &dyn Fn(&[Unflushed]) -> bool| {
         assert!(cuts.iter().any(|cut| wanted(&writes(cut))), "no boundary with {what}");
     };
     some("a superblock unflushed", &|devices| {
