@@ -229,10 +229,13 @@ async fn check(store: &Store<SimDevice>, history: &History, events: usize) {
     check_space(store).await;
 }
 
+/// Whether unflushed writes (offset and length) are what is looked for.
+type Wanted<'w> = &'w dyn Fn(&[(u64, usize)]) -> bool;
+
 /// The workload reaches what it is for: boundaries with a superblock, a replaced page or a wrapped batch unflushed.
 fn check_boundaries(captures: &[Capture]) {
     let journal = 2 * 4096..2 * 4096 + JOURNAL_BYTES;
-    let some = |what: &str, wanted: &dyn Fn(&[(u64, usize)]) -> bool| {
+    let some = |what: &str, wanted: Wanted<'_>| {
         assert!(captures.iter().any(|capture| wanted(&capture.unflushed())), "no boundary with {what}");
     };
     let superblock = |offset: u64| offset < journal.start || offset >= DEVICE_BYTES - 2 * 4096;
