@@ -141,6 +141,19 @@ fn a_full_or_absent_target_changes_nothing() {
 }
 
 #[test]
+fn a_copy_of_another_time_is_replaced_though_its_checksums_fit() {
+    let (mut sim, blob) = stored(700_000, 11);
+    let before = bytes_of(&sim, &blob, 2);
+    let cut = before.0.len() - 4096;
+    let stored = sim.stored(blob.blob, 2);
+    stored.borrow_mut().bytes.truncate(cut);
+    let checksums = unit_checksums(blob.blob, ShardIndex(2), 0, &before.0[..cut]).collect();
+    stored.borrow_mut().checksums = checksums;
+    assert!(matches!(repair(&mut sim, &blob, 2, Some(Ownership::Live)), Ok(Repaired::Rebuilt { .. })));
+    assert_eq!(bytes_of(&sim, &blob, 2), before);
+}
+
+#[test]
 fn checksums_of_the_damaged_copy_must_agree() {
     let (mut sim, blob) = stored(100_000, 10);
     let stored = sim.stored(blob.blob, 1);
