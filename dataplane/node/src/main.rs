@@ -32,7 +32,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-use quarry_clustermap::{ClusterMap, NodeId, PARTITIONS_STANDALONE, Tier};
+use quarry_clustermap::{ClusterMap, DeviceState, NodeId, PARTITIONS_STANDALONE, Tier};
 use quarry_controller::{DeviceReport, NodeRegistration, Registered};
 use quarry_metastore::{Embedded, Metastore};
 use quarry_planner::{Policy, REBUILD_AFTER_MS};
@@ -88,10 +88,13 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let map = read_map(&metastore)?;
     let (cluster, found) = devices::prepare(&config, map.as_ref())?;
 
+    let scrub = ScrubBoard::new(config.cores);
+    if some_return(map.as_ref(), &found) {
+        scrub.ask();
+    }
     let metrics = Metrics::new()?;
     let faults: BTreeMap<_, _> = found.iter().map(|device| (device.id, Default::default())).collect();
     let injectable = config.fault_injection.then(|| faults.clone());
-    let scrub = ScrubBoard::new(config.cores);
     let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable, scrub.clone());
     let stopping = Arc::new(AtomicBool::new(false));
     let policy = Policy {
@@ -175,6 +178,15 @@ fn read_map(metastore: &Embedded) -> anyhow::Result<Option<ClusterMap>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Some(entry) = runtime.block_on(metastore.get("map"))? else { return Ok(None) };
     Ok(Some(serde_json::from_slice(&entry.value).context("the cluster map in the metastore is damaged")?))
+}
+
+/// Whether a device was out: what was known of damage on it is forgotten.
+fn some_return(map: Option<&ClusterMap>, found: &[FoundDevice]) -> bool {
+    let was_out = |device: &FoundDevice| {
+        let entry = map.and_then(|map| map.devices.get(&device.id));
+        entry.is_some_and(|entry| entry.state == DeviceState::Out)
+    };
+    found.iter().any(was_out)
 }
 
 fn registration(found: &[FoundDevice]) -> NodeRegistration {

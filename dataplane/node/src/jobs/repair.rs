@@ -76,7 +76,8 @@ pub(crate) async fn repair<P: Platform>(
             metrics.shards_rebuilt.inc();
             metrics.rebuilt_bytes.inc_by(bytes);
         }
-        Ok(Repaired::Healthy | Repaired::Gone) | Err(RepairError::Unavailable | RepairError::Full) => {}
+        Ok(Repaired::Healthy | Repaired::Gone)
+        | Err(RepairError::Unavailable | RepairError::DeviceOut | RepairError::Full) => {}
         Err(error @ (RepairError::Lost { .. } | RepairError::Contradiction)) => {
             metrics.shards_lost.inc();
             let ShardName { pg, blob, shard } = suspect.name;
@@ -89,7 +90,8 @@ pub(crate) async fn repair<P: Platform>(
 async fn queued<P: Platform>(cluster: &Rc<NodeCluster<P>>, budget: &Budget, suspect: Suspect) {
     let name = suspect.name;
     match repair(cluster, budget, suspect).await {
-        Ok(_) => cluster.repairs().done(name),
+        // A device that comes back is scrubbed.
+        Ok(_) | Err(RepairError::DeviceOut) => cluster.repairs().done(name),
         Err(RepairError::Lost { .. } | RepairError::Contradiction) => cluster.repairs().lost(name),
         Err(error @ (RepairError::Unavailable | RepairError::Full)) => {
             let ShardName { pg, blob, shard } = name;

@@ -51,7 +51,10 @@ pub enum RepairError {
         /// k.
         needed: usize,
     },
-    /// Perhaps later: a device is out, an owner does not answer, somebody else repairs it.
+    /// The device that must have it is out.
+    #[error("the shard's device is out")]
+    DeviceOut,
+    /// Perhaps later: an owner or a device does not answer, somebody else repairs it.
     #[error("the shard cannot be repaired now")]
     Unavailable,
     /// The device has no room for it.
@@ -113,7 +116,7 @@ pub async fn repair_shard<C: Cluster>(
     let position = usize::from(name.shard.0);
     let Some(device) = group.members.get(position).copied() else { return Ok(Repaired::Gone) };
     if !map.is_in(device) {
-        return Err(RepairError::Unavailable);
+        return Err(RepairError::DeviceOut);
     }
     let job = Job { cluster, budget, name, device };
     let known = match cluster.open_shard(device, name.pg, name.blob, name.shard).await {

@@ -136,7 +136,7 @@ fn a_full_or_absent_target_changes_nothing() {
     sim.disk(3).full.set(true);
     assert_eq!(repair(&mut sim, &blob, 3, Some(Ownership::Live)), Err(RepairError::Full));
     sim.edit_map(|map| map.devices.get_mut(&DeviceId(3)).unwrap().state = DeviceState::Out);
-    assert_eq!(repair(&mut sim, &blob, 3, Some(Ownership::Live)), Err(RepairError::Unavailable));
+    assert_eq!(repair(&mut sim, &blob, 3, Some(Ownership::Live)), Err(RepairError::DeviceOut));
     assert_eq!(sim.shards(), 5);
 }
 

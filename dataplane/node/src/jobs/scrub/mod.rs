@@ -26,8 +26,8 @@ use crate::{cluster::NodeCluster, host::CoreHost, platform::Platform};
 
 /// Between looks at whether a pass is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long the pass waits for its repairs: as long as one of them is tried again and again.
-const REPAIRS_FOR: Duration = Duration::from_secs(600);
+/// How long the pass waits for its repairs: what cannot be repaired now is left to later attempts, or the next pass.
+const REPAIRS_FOR: Duration = Duration::from_secs(120);
 /// Device-local row: when the device was last scrubbed, Unix milliseconds, little endian.
 const FINISHED_ROW: &str = "scrub/finished-ms";
 
