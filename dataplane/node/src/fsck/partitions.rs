@@ -64,8 +64,13 @@ fn in_sync<'d>(
     findings: &mut Findings,
 ) -> Vec<&'d OpenDevice> {
     let config = map.partition(partition);
-    let mut replicas: Vec<_> = config.replicas.iter().filter_map(|device| opened.get(device)).collect();
+    let replicas = config.replicas.iter().filter_map(|device| opened.get(device));
+    // A replica that was lost looks like an empty one.
+    let (lost, mut replicas): (Vec<_>, Vec<_>) = replicas.partition(|device| device.store.is_lost(partition));
     replicas.sort_by_key(|device| device.id != config.primary);
+    for device in lost.iter().filter(|_| !replicas.is_empty()) {
+        findings.add(Class::ReplicaDivergence, || format!("{partition} on {}: it was lost", device.id));
+    }
     let applied = |device: &&OpenDevice| device.store.recovered_log(partition).applied;
     let committed = replicas.iter().map(applied).max().unwrap_or_default();
     replicas.retain(|device| {

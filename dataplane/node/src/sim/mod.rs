@@ -14,6 +14,7 @@ mod history;
 mod loss;
 mod machine;
 mod repair;
+pub(crate) mod stopped;
 mod transport;
 mod verify;
 
