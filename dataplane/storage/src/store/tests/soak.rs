@@ -191,7 +191,11 @@ impl Soak {
 
     async fn put(&self, store: &Store<SimDevice>, n: u64) {
         let blocks = if self.random(4) == 0 { 1 + self.random(96) } else { 1 + self.random(36) };
-        let Some(extents) = self.accepted(store.reserve(blocks * BLOCK_BYTES as u64)) else { return };
+        let before = store.space().free_bytes;
+        let Some(extents) = self.accepted(store.reserve(blocks * BLOCK_BYTES as u64)) else {
+            assert_eq!(store.space().free_bytes, before, "refused, so nothing was taken");
+            return;
+        };
         let version = self.version.get() + 1;
         self.version.set(version);
         for extent in &extents {
