@@ -22,6 +22,7 @@ use crate::index::{Visit, WalkDepth};
 mod crash;
 mod inspection;
 mod mending;
+mod soak;
 mod space;
 mod verifying;
 
