@@ -16,7 +16,8 @@ const PROBES_MAX: u64 = 64;
 struct Key {
     expected: Expected,
     next_version: u64,
-    writing: bool,
+    /// What the write that has begun brings, from before it is sent.
+    writing: Option<Content>,
     readers: u32,
     /// Grows with every write, so that a listing can tell what changed meanwhile.
     writes: u32,
@@ -89,7 +90,7 @@ impl Keys {
         keys.push(Key {
             expected,
             next_version: self.first_version,
-            writing: false,
+            writing: None,
             readers: 0,
             writes: 0,
             tag: None,
@@ -126,8 +127,13 @@ impl Keys {
         let key = &mut keys[at(number)];
         key.readers += 1;
         let known = key.expected.is_known();
-        let size_min = if known { key.expected.size_min() } else { Some(key.listed_bytes) };
-        Reading { number, expected: key.expected.clone(), size_min, known }
+        let mut expected = key.expected.clone();
+        // It may be sent at any moment from now on.
+        if let Some(content) = key.writing {
+            expected.attempt(content);
+        }
+        let size_min = if known { expected.size_min() } else { Some(key.listed_bytes) };
+        Reading { number, expected, size_min, known }
     }
 
     /// Ends a read, which may have found out what stands there.
@@ -137,7 +143,7 @@ impl Keys {
         key.readers -= 1;
         if let Some(content) = found
             && !key.expected.is_known()
-            && !key.writing
+            && key.writing.is_none()
         {
             key.expected.settle(content);
         }
@@ -156,30 +162,35 @@ impl Keys {
         Some(found)
     }
 
-    /// Begins to write object `number`, or the next one that is idle and as wanted.
-    pub(crate) fn begin_write(&self, number: u64, want: Want) -> Option<Writing> {
+    /// Begins to write object `number`, or the next one that is idle and as wanted. `content` is told number and version.
+    pub(crate) fn begin_write(
+        &self,
+        number: u64,
+        want: Want,
+        content: impl FnOnce(u64, u64) -> Content,
+    ) -> Option<Writing> {
         let mut keys = self.keys();
         let count = keys.len() as u64;
         let idle = |key: &Key| {
             let present = matches!(key.expected.only(), Some(Content::Version { .. }));
-            !key.writing && key.readers == 0 && (want == Want::Any || present)
+            key.writing.is_none() && key.readers == 0 && (want == Want::Any || present)
         };
         let number = (0..count.min(PROBES_MAX))
             .map(|probe| (number + probe) % count)
             .find(|number| idle(&keys[at(*number)]))?;
-        Some(Self::take(&mut keys, number))
+        Some(Self::take(&mut keys, number, content))
     }
 
     /// Begins to write an object that was never there.
-    pub(crate) fn begin_new(&self) -> Writing {
+    pub(crate) fn begin_new(&self, content: impl FnOnce(u64, u64) -> Content) -> Writing {
         let mut keys = self.keys();
         let number = self.push(&mut keys, Expected::default());
-        Self::take(&mut keys, number)
+        Self::take(&mut keys, number, content)
     }
 
-    fn take(keys: &mut [Key], number: u64) -> Writing {
+    fn take(keys: &mut [Key], number: u64, content: impl FnOnce(u64, u64) -> Content) -> Writing {
         let key = &mut keys[at(number)];
-        key.writing = true;
+        key.writing = Some(content(number, key.next_version));
         key.writes = key.writes.wrapping_add(1);
         let version = key.next_version;
         key.next_version += 1;
@@ -208,7 +219,7 @@ impl Keys {
     }
 
     pub(crate) fn end_write(&self, number: u64) {
-        self.keys()[at(number)].writing = false;
+        self.keys()[at(number)].writing = None;
     }
 
     /// The write counts of the `max` objects after `after` that certainly stand there; None for the others.
@@ -216,7 +227,7 @@ impl Keys {
         let keys = self.keys();
         let certain = |key: &Key| {
             let present = matches!(key.expected.only(), Some(Content::Version { .. }));
-            (present && !key.writing).then_some(key.writes)
+            (present && key.writing.is_none()).then_some(key.writes)
         };
         keys.iter().skip(at(after) + 1).take(at(max)).map(certain).collect()
     }
@@ -240,22 +251,27 @@ mod tests {
         Content::Version { version, size_bytes: 10 }
     }
 
+    fn content(_: u64, number: u64) -> Content {
+        version(number)
+    }
+
     #[test]
     fn writes_wait_for_nobody_and_disturb_nobody() {
         let keys = Keys::new("p/".into(), 5, true);
         keys.reserve(3);
-        let first = keys.begin_write(1, Want::Any).unwrap();
+        let first = keys.begin_write(1, Want::Any, content).unwrap();
         assert_eq!((first.number, first.version), (1, 5));
-        keys.attempt(1, version(5));
-        // Reading meanwhile: absent or the new version, and the object is not written again until both are done.
+        // Reading meanwhile, even before the write is sent: absent or the new version, and the object is not written
+        // again until both are done.
         let reading = keys.begin_read(1);
+        keys.attempt(1, version(5));
         assert!(reading.expected.accepts(version(5)) && reading.expected.accepts(Content::Absent));
         keys.settle(1, version(5), Some("tag".into()));
         keys.end_write(1);
-        assert_eq!(keys.begin_write(1, Want::Any).unwrap().number, 2);
-        assert!(keys.begin_write(1, Want::Present).is_none());
+        assert_eq!(keys.begin_write(1, Want::Any, content).unwrap().number, 2);
+        assert!(keys.begin_write(1, Want::Present, content).is_none());
         keys.end_read(1, None);
-        let second = keys.begin_write(1, Want::Present).unwrap();
+        let second = keys.begin_write(1, Want::Present, content).unwrap();
         assert_eq!((second.number, second.version, second.tag.as_deref()), (1, 6, Some("tag")));
     }
 
@@ -267,7 +283,7 @@ mod tests {
         assert_eq!(keys.begin_read(5).number, 3);
         assert_eq!(keys.begin_read(5).size_min, Some(77));
         assert_eq!(keys.begin_copy(5), None);
-        let new = keys.begin_new();
+        let new = keys.begin_new(content);
         assert_eq!(new.number, 6);
         keys.settle(6, version(1), None);
         assert_eq!(keys.begin_copy(0), Some((6, 1, 10)), "the newest comes after the oldest");
@@ -281,13 +297,13 @@ mod tests {
         let keys = Keys::new(String::new(), 1, false);
         keys.reserve(4);
         for number in 1..4 {
-            let writing = keys.begin_write(number, Want::Any).unwrap();
+            let writing = keys.begin_write(number, Want::Any, content).unwrap();
             keys.settle(writing.number, version(1), None);
             keys.end_write(writing.number);
         }
         let before = keys.certain(0, 2);
         assert_eq!(before, [Some(1), Some(1)]);
-        keys.begin_write(2, Want::Any).unwrap();
+        keys.begin_write(2, Want::Any, content).unwrap();
         assert_eq!(keys.certain(0, 2), [Some(1), None]);
     }
 }

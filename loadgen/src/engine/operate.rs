@@ -71,10 +71,12 @@ impl Actor {
 
     /// Writes object `number` once, before the clock starts.
     pub(crate) async fn prepare(&mut self, number: u64, bytes: Option<u64>) -> Result<(), Failure> {
-        let Some(writing) = self.shared.keys.begin_write(number, super::keys::Want::Any) else {
+        let put = crate::stats::Operation::Put;
+        let content = |number, version| Write::content(&self.shared, put, (number, version), bytes);
+        let Some(writing) = self.shared.keys.begin_write(number, super::keys::Want::Any, content) else {
             return Ok(());
         };
-        let write = Write::new(&self.shared, crate::stats::Operation::Put, writing, bytes);
+        let write = Write::new(&self.shared, put, writing, bytes);
         let step = Step::Write(write);
         let (mut attempt, mut hashing) = (0, Duration::ZERO);
         let result = loop {

@@ -65,7 +65,8 @@ impl Step {
                 let new = dice.unit() < shared.workload.new_share;
                 Self::write(shared, draw.operation, object, new, None)
             }
-            Operation::Delete => match shared.keys.begin_write(object, Want::Present) {
+            Operation::Delete => match shared.keys.begin_write(object, Want::Present, |_, _| Content::Absent)
+            {
                 Some(writing) => Self::Delete(writing),
                 None => Self::write(shared, Operation::Put, object, false, None),
             },
@@ -88,7 +89,8 @@ impl Step {
             Operation::List => {
                 Self::List(object, shared.keys.certain(object, u64::from(shared.workload.list_keys)))
             }
-            Operation::Delete => match shared.keys.begin_write(object, Want::Present) {
+            Operation::Delete => match shared.keys.begin_write(object, Want::Present, |_, _| Content::Absent)
+            {
                 Some(writing) => Self::Delete(writing),
                 None => Self::write(shared, Operation::Put, object, false, Some(recorded.bytes)),
             },
@@ -112,8 +114,9 @@ impl Step {
     }
 
     fn write(shared: &Shared, operation: Operation, object: u64, new: bool, bytes: Option<u64>) -> Self {
-        let idle = if new { None } else { shared.keys.begin_write(object, Want::Any) };
-        let writing = idle.unwrap_or_else(|| shared.keys.begin_new());
+        let content = |number, version| Write::content(shared, operation, (number, version), bytes);
+        let idle = if new { None } else { shared.keys.begin_write(object, Want::Any, content) };
+        let writing = idle.unwrap_or_else(|| shared.keys.begin_new(content));
         Self::Write(Write::new(shared, operation, writing, bytes))
     }
 
@@ -123,19 +126,25 @@ impl Step {
         };
         let new = dice.unit() < shared.workload.new_share;
         let target = dice.below(shared.keys.len());
-        let idle = if new { None } else { shared.keys.begin_write(target, Want::Any) };
-        let writing = idle.unwrap_or_else(|| shared.keys.begin_new());
         let name = |number| shared.keys.name(number);
-        let version = alias(shared.seed, &name(source), version, &name(writing.number));
-        Self::Copy { source, writing, content: Content::Version { version, size_bytes } }
+        let content = |number, _| {
+            let version = alias(shared.seed, &name(source), version, &name(number));
+            Content::Version { version, size_bytes }
+        };
+        let idle = if new { None } else { shared.keys.begin_write(target, Want::Any, content) };
+        let writing = idle.unwrap_or_else(|| shared.keys.begin_new(content));
+        let content = content(writing.number, writing.version);
+        Self::Copy { source, writing, content }
     }
 
     /// One of three: a new object that must not be there, an object that is there and must not be replaced, a
     /// replacement of what is known to be there.
     fn conditional(shared: &Shared, object: u64, dice: &mut Dice) -> Self {
         let kind = dice.below(3);
+        let content =
+            |number, version| Write::content(shared, Operation::Conditional, (number, version), None);
         if kind > 0
-            && let Some(writing) = shared.keys.begin_write(object, Want::Present)
+            && let Some(writing) = shared.keys.begin_write(object, Want::Present, content)
         {
             let condition = match (&writing.tag, kind) {
                 (Some(tag), 2) => Condition::Tag(tag.clone()),
@@ -145,7 +154,7 @@ impl Step {
             let write = Write::new(shared, Operation::Conditional, writing, None);
             return Self::Write(Write { condition: Some(condition), must_fail, ..write });
         }
-        let write = Write::new(shared, Operation::Conditional, shared.keys.begin_new(), None);
+        let write = Write::new(shared, Operation::Conditional, shared.keys.begin_new(content), None);
         Self::Write(Write { condition: Some(Condition::Absent), ..write })
     }
 
@@ -179,15 +188,27 @@ impl Step {
 }
 
 impl Write {
-    pub(super) fn new(shared: &Shared, operation: Operation, writing: Writing, bytes: Option<u64>) -> Self {
+    /// What a write of an object (number and version) brings.
+    pub(super) fn content(
+        shared: &Shared,
+        operation: Operation,
+        (number, version): (u64, u64),
+        bytes: Option<u64>,
+    ) -> Content {
         let workload = &shared.workload;
-        let drawn =
-            || workload.size_of(shared.seed, writing.number, shared.keys.write_number(writing.version));
+        let drawn = || workload.size_of(shared.seed, number, shared.keys.write_number(version));
         let size_bytes = bytes.unwrap_or_else(drawn);
         let multipart = operation == Operation::Multipart;
         let size_bytes = if multipart { size_bytes.max(workload.part_bytes + 1) } else { size_bytes };
+        Content::Version { version, size_bytes }
+    }
+
+    pub(super) fn new(shared: &Shared, operation: Operation, writing: Writing, bytes: Option<u64>) -> Self {
+        let workload = &shared.workload;
+        let content = Self::content(shared, operation, (writing.number, writing.version), bytes);
+        let Content::Version { size_bytes, .. } = content else { unreachable!("writes bring content") };
         Self {
-            content: Content::Version { version: writing.version, size_bytes },
+            content,
             size_bytes,
             operation,
             in_parts: size_bytes > workload.part_bytes && operation != Operation::Conditional,
