@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use http::header::EXPECT;
+use http::header::{CONNECTION, EXPECT, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
@@ -147,7 +147,12 @@ impl Shared {
             );
             reply::internal_error()
         });
-        let response = reply::complete(response, &exchange);
+        let mut response = reply::complete(response, &exchange);
+        if expects_continue && source.is_untold() {
+            // Nobody said "100 Continue", so some clients send no body now and the next request at once, whose first
+            // bytes would be taken for the body.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if response.status().as_u16() >= 400 {
             source.drain(expects_continue, &options.limits).await;
         }

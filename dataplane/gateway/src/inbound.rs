@@ -79,10 +79,15 @@ impl Source {
         }
     }
 
+    /// Whether there is a body that nothing has asked for.
+    pub(crate) fn is_untold(&self) -> bool {
+        !self.polled.get() && !self.incoming.borrow().is_end_stream()
+    }
+
     /// Reads and drops the rest for a while, so that the client gets to read the answer.
     pub(crate) async fn drain(&self, expects_continue: bool, limits: &Limits) {
         let announced = self.incoming.borrow().size_hint().lower();
-        let untold = expects_continue && !self.polled.get();
+        let untold = expects_continue && self.is_untold();
         if announced > limits.drain_bytes_max || untold || self.expired.get() {
             return;
         }
