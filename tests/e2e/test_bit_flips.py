@@ -53,7 +53,7 @@ def flip(path, ranges, flips, chance):
         os.fsync(file.fileno())
 
 
-def fill(node, objects, name, chance):
+def fill(node, objects, name):
     """Some objects in checkpointed indexes, some in the journal only."""
     objects.write(node.client(), f"{name}/old", small=40)
     node.stop()
@@ -90,7 +90,7 @@ def test_flipped_bits(make_node, area):
     chance = random.Random(area)
     for number in range(rounds):
         if number % 4 == 0:
-            fill(node, objects, f"round-{number}", chance)
+            fill(node, objects, f"round-{number}")
         victims = chance.sample(list(node.device_paths().values()), 2)
         # Now with a journal that is replayed, now with one that is not.
         if number % 2 == 0:

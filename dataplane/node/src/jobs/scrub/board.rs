@@ -60,7 +60,7 @@ mod tests {
     fn a_pass_is_finished_when_every_core_has_finished_it() {
         let board = ScrubBoard::new(2);
         assert_eq!((board.ask(), board.wanted(), board.finished()), (1, 1, 0));
-        // The first may be under way: what is asked for now comes after it, once.
+        // The first may be under way: the second comes after it, however often it is asked for.
         assert_eq!((board.ask(), board.ask(), board.wanted()), (2, 2, 2));
         board.finish(0, 1);
         assert_eq!(board.finished(), 0);
