@@ -18,6 +18,7 @@ protoc:protobuf-compiler:generates the etcd client
 "
 test_needs="
 etcd:etcd-server:the metastore of a cluster
+openssl:openssl:makes certificates for the tests of TLS
 python3:python3:runs the end-to-end tests
 python3-venv:python3-venv:keeps the tests' Python packages apart
 "

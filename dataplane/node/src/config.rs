@@ -12,6 +12,8 @@ use clap::{Args, Parser, Subcommand};
 use quarry_clustermap::ErasureProfile;
 use serde::Deserialize;
 
+use crate::runtime::tls::TlsFiles;
+
 /// An S3-compatible object store.
 #[derive(Parser, Debug)]
 #[command(
@@ -73,6 +75,12 @@ pub(crate) struct RunArgs {
     /// Address of the S3 endpoint.
     #[arg(long)]
     pub(crate) listen: Option<SocketAddr>,
+    /// Certificate chain of the S3 endpoint (PEM); with --tls-key it speaks HTTPS. A renewed one is taken in seconds.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// Private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Address of metrics and health checks.
     #[arg(long)]
     pub(crate) admin: Option<SocketAddr>,
@@ -106,6 +114,8 @@ struct ConfigFile {
     device_size: Option<Bytes>,
     profile: Option<String>,
     listen: Option<SocketAddr>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
     admin: Option<SocketAddr>,
     cores: Option<usize>,
     region: Option<String>,
@@ -130,6 +140,8 @@ pub(crate) struct Config {
     pub(crate) profile: ErasureProfile,
     /// S3 endpoint.
     pub(crate) listen: SocketAddr,
+    /// Certificate and key of the S3 endpoint; `None`: plain HTTP.
+    pub(crate) tls: Option<TlsFiles>,
     /// Metrics and health.
     pub(crate) admin: SocketAddr,
     /// Executors.
@@ -169,6 +181,8 @@ pub(crate) enum ConfigError {
     NoData,
     #[error("profile {profile} needs {needed} devices, {given} are given")]
     TooFewDevices { profile: ErasureProfile, needed: usize, given: usize },
+    #[error("tls-certificate and tls-key belong together: set both or neither")]
+    HalfTls,
     #[error("device {} is listed twice", path.display())]
     DeviceTwice { path: PathBuf },
     #[error("{name} is {given}, it must be between {least} and {most}")]
@@ -205,6 +219,14 @@ impl Config {
             (None, Some(text)) => text.parse()?,
             (None, None) => ErasureProfile::new(4, 2).expect("4+2 is in range"),
         };
+        let tls = match (
+            args.tls_certificate.clone().or(file.tls_certificate),
+            args.tls_key.clone().or(file.tls_key),
+        ) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (None, None) => None,
+            _ => return Err(ConfigError::HalfTls),
+        };
         let devices = if args.devices.is_empty() { file.devices } else { args.devices.clone() };
         let default_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let config = Self {
@@ -216,6 +238,7 @@ impl Config {
                 .map_or(DEFAULT_DEVICE_SIZE, |size| size.0),
             profile,
             listen: args.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000))),
+            tls,
             admin: args.admin.or(file.admin).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9001))),
             cores: args.cores.or(file.cores).unwrap_or(default_cores),
             region: file.region.unwrap_or_else(|| "us-east-1".into()),

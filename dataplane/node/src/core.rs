@@ -12,9 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use event_listener::Event;
+use event_listener::{Event, EventListener};
 use futures::{FutureExt, future::LocalBoxFuture};
-use glommio::{Latency, Shares, TaskQueueHandle, net::TcpListener};
+use glommio::{
+    Latency, Shares, TaskQueueHandle,
+    net::{TcpListener, TcpStream},
+};
 use quarry_clustermap::{DeviceId, Incarnation, NodeId, PartitionId};
 use quarry_controller::Published;
 use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
@@ -46,6 +49,7 @@ use crate::{
         fd::{CompletionEvents, HyperStream},
         mesh::{Inbox, Mesh},
         pulse::CorePulse,
+        tls::Tls,
     },
 };
 
@@ -76,6 +80,7 @@ impl Platform for Production {
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    pub(crate) tls: Option<Tls>,
     pub(crate) credentials: Credentials,
     pub(crate) node: NodeId,
     pub(crate) incarnation: Incarnation,
@@ -573,14 +578,26 @@ async fn take_connections(
         gauges.connections.fetch_add(1, Ordering::Relaxed);
         shared.pulses[index].set_busy(true);
         let (gateway, gauges, stopped) = (gateway.clone(), Arc::clone(gauges), stop.listen());
+        let tls = shared.tls.clone();
         spawner(queues.client)(Box::pin(async move {
-            if let Err(error) = gateway.serve_connection(HyperStream::new(stream), stopped).await
-                && !error.is_client_gone()
-            {
-                tracing::debug!(event = "connection_failed", %error);
-            }
+            serve_connection(&gateway, tls, stream, stopped).await;
             gauges.connections.fetch_sub(1, Ordering::Relaxed);
         }));
     }
     Ok(())
+}
+
+async fn serve_connection(gateway: &Gateway, tls: Option<Tls>, stream: TcpStream, stopped: EventListener) {
+    let served = match tls {
+        None => gateway.serve_connection(HyperStream::new(stream), stopped).await,
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => gateway.serve_connection(stream, stopped).await,
+            Err(error) => return tracing::debug!(event = "tls_handshake_failed", %error),
+        },
+    };
+    if let Err(error) = served
+        && !error.is_client_gone()
+    {
+        tracing::debug!(event = "connection_failed", %error);
+    }
 }

@@ -50,6 +50,7 @@ use crate::{
     runtime::{
         mesh::Inbox,
         pulse::{Beginning, CorePulse},
+        tls::Tls,
     },
 };
 
@@ -84,6 +85,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.data)
         .with_context(|| format!("cannot create {}", config.data.display()))?;
     let credentials = credentials::load(&config.data)?;
+    let tls = config.tls.clone().map(Tls::load).transpose()?;
     let metastore = Embedded::open(&config.data)?;
     let map = read_map(&metastore)?;
     let (cluster, found) = devices::prepare(&config, map.as_ref())?;
@@ -111,6 +113,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let pulses: Vec<_> = (0..config.cores).map(|_| Arc::new(CorePulse::default())).collect();
     let pulse_stop = Arc::new(AtomicBool::new(false));
     let pulse = runtime::pulse::start(pulses.clone(), Arc::clone(&pulse_stop))?;
+    let renewals = tls.as_ref().map(|tls| tls.watch(Arc::clone(&pulse_stop))).transpose()?;
     let Registered { incarnation, published } = registered;
     let shared = Shared {
         node: STANDALONE_NODE,
@@ -126,6 +129,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         control: control.handle.clone(),
         admin: Arc::clone(&admin),
         config: config.clone(),
+        tls,
         credentials: credentials.clone(),
         devices: found,
         stopping,
@@ -138,6 +142,9 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let result = run_cores(&shared);
     pulse_stop.store(true, Ordering::Relaxed);
     announcer.thread().unpark();
+    if let Some(renewals) = renewals {
+        renewals.thread().unpark();
+    }
     drop(shared);
     control.stop();
     if pulse.join().is_err() {
@@ -262,7 +269,8 @@ fn announce(
     credentials: &Credentials,
     admin: Arc<AdminState>,
 ) -> std::thread::JoinHandle<()> {
-    let endpoint = format!("http://{}", config.listen);
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let endpoint = format!("{scheme}://{}", config.listen);
     let from_environment = std::env::var_os("QUARRY_ACCESS_KEY").is_some();
     let file = config.data.join("credentials");
     let (data, metrics, access_key) = (

@@ -4,3 +4,4 @@ pub(crate) mod clock;
 pub(crate) mod fd;
 pub(crate) mod mesh;
 pub(crate) mod pulse;
+pub(crate) mod tls;
