@@ -340,6 +340,7 @@ fn start_mesh(shared: &Shared, index: usize, queues: Queues) -> Rc<Mesh> {
     let route = Rc::new(move |to| match to {
         quarry_object::transport::Address::Device(device) => owners.owner(device),
         quarry_object::transport::Address::Core(core) => (core < owners.config.cores).then_some(core),
+        quarry_object::transport::Address::Node(_) => None,
     });
     let mesh = Mesh::new(index, shared.inboxes.clone(), route, spawner(queues.device));
     spawner(queues.device)(Box::pin(Rc::clone(&mesh).receive()));

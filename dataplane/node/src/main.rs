@@ -15,6 +15,7 @@ mod inspect;
 mod jobs;
 mod metrics;
 mod platform;
+mod runs;
 mod runtime;
 #[cfg(test)]
 mod sim;

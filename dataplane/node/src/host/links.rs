@@ -3,19 +3,19 @@
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::future::LocalBoxFuture;
+use futures::future::{LocalBoxFuture, join_all};
 use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId};
 use quarry_controller::{BucketState, BucketTable};
 use quarry_object::{
-    peer::PeerRequest,
-    transport::{Address, Transport},
+    peer::{PeerFault, PeerRequest, PeerResponse},
+    transport::{Address, Parcel, Transport, TransportError},
 };
 
 use quarry_storage::store::Store;
 
 use super::SpaceTable;
 use crate::{
-    cluster::Progress,
+    cluster::{Progress, to_fault},
     control::ControlHandle,
     platform::{Platform, Timer},
 };
@@ -72,6 +72,24 @@ impl<P: Platform> Links<P> {
         true
     }
 
+    /// Asks every core of this node the same, itself too.
+    pub(super) async fn ask_cores(&self, request: &PeerRequest) -> Result<Vec<PeerResponse>, PeerFault> {
+        let frame = Bytes::from(request.encode());
+        let ask = |core| {
+            let parcel = Parcel { message: frame.clone(), bulk: Bytes::new() };
+            self.transport.call(Address::Core(core), request.class(), parcel)
+        };
+        let answers = join_all((0..self.progress.cores()).map(ask)).await;
+        let decode = |answer: Result<Parcel, TransportError>| match PeerResponse::decode(
+            &answer.map_err(to_fault)?.message,
+        ) {
+            Ok(PeerResponse::Failed(fault)) => Err(fault),
+            Ok(response) => Ok(response),
+            Err(error) => Err(PeerFault::Damaged { detail: error.to_string() }),
+        };
+        answers.into_iter().map(decode).collect()
+    }
+
     pub(super) fn monotonic_ms(&self) -> u64 {
         u64::try_from(self.timer.monotonic().as_millis()).unwrap_or(u64::MAX)
     }
@@ -95,7 +113,8 @@ impl<P: Platform> Links<P> {
     /// Sends a replication message; it may be lost, the state machine sends it again.
     pub(super) fn send(&self, from: DeviceId, to: DeviceId, partition: PartitionId, message: Bytes) {
         let request = PeerRequest::Replicate { partition, from, message: message.to_vec() };
-        if let Err(error) = self.transport.send(Address::Device(to), request.encode().into()) {
+        let (class, frame) = (request.class(), request.encode());
+        if let Err(error) = self.transport.send(Address::Device(to), class, frame.into()) {
             tracing::debug!(event = "replication_message_lost", %partition, %to, %error);
         }
     }

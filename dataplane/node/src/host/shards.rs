@@ -1,21 +1,34 @@
-//! Shards of one device: reservations, commits, pins, frees.
+//! Shards of one device: reservations, writes and reads for other nodes, commits, pins, frees.
 //!
 //! A reservation lives in memory only: it ends by commit, by abort, or with the process. One whose blob is freed
 //! meanwhile (a repair that a delete overtakes) can only be given back. A pin keeps the extents of a shard from being
 //! reused while somebody reads them.
+//!
+//! What another node holds ends by itself when it is not used for long, because that node may be gone. Extents are
+//! given back only when no write to them is under way: the device may still carry out one whose asker has given up.
 
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
+    rc::Rc,
 };
 
+use bytes::Bytes;
 use quarry_clustermap::{BlobId, Epoch, PartitionId, PgId, ShardIndex};
-use quarry_object::peer::{LIST_SHARDS_MAX, PeerFault, PeerResponse, Run, ShardEntry, ShardName};
+use quarry_object::{
+    peer::{
+        LIST_SHARDS_MAX, PIN_KEPT_MS, PeerFault, PeerResponse, RESERVATION_KEPT_MS, Run, ShardEntry,
+        ShardName,
+    },
+    transport::BULK_BYTES_MAX,
+};
 use quarry_storage::{
-    device::{BLOCK_BYTES, Device},
+    device::{BLOCK_BYTES, Device, IoBuf},
     extent::Extent,
     store::{CHECKSUM_UNIT_BYTES, ShardExtent, ShardKey, ShardPin, ShardRow, Store, StoreError},
 };
+
+use crate::runs;
 
 /// Reservations and pins of one device, more than any load that its queue admits.
 const HELD_MAX: usize = 65_536;
@@ -26,6 +39,26 @@ struct Reservation {
     extents: Vec<Extent>,
     /// The shard was freed since: the commit is refused.
     freed: bool,
+    /// When it was last used, if its writer is on another node.
+    remote_used_ms: Option<u64>,
+    /// Writes of another node under way.
+    writes: u32,
+    /// Given up while writes were under way: the last of them releases the extents.
+    over: bool,
+}
+
+/// A pinned shard.
+struct Pinned {
+    /// Dropped with the last read under way.
+    held: ShardPin,
+    /// What its reader on another node needs; a reader on this node was given its own.
+    remote: Option<RemotePin>,
+}
+
+struct RemotePin {
+    runs: Vec<Run>,
+    len_bytes: u64,
+    used_ms: Cell<u64>,
 }
 
 /// Told when the device's shard table is damaged: the device is out then.
@@ -35,14 +68,46 @@ pub(crate) type Report<D> = Box<dyn Fn(&Store<D>, &StoreError)>;
 pub(crate) struct Shards<D: Device> {
     store: Store<D>,
     reserved: RefCell<BTreeMap<ShardName, Reservation>>,
-    pins: RefCell<HashMap<u64, ShardPin>>,
+    pins: RefCell<HashMap<u64, Rc<Pinned>>>,
     next_pin: Cell<u64>,
+    /// Monotonic, as of the last tick.
+    now_ms: Cell<u64>,
     report: Report<D>,
 }
 
 impl<D: Device + 'static> Shards<D> {
     pub(crate) fn new(store: Store<D>, report: Report<D>) -> Self {
-        Self { store, report, reserved: RefCell::default(), pins: RefCell::default(), next_pin: Cell::new(0) }
+        Self {
+            store,
+            report,
+            reserved: RefCell::default(),
+            pins: RefCell::default(),
+            next_pin: Cell::new(0),
+            now_ms: Cell::new(0),
+        }
+    }
+
+    /// Time passes: what other nodes have not used for long ends.
+    pub(crate) fn tick(&self, now_ms: u64) {
+        self.now_ms.set(now_ms);
+        self.pins.borrow_mut().retain(|_, pinned| {
+            let used = |remote: &RemotePin| remote.used_ms.get() + PIN_KEPT_MS >= now_ms;
+            pinned.remote.as_ref().is_none_or(used)
+        });
+        let unused = |reservation: &Reservation| {
+            !reservation.over
+                && reservation.remote_used_ms.is_some_and(|used| used + RESERVATION_KEPT_MS < now_ms)
+        };
+        let mut over = Vec::new();
+        for (name, reservation) in &*self.reserved.borrow() {
+            if unused(reservation) {
+                over.push(*name);
+            }
+        }
+        for name in over {
+            tracing::warn!(event = "reservation_expired", device = %self.store.device_id(), blob = %name.blob);
+            self.give_up(name);
+        }
     }
 
     /// What a peer is told about an error of the store.
@@ -67,6 +132,7 @@ impl<D: Device + 'static> Shards<D> {
         name: ShardName,
         epoch: Epoch,
         len_bytes: u64,
+        remote: bool,
     ) -> Result<PeerResponse, PeerFault> {
         if self.reserved.borrow().len() >= HELD_MAX {
             return Err(PeerFault::Busy);
@@ -84,9 +150,61 @@ impl<D: Device + 'static> Shards<D> {
             return Err(PeerFault::StaleEpoch { seen });
         }
         let extents = self.store.reserve(len_bytes).map_err(|error| self.fault(error))?;
-        let runs = extents.iter().map(|extent| run(*extent)).collect();
-        self.reserved.borrow_mut().insert(name, Reservation { epoch, len_bytes, extents, freed: false });
+        // A writer on another node has no use for them.
+        let runs = if remote { Vec::new() } else { extents.iter().map(|extent| run(*extent)).collect() };
+        let remote_used_ms = remote.then(|| self.now_ms.get());
+        let (freed, writes, over) = (false, 0, false);
+        let reservation = Reservation { epoch, len_bytes, extents, freed, remote_used_ms, writes, over };
+        self.reserved.borrow_mut().insert(name, reservation);
         Ok(PeerResponse::Reserved { runs })
+    }
+
+    /// Writes a piece of a reserved shard for another node.
+    pub(crate) async fn write(
+        &self,
+        name: ShardName,
+        epoch: Epoch,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<PeerResponse, PeerFault> {
+        let pieces = {
+            let mut reserved = self.reserved.borrow_mut();
+            let here = |reservation: &&mut Reservation| reservation.epoch == epoch && !reservation.over;
+            let reservation = reserved.get_mut(&name).filter(here).ok_or(PeerFault::NotFound)?;
+            let runs: Vec<Run> = reservation.extents.iter().map(|extent| run(*extent)).collect();
+            let pieces = covered(&runs, reservation.len_bytes, offset, bytes.len())
+                .filter(|_| reservation.remote_used_ms.is_some())
+                .ok_or_else(|| damaged("write", name))?;
+            reservation.remote_used_ms = Some(self.now_ms.get());
+            reservation.writes += 1;
+            pieces
+        };
+        let (result, _) = runs::write(&**self.store.device(), &pieces, IoBuf::copy_of(bytes)).await;
+        let over = {
+            let mut reserved = self.reserved.borrow_mut();
+            let reservation = reserved.get_mut(&name).expect("kept while a write is under way");
+            reservation.writes -= 1;
+            reservation.over
+        };
+        if over {
+            self.give_up(name);
+            return Err(PeerFault::NotFound);
+        }
+        result.map_err(|error| PeerFault::Device { detail: error.to_string() })?;
+        Ok(PeerResponse::Done)
+    }
+
+    /// Ends a reservation, now or with the last write to it; `false`: there is none.
+    fn give_up(&self, name: ShardName) -> bool {
+        let mut reserved = self.reserved.borrow_mut();
+        let Some(reservation) = reserved.get_mut(&name) else { return false };
+        reservation.over = true;
+        if reservation.writes > 0 {
+            return true;
+        }
+        let reservation = reserved.remove(&name).expect("just seen");
+        self.store.release(reservation.extents);
+        true
     }
 
     pub(crate) async fn commit(
@@ -96,6 +214,10 @@ impl<D: Device + 'static> Shards<D> {
         owner: PartitionId,
         checksums: Vec<u32>,
     ) -> Result<PeerResponse, PeerFault> {
+        if self.reserved.borrow().get(&name).is_some_and(|reservation| reservation.writes > 0) {
+            // Its writer did not wait for them, so it does not know what is written.
+            return Err(damaged("commit", name));
+        }
         let reservation = self.reserved.borrow_mut().remove(&name).ok_or(PeerFault::NotFound)?;
         if reservation.freed {
             self.store.release(reservation.extents);
@@ -123,20 +245,16 @@ impl<D: Device + 'static> Shards<D> {
     }
 
     pub(crate) async fn abort(&self, name: ShardName, epoch: Epoch) -> Result<PeerResponse, PeerFault> {
-        let reserved = self.reserved.borrow_mut().remove(&name);
-        match reserved {
-            Some(reservation) => self.store.release(reservation.extents),
-            None => {
-                self.store
-                    .free_shard(name.pg, epoch, name.blob, name.shard)
-                    .await
-                    .map_err(|error| self.fault(error))?;
-            }
+        if !self.give_up(name) {
+            self.store
+                .free_shard(name.pg, epoch, name.blob, name.shard)
+                .await
+                .map_err(|error| self.fault(error))?;
         }
         Ok(PeerResponse::Done)
     }
 
-    pub(crate) async fn open(&self, name: ShardName) -> Result<PeerResponse, PeerFault> {
+    pub(crate) async fn open(&self, name: ShardName, remote: bool) -> Result<PeerResponse, PeerFault> {
         if self.pins.borrow().len() >= HELD_MAX {
             return Err(PeerFault::Busy);
         }
@@ -150,15 +268,44 @@ impl<D: Device + 'static> Shards<D> {
             .ok_or(PeerFault::NotFound)?;
         let pin = self.next_pin.get();
         self.next_pin.set(pin + 1);
-        self.pins.borrow_mut().insert(pin, held);
-        let runs = row.extents.iter().map(|piece| run(piece.extent)).collect();
+        let mut runs = row.extents.iter().map(|piece| run(piece.extent)).collect();
+        let remote = remote.then(|| RemotePin {
+            runs: std::mem::take(&mut runs),
+            len_bytes: row.len_bytes,
+            used_ms: Cell::new(self.now_ms.get()),
+        });
+        self.pins.borrow_mut().insert(pin, Rc::new(Pinned { held, remote }));
         let owner = row.owner_partition;
         let checksums = row.extents.into_iter().flat_map(|piece| piece.checksums).collect();
         Ok(PeerResponse::Opened { pin, len_bytes: row.len_bytes, runs, checksums, owner })
     }
 
-    pub(crate) fn close(&self, pin: u64) -> PeerResponse {
-        self.pins.borrow_mut().remove(&pin);
+    /// Reads a piece of a pinned shard for another node; the bytes are not verified.
+    pub(crate) async fn read(
+        &self,
+        name: ShardName,
+        pin: u64,
+        offset: u64,
+        len_bytes: u32,
+    ) -> Result<Bytes, PeerFault> {
+        let pinned = self.pins.borrow().get(&pin).cloned().filter(|pinned| pinned.is_of(name));
+        let pinned = pinned.ok_or(PeerFault::NotFound)?;
+        let remote = pinned.remote.as_ref().ok_or(PeerFault::NotFound)?;
+        let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+        let pieces =
+            covered(&remote.runs, remote.len_bytes, offset, len).ok_or_else(|| damaged("read", name))?;
+        let (result, buf) = runs::read(&**self.store.device(), &pieces, IoBuf::zeroed(len)).await;
+        remote.used_ms.set(self.now_ms.get());
+        result.map_err(|error| PeerFault::Device { detail: error.to_string() })?;
+        Ok(buf.into_bytes())
+    }
+
+    pub(crate) fn close(&self, name: ShardName, pin: u64) -> PeerResponse {
+        let mut pins = self.pins.borrow_mut();
+        // A number of an earlier run of this node may be another shard's by now.
+        if pins.get(&pin).is_some_and(|pinned| pinned.is_of(name)) {
+            pins.remove(&pin);
+        }
         PeerResponse::Done
     }
 
@@ -211,6 +358,27 @@ impl<D: Device + 'static> Shards<D> {
     }
 }
 
+impl Pinned {
+    fn is_of(&self, name: ShardName) -> bool {
+        self.held.key() == ShardKey { pg: name.pg, blob: name.blob, shard: name.shard }
+    }
+}
+
+/// Where a range of a shard of so many bytes is, if another node may ask for it.
+fn covered(runs: &[Run], shard_bytes: u64, offset: u64, len: usize) -> Option<Vec<(u64, u64)>> {
+    let block = BLOCK_BYTES as u64;
+    let is_sound = len > 0
+        && len <= BULK_BYTES_MAX
+        && len.is_multiple_of(BLOCK_BYTES)
+        && offset.is_multiple_of(block)
+        && offset.checked_add(len as u64).is_some_and(|end| end <= shard_bytes);
+    if is_sound { runs::pieces(runs, offset, len as u64) } else { None }
+}
+
+fn damaged(what: &str, name: ShardName) -> PeerFault {
+    PeerFault::Damaged { detail: format!("a {what} of {name:?} does not fit it") }
+}
+
 fn run(extent: Extent) -> Run {
     let block = BLOCK_BYTES as u64;
     Run { offset: extent.start.0 * block, len_bytes: u64::from(extent.blocks) * block }
@@ -236,4 +404,146 @@ fn split(reservation: &Reservation, checksums: &[u32]) -> Vec<ShardExtent> {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{executor::block_on, poll};
+    use quarry_clustermap::{ClusterId, DeviceId, NodeId, WriterCounter};
+    use quarry_storage::{
+        device::SimDevice,
+        store::{FormatParams, StoreOptions},
+    };
+
+    use super::*;
+
+    const BLOCK: usize = BLOCK_BYTES;
+
+    fn name(counter: u64) -> ShardName {
+        let blob = BlobId { writer: NodeId(2), counter: WriterCounter(counter), ..BlobId::default() };
+        ShardName { pg: PgId(1), blob, shard: ShardIndex(0) }
+    }
+
+    /// A device, its shards, and what runs the store's tasks.
+    fn shards() -> (SimDevice, Shards<SimDevice>, futures::executor::LocalPool) {
+        use futures::task::LocalSpawn;
+        let device = SimDevice::new(64 << 20, 1);
+        let params =
+            FormatParams { cluster: ClusterId([7; 16]), device: DeviceId(1), journal_bytes: 1 << 20 };
+        block_on(Store::format(Rc::new(device.clone()), params)).unwrap();
+        let mut pool = futures::executor::LocalPool::new();
+        let spawner = pool.spawner();
+        let spawn = move |task: futures::future::LocalBoxFuture<'static, ()>| {
+            let _dropped = spawner.spawn_local_obj(task.into());
+        };
+        let options = StoreOptions::new(Rc::new(spawn), Rc::new(|_: &[u8]| Ok(Vec::new())));
+        let store = pool.run_until(Store::open(Rc::new(device.clone()), options)).unwrap();
+        (device, Shards::new(store, Box::new(|_, error| panic!("{error}"))), pool)
+    }
+
+    fn reserve(shards: &Shards<SimDevice>, name: ShardName) -> Result<PeerResponse, PeerFault> {
+        shards.reserve(name, Epoch(1), 2 * BLOCK as u64, true)
+    }
+
+    #[test]
+    fn another_node_writes_and_reads_a_shard() {
+        let (_, shards, mut pool) = shards();
+        pool.run_until(async {
+            reserve(&shards, name(1)).unwrap();
+            let bytes: Vec<u8> = (0..2 * BLOCK).map(|at| (at / 7) as u8).collect();
+            for at in [BLOCK, 0] {
+                let piece = &bytes[at..at + BLOCK];
+                shards.write(name(1), Epoch(1), at as u64, piece).await.unwrap();
+            }
+            shards.commit(name(1), Epoch(1), PartitionId(0), vec![0]).await.unwrap();
+            let opened = shards.open(name(1), true).await.unwrap();
+            let PeerResponse::Opened { pin, runs, .. } = opened else { panic!("{opened:?}") };
+            assert!(runs.is_empty(), "offsets do not leave the node");
+            let read = shards.read(name(1), pin, 0, 2 * BLOCK as u32).await.unwrap();
+            assert!(read == bytes);
+            assert!(shards.read(name(1), pin, BLOCK as u64, BLOCK as u32).await.unwrap() == bytes[BLOCK..]);
+            shards.close(name(2), pin);
+            assert!(shards.read(name(1), pin, 0, BLOCK as u32).await.is_ok(), "closed for another shard");
+            assert_eq!(shards.read(name(2), pin, 0, BLOCK as u32).await, Err(PeerFault::NotFound));
+            shards.close(name(1), pin);
+            assert_eq!(shards.read(name(1), pin, 0, BLOCK as u32).await, Err(PeerFault::NotFound));
+        });
+    }
+
+    #[test]
+    fn ranges_that_do_not_fit_are_refused() {
+        let (_, shards, mut pool) = shards();
+        pool.run_until(async {
+            reserve(&shards, name(1)).unwrap();
+            let block = vec![0; BLOCK];
+            for (at, bytes) in [
+                (1, &block[..]),
+                (2 * BLOCK as u64, &block[..]),
+                (u64::MAX - 4095, &block[..]),
+                (0, &block[..9]),
+                (0, &[]),
+            ] {
+                let refused = shards.write(name(1), Epoch(1), at, bytes).await;
+                assert!(matches!(refused, Err(PeerFault::Damaged { .. })), "{at}, {}", bytes.len());
+            }
+            assert_eq!(shards.write(name(1), Epoch(2), 0, &block).await, Err(PeerFault::NotFound));
+            assert_eq!(shards.write(name(2), Epoch(1), 0, &block).await, Err(PeerFault::NotFound));
+            // A writer of this node writes with its own hands.
+            shards.reserve(name(3), Epoch(1), BLOCK as u64, false).unwrap();
+            assert!(shards.write(name(3), Epoch(1), 0, &block).await.is_err());
+        });
+    }
+
+    /// The device may still carry out a write whose asker has given up: nobody else gets the extents before.
+    #[test]
+    fn extents_are_not_given_back_while_a_write_to_them_is_under_way() {
+        let (device, shards, mut pool) = shards();
+        pool.run_until(async {
+            reserve(&shards, name(1)).unwrap();
+            let free = shards.store.space().free_bytes;
+            let block = vec![0; BLOCK];
+            device.set_stalled(true);
+            let mut write = Box::pin(shards.write(name(1), Epoch(1), 0, &block));
+            assert!(poll!(&mut write).is_pending());
+            let refused = shards.commit(name(1), Epoch(1), PartitionId(0), vec![0]).await;
+            assert!(matches!(refused, Err(PeerFault::Damaged { .. })), "{refused:?}");
+            shards.abort(name(1), Epoch(1)).await.unwrap();
+            assert_eq!(shards.store.space().free_bytes, free, "released under a write");
+            assert!(reserve(&shards, name(1)).is_err());
+            device.set_stalled(false);
+            assert_eq!(write.await, Err(PeerFault::NotFound));
+            assert_eq!(shards.store.space().free_bytes, free + 2 * BLOCK as u64);
+        });
+    }
+
+    #[test]
+    fn what_another_node_does_not_use_ends_by_itself() {
+        let (_, shards, mut pool) = shards();
+        pool.run_until(async {
+            let free = shards.store.space().free_bytes;
+            reserve(&shards, name(1)).unwrap();
+            shards.reserve(name(2), Epoch(1), BLOCK as u64, false).unwrap();
+            reserve(&shards, name(3)).unwrap();
+            shards.commit(name(3), Epoch(1), PartitionId(0), vec![0]).await.unwrap();
+            let mut pins = Vec::new();
+            for remote in [true, false] {
+                let opened = shards.open(name(3), remote).await.unwrap();
+                let PeerResponse::Opened { pin, .. } = opened else { panic!("{opened:?}") };
+                pins.push(pin);
+            }
+            shards.tick(PIN_KEPT_MS);
+            assert!(shards.read(name(3), pins[0], 0, BLOCK as u32).await.is_ok());
+            shards.tick(2 * PIN_KEPT_MS);
+            assert!(shards.read(name(3), pins[0], 0, BLOCK as u32).await.is_ok(), "renewed by use");
+            shards.tick(3 * PIN_KEPT_MS + 1);
+            assert_eq!(shards.read(name(3), pins[0], 0, BLOCK as u32).await, Err(PeerFault::NotFound));
+            assert!(shards.pins.borrow().contains_key(&pins[1]), "a reader of this node keeps its pin");
+            shards.tick(RESERVATION_KEPT_MS);
+            assert!(shards.reserved.borrow().contains_key(&name(1)));
+            shards.tick(RESERVATION_KEPT_MS + 1);
+            let left: Vec<_> = shards.reserved.borrow().keys().copied().collect();
+            assert_eq!(left, [name(2)]);
+            assert!(free - shards.store.space().free_bytes <= 4 * BLOCK as u64);
+        });
+    }
 }

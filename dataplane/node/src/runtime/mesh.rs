@@ -12,10 +12,9 @@ use std::{
     task::{Poll, Waker},
 };
 
-use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
 use futures::{channel::oneshot, future::LocalBoxFuture};
-use quarry_object::transport::{Address, Transport, TransportError};
+use quarry_object::transport::{Address, Class, Parcel, Transport, TransportError};
 
 /// Frames that may wait for one core. A core handles well over 100,000 frames a second: this is under 0.1 s.
 const QUEUE_FRAMES: usize = 8192;
@@ -23,7 +22,7 @@ const QUEUE_FRAMES: usize = 8192;
 const FRAMES_PER_ROUND: usize = 64;
 
 /// What answers frames on a core.
-pub(crate) type Handler = Rc<dyn Fn(Address, Bytes) -> LocalBoxFuture<'static, Bytes>>;
+pub(crate) type Handler = Rc<dyn Fn(Address, Parcel) -> LocalBoxFuture<'static, Parcel>>;
 
 enum Kind {
     Request(u64),
@@ -35,7 +34,7 @@ struct Frame {
     from: usize,
     to: Address,
     kind: Kind,
-    body: Bytes,
+    body: Parcel,
 }
 
 /// The receiving end of one core, shared with every other core.
@@ -72,7 +71,7 @@ pub(crate) struct Mesh {
     inboxes: Vec<Arc<Inbox>>,
     route: Route,
     handler: RefCell<Option<Handler>>,
-    pending: RefCell<HashMap<u64, oneshot::Sender<Bytes>>>,
+    pending: RefCell<HashMap<u64, oneshot::Sender<Parcel>>>,
     next_request: Cell<u64>,
     spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
 }
@@ -161,12 +160,12 @@ impl Mesh {
 }
 
 impl Transport for Mesh {
-    fn send(&self, to: Address, body: Bytes) -> Result<(), TransportError> {
+    fn send(&self, to: Address, _: Class, body: Parcel) -> Result<(), TransportError> {
         let core = self.core_of(to)?;
         self.inboxes[core].push(Frame { from: self.me, to, kind: Kind::OneWay, body })
     }
 
-    async fn call(&self, to: Address, body: Bytes) -> Result<Bytes, TransportError> {
+    async fn call(&self, to: Address, _: Class, body: Parcel) -> Result<Parcel, TransportError> {
         let core = self.core_of(to)?;
         if core == self.me {
             let handler = self.handler.borrow().clone().ok_or(TransportError::Unreachable)?;
@@ -182,6 +181,6 @@ impl Transport for Mesh {
             self.pending.borrow_mut().remove(&id);
             return Err(error);
         }
-        receiver.await.map_err(|_| TransportError::Unreachable)
+        receiver.await.map_err(|_| TransportError::Lost)
     }
 }
