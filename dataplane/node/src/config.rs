@@ -77,10 +77,10 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) admin: Option<SocketAddr>,
     /// Address at which other nodes of the cluster reach this one.
-    #[arg(long, requires = "cluster_key_file")]
+    #[arg(long)]
     pub(crate) peer_listen: Option<SocketAddr>,
     /// File with the key that the nodes of the cluster share: 64 hexadecimal digits, mode 0600.
-    #[arg(long, requires = "peer_listen")]
+    #[arg(long)]
     pub(crate) cluster_key_file: Option<PathBuf>,
     /// Executor threads, one pinned to each core. Default: all cores.
     #[arg(long)]

@@ -204,7 +204,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
         },
     )));
     let collector =
-        jobs::collector::run(Rc::clone(&host), Rc::clone(&cluster), shared.node, shared.incarnation);
+        jobs::collector::follow(Rc::clone(&host), Rc::clone(&cluster), shared.node, shared.incarnation);
     background(Box::pin(collector));
 
     wait_until_serving(&shared, &host).await;

@@ -145,6 +145,11 @@ impl<P: Platform> NodeCluster<P> {
         (self.parts.core, self.parts.cores)
     }
 
+    /// Whether a device is one of this node, by the map.
+    pub(crate) fn has(&self, device: DeviceId) -> bool {
+        self.map.borrow().devices.get(&device).is_some_and(|entry| entry.node == self.parts.node)
+    }
+
     /// The control plane.
     pub(crate) fn control(&self) -> &ControlHandle {
         &self.parts.control
