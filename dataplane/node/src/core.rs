@@ -189,6 +189,9 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     let background = spawner(queues.background);
     background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
     background(Box::pin(jobs::leftovers::run(Rc::clone(&host), Rc::clone(&cluster))));
+    if shared.peers.is_some() {
+        background(Box::pin(jobs::room::run(Rc::clone(&host), Rc::clone(&cluster))));
+    }
     let budget = Rc::new(Budget::new(shared.config.repair_bytes_per_second / shared.config.cores as u64));
     background(Box::pin(jobs::mover::run(Rc::clone(&cluster), Rc::clone(&budget))));
     background(Box::pin(jobs::repair::run(Rc::clone(&host), Rc::clone(&cluster), budget)));

@@ -1,10 +1,16 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::{LocalBoxFuture, join_all};
-use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId};
+use quarry_clustermap::{BucketId, DeviceId, Epoch, NodeId, PartitionId};
 use quarry_controller::{BucketState, BucketTable};
 use quarry_object::{
     peer::{PeerFault, PeerRequest, PeerResponse},
@@ -31,6 +37,8 @@ pub(crate) struct Links<P: Platform> {
     space: SpaceTable,
     timer: P::Timer,
     open_buckets: RefCell<BTreeSet<BucketId>>,
+    /// Devices of other nodes that are full, as of a moment ago.
+    full_elsewhere: RefCell<BTreeMap<NodeId, Vec<DeviceId>>>,
 }
 
 impl<P: Platform> Links<P> {
@@ -42,7 +50,8 @@ impl<P: Platform> Links<P> {
         progress: Progress,
         space: SpaceTable,
     ) -> Self {
-        Self { transport, spawn, control, progress, space, timer, open_buckets: RefCell::default() }
+        let (open_buckets, full_elsewhere) = (RefCell::default(), RefCell::default());
+        Self { transport, spawn, control, progress, space, timer, open_buckets, full_elsewhere }
     }
 
     /// From now on only these buckets take writes.
@@ -57,7 +66,17 @@ impl<P: Platform> Links<P> {
 
     /// Whether a device has only its reserve left.
     pub(super) fn is_full(&self, device: DeviceId) -> bool {
-        self.space.is_full(device)
+        self.space.is_full(device) || self.full_elsewhere.borrow().values().any(|full| full.contains(&device))
+    }
+
+    /// Devices of this node that have only their reserve left.
+    pub(super) fn full(&self) -> Vec<DeviceId> {
+        self.space.full()
+    }
+
+    /// What another node says of its devices.
+    pub(super) fn set_full(&self, node: NodeId, devices: Vec<DeviceId>) {
+        self.full_elsewhere.borrow_mut().insert(node, devices);
     }
 
     /// Asks the control plane to record a new primary, and waits until no core takes the old one for it any more:

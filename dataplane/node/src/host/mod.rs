@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{ClusterMap, DeviceId, PartitionId, Sequence};
+use quarry_clustermap::{ClusterMap, DeviceId, NodeId, PartitionId, Sequence};
 use quarry_controller::BucketTable;
 use quarry_object::{
     metadata::ExecuteError,
@@ -185,6 +185,11 @@ impl<P: Platform> CoreHost<P> {
         primaries
     }
 
+    /// What another node says of its devices: these have only their reserve left.
+    pub(crate) fn set_full(&self, node: NodeId, devices: Vec<DeviceId>) {
+        self.links.set_full(node, devices);
+    }
+
     /// What stands on a device beside shards was found damaged: the device is out, and mended at the next start.
     pub(crate) fn index_damaged(&self, device: DeviceId, reason: String) {
         self.links.index_damaged(&self.devices[&device].store, reason);
@@ -262,7 +267,10 @@ impl<P: Platform> CoreHost<P> {
                 }
                 Ok(PeerResponse::Done)
             }
-            PeerRequest::ReadShard { .. } | PeerRequest::List { .. } | PeerRequest::BucketIsEmpty { .. } => {
+            PeerRequest::ReadShard { .. }
+            | PeerRequest::List { .. }
+            | PeerRequest::BucketIsEmpty { .. }
+            | PeerRequest::FullDevices => {
                 Err(PeerFault::Damaged { detail: "this is no question to a device".into() })
             }
         }
@@ -281,6 +289,7 @@ impl<P: Platform> CoreHost<P> {
         match &request {
             PeerRequest::List { list } => listing::join_lists(list, self.links.ask_cores(&request).await?),
             PeerRequest::BucketIsEmpty { .. } => listing::join_empty(self.links.ask_cores(&request).await?),
+            PeerRequest::FullDevices => Ok(PeerResponse::Full { devices: self.links.full() }),
             _ => Err(PeerFault::Damaged { detail: "a question to a device was sent to a node".into() }),
         }
     }

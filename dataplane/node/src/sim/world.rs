@@ -40,7 +40,6 @@ use crate::{
 
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 const PARTITIONS: u16 = 8;
-const DEVICE_BYTES: u64 = 48 << 20;
 const JOURNAL_BYTES: u64 = 512 << 10;
 const OVERLAY_BYTES_MAX: usize = 64 << 10;
 /// Bodies shorter than this ride inside the commit record.
@@ -48,7 +47,7 @@ pub(super) const INLINE_BELOW_BYTES: u64 = 4096;
 const BUFFERS: usize = 60;
 const TICK: Duration = Duration::from_millis(100);
 const REPAIR_BYTES_PER_SECOND: u64 = 50 << 20;
-const DEVICES_PER_NODE: usize = 2;
+const DEVICES_PER_NODE: u32 = 2;
 
 /// What the simulation of several nodes runs on.
 pub(crate) enum ClusterSim {}
@@ -87,12 +86,13 @@ pub(super) struct World {
     nodes: RefCell<BTreeMap<NodeId, Rc<RunningNode>>>,
     /// Pools outlive the node, as buffers that the world still holds do.
     buffers: BufferPool,
+    device_bytes: u64,
     seed: u64,
     _directory: TempDir,
 }
 
 fn owner(device: DeviceId) -> NodeId {
-    NodeId(1 + u32::try_from(device.0).expect("few devices") / DEVICES_PER_NODE as u32)
+    NodeId(1 + u32::try_from(device.0).expect("few devices") / DEVICES_PER_NODE)
 }
 
 fn policy() -> Policy {
@@ -105,19 +105,19 @@ fn policy() -> Policy {
 }
 
 /// The first map, of all nodes at once.
-fn first_map(nodes: usize) -> ClusterMap {
+fn first_map(nodes: u32, device_bytes: u64) -> ClusterMap {
     let node = |_| NodeObservation { address: String::new(), rack: String::new() };
     let device = |id| DeviceObservation {
         node: owner(id),
         tier: Tier::Hot,
-        capacity_bytes: DEVICE_BYTES,
+        capacity_bytes: device_bytes,
         location: id.to_string(),
         present: true,
         replaces: None,
     };
     let inventory = Inventory {
-        nodes: (1..=nodes as u32).map(NodeId).map(|id| (id, node(id))).collect(),
-        devices: (0..(nodes * DEVICES_PER_NODE) as u64).map(DeviceId).map(|id| (id, device(id))).collect(),
+        nodes: (1..=nodes).map(NodeId).map(|id| (id, node(id))).collect(),
+        devices: (0..u64::from(nodes * DEVICES_PER_NODE)).map(DeviceId).map(|id| (id, device(id))).collect(),
     };
     let (policy, reports) = (policy(), Reports::default());
     let input = PlanInput { policy: &policy, inventory: &inventory, map: None, reports: &reports, now_ms: 0 };
@@ -126,8 +126,13 @@ fn first_map(nodes: usize) -> ClusterMap {
 
 impl World {
     /// Formatted devices, a control plane with a map of all nodes, and no node running.
-    pub(super) fn new(nodes: usize, timer: SimTimer, spawn: Spawn, seed: u64) -> Rc<Self> {
-        let map = first_map(nodes);
+    pub(super) fn new(
+        nodes: u32,
+        device_bytes: u64,
+        (timer, spawn): (SimTimer, Spawn),
+        seed: u64,
+    ) -> Rc<Self> {
+        let map = first_map(nodes, device_bytes);
         let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let metastore = Embedded::open(directory.path()).unwrap();
         let put = Transaction::default().put("map", serde_json::to_vec(&map).unwrap());
@@ -136,7 +141,7 @@ impl World {
         let (controller, handle) = Controller::new(metastore, options);
         spawn(Box::pin(controller.run()));
         let format = |id: &DeviceId| {
-            let device = SimDevice::new(DEVICE_BYTES, seed.wrapping_add(id.0));
+            let device = SimDevice::new(device_bytes, seed.wrapping_add(id.0));
             let params = FormatParams { cluster: CLUSTER, device: *id, journal_bytes: JOURNAL_BYTES };
             futures::executor::block_on(Store::format(Rc::new(device.clone()), params)).unwrap();
             device.set_shuffle(true);
@@ -151,6 +156,7 @@ impl World {
             devices: RefCell::new(map.devices.keys().map(format).collect()),
             nodes: RefCell::default(),
             buffers: BufferPool::new(BUFFERS).unwrap(),
+            device_bytes,
             seed,
             _directory: directory,
         })
@@ -195,7 +201,7 @@ impl World {
         let report = |(device, _)| DeviceReport {
             device,
             tier: Tier::Hot,
-            capacity_bytes: DEVICE_BYTES,
+            capacity_bytes: self.device_bytes,
             location: DeviceId::to_string(&device),
             found: true,
             replaces: None,
@@ -277,6 +283,7 @@ impl World {
             (Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND)), || (Rc::clone(&host), Rc::clone(&cluster)));
         spawn(Box::pin(jobs::freer::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::leftovers::run(pair().0, pair().1)));
+        spawn(Box::pin(jobs::room::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::mover::run(pair().1, Rc::clone(&budget))));
         spawn(Box::pin(jobs::repair::run(pair().0, pair().1, budget)));
         spawn(Box::pin(jobs::collector::follow(pair().0, pair().1, node, incarnation)));

@@ -182,6 +182,8 @@ pub enum PeerRequest {
         /// Which bucket.
         bucket: BucketId,
     },
+    /// Devices of a node that have only their reserve left.
+    FullDevices,
 }
 
 impl PeerRequest {
@@ -246,6 +248,11 @@ pub enum PeerResponse {
         empty: bool,
         /// Partitions that were asked.
         partitions: Vec<PartitionId>,
+    },
+    /// Answer to `FullDevices`.
+    Full {
+        /// Those that a primary should not count on.
+        devices: Vec<DeviceId>,
     },
     /// Refused or failed.
     Failed(PeerFault),
