@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::join_all};
-use quarry_clustermap::NodeId;
+use quarry_clustermap::{DeviceId, NodeId};
 use quarry_object::api::{ApiError, Attributes, Conditions, ListEntry, ListRequest, ObjectStore};
 
 use super::{
@@ -310,7 +310,7 @@ async fn start(world: &World) {
 fn live(seed: u64) -> (u64, u64) {
     let _doing = Doing(format!("seed {seed}"));
     let mut executor = Executor::new();
-    let world = World::new(NODES, DEVICE_BYTES, (executor.timer(), executor.spawn()), seed);
+    let world = World::new(NODES, |_| DEVICE_BYTES, (executor.timer(), executor.spawn()), seed);
     let (started, noted) = (Rc::clone(&world), Rc::new(Histories::default()));
     let histories = Rc::clone(&noted);
     executor.run(async move {
@@ -347,9 +347,10 @@ fn nodes_that_crash_and_links_that_are_cut_lose_nothing() {
 /// A primary refuses what a replica on another node could not take: none is lost for want of room, and deletes work.
 #[test]
 fn full_devices_of_other_nodes_refuse_writes_and_take_deletes() {
-    const SMALL_DEVICE_BYTES: u64 = 12 << 20;
+    // The last one is full while all others have room.
+    let size = |device: DeviceId| if device.0 == 5 { 8 << 20 } else { 12 << 20 };
     let mut executor = Executor::new();
-    let world = World::new(NODES, SMALL_DEVICE_BYTES, (executor.timer(), executor.spawn()), 1);
+    let world = World::new(NODES, size, (executor.timer(), executor.spawn()), 1);
     let started = Rc::clone(&world);
     executor.run(async move {
         start(&started).await;

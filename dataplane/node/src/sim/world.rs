@@ -86,10 +86,13 @@ pub(super) struct World {
     nodes: RefCell<BTreeMap<NodeId, Rc<RunningNode>>>,
     /// Pools outlive the node, as buffers that the world still holds do.
     buffers: BufferPool,
-    device_bytes: u64,
+    device_bytes: SizeOf,
     seed: u64,
     _directory: TempDir,
 }
+
+/// Bytes of each device.
+pub(super) type SizeOf = fn(DeviceId) -> u64;
 
 fn owner(device: DeviceId) -> NodeId {
     NodeId(1 + u32::try_from(device.0).expect("few devices") / DEVICES_PER_NODE)
@@ -105,12 +108,12 @@ fn policy() -> Policy {
 }
 
 /// The first map, of all nodes at once.
-fn first_map(nodes: u32, device_bytes: u64) -> ClusterMap {
+fn first_map(nodes: u32, device_bytes: SizeOf) -> ClusterMap {
     let node = |_| NodeObservation { address: String::new(), rack: String::new() };
     let device = |id| DeviceObservation {
         node: owner(id),
         tier: Tier::Hot,
-        capacity_bytes: device_bytes,
+        capacity_bytes: device_bytes(id),
         location: id.to_string(),
         present: true,
         replaces: None,
@@ -128,7 +131,7 @@ impl World {
     /// Formatted devices, a control plane with a map of all nodes, and no node running.
     pub(super) fn new(
         nodes: u32,
-        device_bytes: u64,
+        device_bytes: SizeOf,
         (timer, spawn): (SimTimer, Spawn),
         seed: u64,
     ) -> Rc<Self> {
@@ -141,7 +144,7 @@ impl World {
         let (controller, handle) = Controller::new(metastore, options);
         spawn(Box::pin(controller.run()));
         let format = |id: &DeviceId| {
-            let device = SimDevice::new(device_bytes, seed.wrapping_add(id.0));
+            let device = SimDevice::new(device_bytes(*id), seed.wrapping_add(id.0));
             let params = FormatParams { cluster: CLUSTER, device: *id, journal_bytes: JOURNAL_BYTES };
             futures::executor::block_on(Store::format(Rc::new(device.clone()), params)).unwrap();
             device.set_shuffle(true);
@@ -201,7 +204,7 @@ impl World {
         let report = |(device, _)| DeviceReport {
             device,
             tier: Tier::Hot,
-            capacity_bytes: self.device_bytes,
+            capacity_bytes: (self.device_bytes)(device),
             location: DeviceId::to_string(&device),
             found: true,
             replaces: None,
