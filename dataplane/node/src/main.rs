@@ -15,6 +15,7 @@ mod inspect;
 mod jobs;
 mod metrics;
 mod platform;
+mod runs;
 mod runtime;
 #[cfg(test)]
 mod sim;
@@ -49,6 +50,7 @@ use crate::{
     metrics::Metrics,
     runtime::{
         mesh::Inbox,
+        net::ClusterKey,
         pulse::{Beginning, CorePulse},
         tls::Tls,
     },
@@ -88,6 +90,10 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let tls = config.tls.clone().map(Tls::load).transpose()?;
     let metastore = Embedded::open(&config.data)?;
     let map = read_map(&metastore)?;
+    let peers = match &config.peers {
+        Some((address, key)) => Some((*address, ClusterKey::read(key)?)),
+        None => None,
+    };
     let (cluster, found) = devices::prepare(&config, map.as_ref())?;
 
     let scrub = ScrubBoard::new(config.cores);
@@ -137,6 +143,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         metrics,
         faults,
         pulses,
+        peers,
     };
     let announcer = announce(&config, &credentials, admin);
     let result = run_cores(&shared);
