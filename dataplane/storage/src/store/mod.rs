@@ -23,6 +23,7 @@ mod log;
 mod losses;
 mod mend;
 mod overlay;
+mod quarantine;
 mod reads;
 mod recovery;
 mod shards;
