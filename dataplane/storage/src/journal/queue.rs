@@ -9,8 +9,12 @@ use super::Ring;
 use crate::format::record::Record;
 use crate::store::StoreError;
 
-/// Most bytes that wait; beyond it callers are refused.
-const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Bytes that wait beyond which what can be refused without harm is refused: shards, device-local rows, and, by the
+/// primaries ([`crate::store::SharedStats::queue_is_long`]), commands before anything is done.
+pub(crate) const QUEUE_BYTES_ADMIT: usize = 32 << 20;
+/// Most bytes that wait, of any kind: a replica that cannot journal what was proposed elsewhere is lost, so this lies
+/// well above what is admitted.
+const QUEUE_BYTES_MAX: usize = 256 << 20;
 
 /// Which part of the ring a record may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,12 +61,20 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    /// Bytes that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
     pub(crate) fn push(&mut self, pending: Pending) -> Result<(), StoreError> {
-        if self.bytes + pending.bytes.len() > QUEUE_BYTES_MAX {
+        let is_replicated = matches!(pending.subject, Subject::Partition(_));
+        let may_be_refused = pending.class == Class::Ordinary && !is_replicated;
+        let limit = if may_be_refused { QUEUE_BYTES_ADMIT } else { QUEUE_BYTES_MAX };
+        if self.bytes + pending.bytes.len() > limit {
             return Err(StoreError::Overloaded { queued_bytes: self.bytes as u64 });
         }
         self.bytes += pending.bytes.len();

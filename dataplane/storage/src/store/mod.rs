@@ -244,6 +244,7 @@ impl<D: Device + 'static> Inner<D> {
         let (done, receiver) = oneshot::channel();
         let pending = Pending { bytes, record: Some(record), subject, class, grows_tail, done, hold };
         self.queue.borrow_mut().push(pending)?;
+        self.stats.set_queued(self.queue.borrow().bytes());
         self.work.notify(usize::MAX);
         Ok(Ticket(receiver))
     }
