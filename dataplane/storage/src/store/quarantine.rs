@@ -68,7 +68,12 @@ impl<D: Device + 'static> Inner<D> {
 }
 
 /// Mending found index pages that the medium does not read: they join the list, which the next checkpoint writes.
-pub(super) fn add_unreadable(core: &mut Core, recorded: Vec<Extent>, unreadable: &[Extent], area: Range<BlockIndex>) {
+pub(super) fn add_unreadable(
+    core: &mut Core,
+    recorded: Vec<Extent>,
+    unreadable: &[Extent],
+    area: Range<BlockIndex>,
+) {
     if unreadable.is_empty() {
         return;
     }

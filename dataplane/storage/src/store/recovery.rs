@@ -26,7 +26,9 @@ use crate::extent::{BlockIndex, FreeMap};
 use crate::format::FormatError;
 use crate::format::record::Record;
 use crate::format::rows;
-use crate::format::superblock::{Area, FREE_MAP_EXTENTS_MAX, FreeMapPlace, ReplayStart, SLOTS, Superblock, slot_offset};
+use crate::format::superblock::{
+    Area, FREE_MAP_EXTENTS_MAX, FreeMapPlace, ReplayStart, SLOTS, Superblock, slot_offset,
+};
 use crate::index::{TREE_ROOT_BYTES, Tree, TreeRoot};
 use crate::journal::{Queue, Ring, RingReader, ScanEnd};
 
@@ -264,6 +266,7 @@ impl<D: Device + 'static> Store<D> {
             checkpoint_refused: RefCell::default(),
             free_when_refused: Cell::new(None),
             stopping: Cell::new(false),
+            writing: Cell::new(false),
             writer_stopped: Cell::new(false),
             shards_incomplete,
             mended,

@@ -40,7 +40,8 @@ impl SharedStats {
     /// The same, with names for metrics.
     #[must_use]
     pub fn counters(&self) -> [(&'static str, u64); 6] {
-        let Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes, .. } = self.load();
+        let Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes, .. } =
+            self.load();
         [
             ("flushes", flushes),
             ("batches", batches),

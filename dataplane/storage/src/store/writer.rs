@@ -21,7 +21,10 @@ impl<D: Device + 'static> Inner<D> {
             let batch = self.queue.borrow_mut().take_batch(&self.ring.borrow(), tail_bytes);
             self.stats.set_queued(self.queue.borrow().bytes());
             if !batch.is_empty() {
-                if let Err((error, batch)) = self.write_batch(batch).await {
+                self.writing.set(true);
+                let written = self.write_batch(batch).await;
+                self.writing.set(false);
+                if let Err((error, batch)) = written {
                     self.fail(&error);
                     refuse(batch, &error);
                     break;
