@@ -128,6 +128,14 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         &self.latency
     }
 
+    fn write_cost(&self, device: DeviceId) -> u64 {
+        self.times_given_up(device).into()
+    }
+
+    fn give_up(&self, device: DeviceId) -> bool {
+        self.try_give_up(device)
+    }
+
     fn report_damage(&self, pg: PgId, blob: BlobId, shard: ShardIndex, kind: DamageKind) {
         tracing::warn!(event = "shard_damaged", %pg, %blob, %shard, ?kind);
         self.parts.control.count_damage();
@@ -241,7 +249,7 @@ impl<P: Platform> Cluster for NodeCluster<P> {
             _ => read_pieces(&*shard.io, &pieces, buf).await,
         };
         let result = result.map_err(|error| {
-            self.read_failed(shard.device, &error.to_string());
+            self.read_failed(shard.device, &error);
             PeerError::Io
         });
         (result, buf)

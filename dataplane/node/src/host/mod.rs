@@ -10,7 +10,7 @@ mod space;
 mod view;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
     sync::Arc,
@@ -22,7 +22,7 @@ use quarry_clustermap::{ClusterMap, DeviceId, PartitionId, Sequence};
 use quarry_controller::BucketTable;
 use quarry_object::{
     metadata::ExecuteError,
-    peer::{PeerFault, PeerRequest, PeerResponse},
+    peer::{PeerFault, PeerRequest, PeerResponse, Run},
     transport::Address,
 };
 use quarry_partition::command::{Command, Framed, Outcome};
@@ -36,6 +36,9 @@ pub(crate) use self::{
 };
 use crate::platform::Platform;
 
+/// A device whose journal makes no progress for so long counts as failed, so that its partitions go on without it.
+const STALL_MAX_MS: u64 = 30_000;
+
 /// One device that this core owns.
 pub(crate) struct DeviceHost<P: Platform> {
     pub(crate) store: Store<P::Device>,
@@ -43,6 +46,21 @@ pub(crate) struct DeviceHost<P: Platform> {
     partitions: RefCell<BTreeMap<PartitionId, Rc<PartitionHost<P>>>>,
     /// Partitions whose rows are being wiped: no replica is made before that has ended.
     forgetting: RefCell<BTreeSet<PartitionId>>,
+    /// The journal's batch under way and when it was first seen; `None` while there is none.
+    batch: Cell<Option<(u64, u64)>>,
+}
+
+impl<P: Platform> DeviceHost<P> {
+    /// How long the journal has been at one batch, in ms.
+    fn stalled_ms(&self, now_ms: u64) -> u64 {
+        let known = self.batch.get();
+        let batch = self.store.batch_under_way().map(|batch| match known {
+            Some((same, since)) if same == batch => (batch, since),
+            _ => (batch, now_ms),
+        });
+        self.batch.set(batch);
+        batch.map_or(0, |(_, since)| now_ms.saturating_sub(since))
+    }
 }
 
 /// All devices that this core owns.
@@ -68,6 +86,7 @@ impl<P: Platform> CoreHost<P> {
                     shards,
                     partitions: RefCell::default(),
                     forgetting: RefCell::default(),
+                    batch: Cell::new(None),
                 }),
             )
         };
@@ -163,7 +182,13 @@ impl<P: Platform> CoreHost<P> {
 
     /// Time passes for every replica.
     pub(crate) fn tick(&self) {
-        for host in self.devices.values() {
+        let now_ms = self.links.monotonic_ms();
+        for (id, host) in &self.devices {
+            let stalled_ms = host.stalled_ms(now_ms);
+            if stalled_ms >= STALL_MAX_MS && self.map.borrow().is_in(*id) {
+                let reason = format!("its journal has been at one batch for {stalled_ms} ms");
+                self.links.control.device_failed(*id, reason);
+            }
             let replicas: Vec<_> = host.partitions.borrow().values().cloned().collect();
             replicas.iter().for_each(PartitionHost::tick);
         }
@@ -185,6 +210,17 @@ impl<P: Platform> CoreHost<P> {
     /// What stands on a device beside shards was found damaged: the device is out, and mended at the next start.
     pub(crate) fn index_damaged(&self, device: DeviceId, reason: String) {
         self.links.index_damaged(&self.devices[&device].store, reason);
+    }
+
+    /// The device failed to read a range: it is not handed out again. A device with too many such blocks is out.
+    pub(crate) async fn quarantine(&self, device: DeviceId, run: Run) {
+        let Err(error) = self.devices[&device].store.quarantine(run.offset, run.len_bytes).await else {
+            return;
+        };
+        tracing::warn!(event = "quarantine_failed", %device, offset = run.offset, %error);
+        if let StoreError::QuarantineFull { .. } = error {
+            self.links.control.device_failed(device, error.to_string());
+        }
     }
 
     /// Answers one frame.
@@ -221,6 +257,10 @@ impl<P: Platform> CoreHost<P> {
             PeerRequest::FenceGroup { pg, epoch } => host.shards.fence(pg, epoch).await,
             PeerRequest::ListShards { pg, after, limit } => host.shards.list(pg, after, limit).await,
             PeerRequest::ShardLengths { names } => host.shards.lengths(&names).await,
+            PeerRequest::Quarantine { run } => {
+                self.quarantine(device, run).await;
+                Ok(PeerResponse::Done)
+            }
             PeerRequest::Execute { partition, command } => {
                 let replica =
                     host.partitions.borrow().get(&partition).cloned().ok_or(PeerFault::NotPrimary)?;
