@@ -127,3 +127,28 @@ impl Queue {
         self.waiting.drain(..).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(queue: &mut Queue, subject: Subject, class: Class) -> Result<(), StoreError> {
+        let (done, _) = oneshot::channel();
+        let bytes = vec![0; 1 << 20];
+        queue.push(Pending { bytes, record: None, subject, class, grows_tail: false, done, hold: None })
+    }
+
+    #[test]
+    fn what_was_admitted_elsewhere_has_room_when_the_rest_is_refused() {
+        let mut queue = Queue::default();
+        let shard = (Subject::Pg(PgId(1)), Class::Ordinary);
+        while push(&mut queue, shard.0, shard.1).is_ok() {}
+        assert_eq!(queue.bytes(), QUEUE_BYTES_ADMIT);
+        assert!(push(&mut queue, Subject::Local, Class::Ordinary).is_err());
+        push(&mut queue, Subject::Pg(PgId(1)), Class::Privileged).unwrap();
+        while push(&mut queue, Subject::Partition(PartitionId(1)), Class::Ordinary).is_ok() {}
+        assert_eq!(queue.bytes(), QUEUE_BYTES_MAX);
+        assert_eq!(queue.drain().len(), QUEUE_BYTES_MAX >> 20);
+        assert_eq!(queue.bytes(), 0);
+    }
+}
