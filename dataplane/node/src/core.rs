@@ -314,12 +314,12 @@ async fn recover(
 /// Keeps what other cores know of a device's space at most a moment old.
 fn watch_space(store: &Store<NodeDevice>, known: Arc<DeviceSpace>, queues: Queues) {
     const EVERY: Duration = Duration::from_millis(20);
-    known.set(store.space());
+    known.set(store);
     let store = store.clone();
     spawner(queues.device)(Box::pin(async move {
         loop {
             glommio::timer::sleep(EVERY).await;
-            known.set(store.space());
+            known.set(&store);
         }
     }));
 }

@@ -31,7 +31,7 @@ pub(crate) const PEER: Target = Target {
 fn request(random: &mut Random) -> PeerRequest {
     let name = ShardName { pg: PgId(3), blob: blob_id(random), shard: ShardIndex(random.byte()) };
     let (epoch, partition) = (Epoch(random.number()), PartitionId(200));
-    match random.below(16) {
+    match random.below(17) {
         0 => {
             let remote = random.one_in(2);
             PeerRequest::ReserveShard { name, epoch, len_bytes: random.number(), remote }
@@ -63,6 +63,7 @@ fn request(random: &mut Random) -> PeerRequest {
         }
         13 => PeerRequest::FreeShard { name, epoch },
         14 => PeerRequest::FullDevices,
+        15 => PeerRequest::Quarantine { run: Run { offset: random.number(), len_bytes: random.number() } },
         _ => PeerRequest::BucketIsEmpty { bucket: BucketId(random.number()) },
     }
 }

@@ -161,6 +161,8 @@ impl Check<'_> {
         }
         let whole = listed.whole();
         let free = device.store.free_map();
+        let idle = free.idle().into_iter();
+        used.extend(idle.map(|extent| Used { extent, purpose: Purpose::Quarantine }));
         let area = free.area();
         let runs = free.runs().map(|(start, blocks)| (start.0, blocks));
         space::judge(&name, area.start.0..area.end.0, used, runs, whole, &mut self.findings);

@@ -79,6 +79,11 @@ impl<P: Platform> Links<P> {
         self.full_elsewhere.borrow_mut().insert(node, devices);
     }
 
+    /// Whether a device's journal has too much to do to begin more.
+    pub(super) fn is_busy(&self, device: DeviceId) -> bool {
+        self.space.is_busy(device)
+    }
+
     /// Asks the control plane to record a new primary, and waits until no core takes the old one for it any more:
     /// what the new one acknowledges from then on, no core can miss.
     pub(super) async fn activate(&self, partition: PartitionId, epoch: Epoch) -> bool {

@@ -175,6 +175,10 @@ impl<P: Platform> PartitionHost<P> {
         if !self.is_serving_primary() {
             return Err(PeerFault::NotPrimary.into());
         }
+        // Before anything is proposed: a replica that cannot journal an entry is lost until the next epoch.
+        if self.members.borrow().iter().any(|member| self.links.is_busy(*member)) {
+            return Err(PeerFault::Busy.into());
+        }
         if let Some(bucket) = written_bucket(command) {
             if !self.links.bucket_is_open(bucket) {
                 return Err(PeerFault::BucketGone.into());

@@ -276,7 +276,7 @@ impl World {
         spawn(Box::pin(async move {
             loop {
                 for (id, device) in ticking.devices() {
-                    space.of(id).expect("made for every device").set(device.store.space());
+                    space.of(id).expect("made for every device").set(&device.store);
                 }
                 timer.sleep(TICK).await;
                 ticking.tick();

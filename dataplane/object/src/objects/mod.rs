@@ -80,7 +80,7 @@ impl From<WriteError> for ApiError {
         match error {
             WriteError::Body(error) => Self::Body(error),
             WriteError::OutOfSpace => Self::OutOfSpace,
-            WriteError::NoGroup | WriteError::TooFewShards { .. } => {
+            WriteError::NoGroup | WriteError::TooFewShards { .. } | WriteError::TooSlow => {
                 Self::Unavailable { reason: error.to_string() }
             }
         }

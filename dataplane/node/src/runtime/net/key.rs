@@ -25,6 +25,7 @@ pub(crate) enum KeyError {
 }
 
 impl ClusterKey {
+    #[cfg(test)]
     pub(crate) fn new(bytes: [u8; KEY_BYTES]) -> Self {
         Self(bytes)
     }
