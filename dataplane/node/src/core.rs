@@ -1,6 +1,8 @@
 //! One executor: its ring, its devices, its listener. Everything on a core is built here, in this order: ring and
 //! buffers, recovery of the devices it owns, transport, map, jobs; and, once every core is that far, connections.
 
+mod messages;
+
 use std::{
     cell::{Cell, OnceCell},
     collections::BTreeMap,
@@ -32,6 +34,7 @@ use quarry_storage::{
     store::{Mend, Store, StoreOptions},
 };
 
+use self::messages::{start_mesh, start_net};
 use crate::{
     cluster::{CoreParts, NodeCluster, Progress, Reads, Repairs},
     config::Config,
@@ -49,7 +52,7 @@ use crate::{
         clock::CoreTimer,
         fd::{CompletionEvents, HyperStream},
         mesh::{Inbox, Mesh},
-        net::{ClusterKey, Identity, Net, Versions},
+        net::{ClusterKey, Net},
         pulse::CorePulse,
         tls::Tls,
     },
@@ -347,50 +350,6 @@ fn checkpoint_when_quiet(store: &Store<NodeDevice>, queues: Queues) {
 
 fn decode_entry(payload: &[u8]) -> Result<Vec<quarry_storage::store::Mutation>, String> {
     Payload::decode(payload).map(into_mutations).map_err(|error| error.to_string())
-}
-
-fn start_mesh(shared: &Shared, index: usize, queues: Queues) -> Rc<Mesh> {
-    let owners = shared.clone();
-    let route = Rc::new(move |to| match to {
-        quarry_object::transport::Address::Device(device) => owners.owner(device),
-        quarry_object::transport::Address::Core(core) => (core < owners.config.cores).then_some(core),
-        quarry_object::transport::Address::Node(_) => None,
-    });
-    let mesh = Mesh::new(index, shared.inboxes.clone(), route, spawner(queues.device));
-    spawner(queues.device)(Box::pin(Rc::clone(&mesh).receive()));
-    mesh
-}
-
-/// The way to and from other nodes, if this one has any. Nothing is sent before the first map.
-fn start_net(
-    shared: &Shared,
-    mesh: &Rc<Mesh>,
-    cluster: &Rc<NodeCluster<Production>>,
-    queues: Queues,
-    known: &OnceCell<Rc<Net>>,
-) -> anyhow::Result<()> {
-    let Some((address, key)) = &shared.peers else { return Ok(()) };
-    let me = Identity {
-        cluster: shared.published.map.cluster,
-        node: shared.node,
-        incarnation: shared.incarnation,
-        versions: Versions::OURS,
-    };
-    let (random, metrics) = (Rc::clone(cluster), Arc::clone(&shared.metrics));
-    let random = Box::new(move || quarry_object::cluster::Cluster::random(&*random));
-    let stats = Rc::new(move |node, class| metrics.link(node, class));
-    let net = Net::new(me, key.clone(), spawner(queues.device), random, stats);
-    net.set_map(&shared.published.map);
-    let answering = Rc::clone(mesh);
-    let handler = move |to, _, parcel| -> LocalBoxFuture<'static, _> {
-        let mesh = Rc::clone(&answering);
-        Box::pin(async move { mesh.call_here(to, parcel).await })
-    };
-    net.listen(*address, Rc::new(handler))
-        .map_err(|error| anyhow::anyhow!("cannot listen for other nodes on {address}: {error}"))?;
-    mesh.set_net(Rc::clone(&net));
-    assert!(known.set(net).is_ok(), "started once");
-    Ok(())
 }
 
 async fn wait_for_all(count: &AtomicU64, cores: usize) {

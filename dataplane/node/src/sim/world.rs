@@ -7,9 +7,9 @@
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use futures::{channel::oneshot, future::join_all};
-use quarry_clustermap::{ClusterId, ClusterMap, DeviceId, NodeId, Tier};
+use quarry_clustermap::{ClusterId, ClusterMap, DeviceId, Incarnation, NodeId, Tier};
 use quarry_controller::{
-    Controller, ControllerHandle, ControllerOptions, DeviceReport, NodeRegistration, Registered,
+    Controller, ControllerHandle, ControllerOptions, DeviceReport, NodeRegistration, Published, Registered,
 };
 use quarry_metastore::{Embedded, Metastore, Transaction};
 use quarry_object::objects::{ObjectOptions, Objects};
@@ -265,14 +265,30 @@ impl World {
         self.network.attach(node, handler, Rc::clone(&spawn));
         host.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
         cluster.set_published(&published);
-        let (told, acting) = (Rc::clone(&host), Rc::clone(&cluster));
+        self.start_tasks((&host, &cluster), newest, space, (node, incarnation), &spawn);
+        let options = ObjectOptions { inline_below_bytes: INLINE_BELOW_BYTES };
+        let objects = Rc::new(Objects::new(cluster, options));
+        let running = RunningNode { life, host, objects };
+        self.nodes.borrow_mut().insert(node, Rc::new(running));
+    }
+
+    /// What runs in a node beside requests.
+    fn start_tasks(
+        &self,
+        (host, cluster): (&Rc<CoreHost<ClusterSim>>, &Rc<NodeCluster<ClusterSim>>),
+        newest: async_channel::Receiver<Published>,
+        space: SpaceTable,
+        (node, incarnation): (NodeId, Incarnation),
+        spawn: &Spawn,
+    ) {
+        let (told, acting) = (Rc::clone(host), Rc::clone(cluster));
         spawn(Box::pin(async move {
             while let Ok(published) = newest.recv().await {
                 told.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
                 acting.set_published(&published);
             }
         }));
-        let (ticking, timer) = (Rc::clone(&host), self.timer.clone());
+        let (ticking, timer) = (Rc::clone(host), self.timer.clone());
         spawn(Box::pin(async move {
             loop {
                 for (id, device) in ticking.devices() {
@@ -283,17 +299,13 @@ impl World {
             }
         }));
         let (budget, pair) =
-            (Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND)), || (Rc::clone(&host), Rc::clone(&cluster)));
+            (Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND)), || (Rc::clone(host), Rc::clone(cluster)));
         spawn(Box::pin(jobs::freer::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::leftovers::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::room::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::mover::run(pair().1, Rc::clone(&budget))));
         spawn(Box::pin(jobs::repair::run(pair().0, pair().1, budget)));
         spawn(Box::pin(jobs::collector::follow(pair().0, pair().1, node, incarnation)));
-        let options = ObjectOptions { inline_below_bytes: INLINE_BELOW_BYTES };
-        let objects = Rc::new(Objects::new(cluster, options));
-        let running = RunningNode { life, host, objects };
-        self.nodes.borrow_mut().insert(node, Rc::new(running));
     }
 
     /// Waits until every partition has one serving primary and all nodes act on the same map.
