@@ -136,7 +136,7 @@ pub(crate) async fn delete_many<S: ObjectStore>(
     if input.delete.objects.is_empty() || input.delete.objects.len() > DELETE_MANY_MAX {
         return Err(refuse(S3ErrorCode::MalformedXML, "from 1 to 1000 keys can be deleted at once"));
     }
-    core.store.head_bucket(&input.bucket).await.map_err(from_api)?;
+    core.store.bucket(&input.bucket).map_err(from_api)?;
     let quiet = input.delete.quiet.unwrap_or(false);
     let mut output = DeleteObjectsOutput::default();
     for object in input.delete.objects {
