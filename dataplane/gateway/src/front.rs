@@ -22,14 +22,13 @@ const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 3600;
 type RefusedHeader = (&'static str, fn(&str) -> bool);
 
 /// Headers of features that are not there: prefix, and whether a value means "nothing asked".
-const REFUSED_HEADERS: [RefusedHeader; 8] = [
+const REFUSED_HEADERS: [RefusedHeader; 7] = [
     ("x-amz-server-side-encryption", |_| false),
     ("x-amz-copy-source-server-side-encryption", |_| false),
     ("x-amz-object-lock-", |_| false),
     ("x-amz-bucket-object-lock-enabled", |value| value.eq_ignore_ascii_case("false")),
     ("x-amz-grant-", |_| false),
     ("x-amz-acl", |value| value == "private" || value == "bucket-owner-full-control"),
-    ("x-amz-tagging", |value| value.is_empty() || value == "COPY"),
     ("x-amz-write-offset-bytes", |_| false),
 ];
 

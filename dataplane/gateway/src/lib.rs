@@ -24,6 +24,7 @@ mod conditions;
 mod connection;
 mod copy;
 mod deadline;
+mod describe;
 mod error;
 mod exchange;
 mod front;
@@ -36,6 +37,8 @@ mod options;
 mod outbound;
 mod reply;
 mod stream;
+mod tags;
+mod versions;
 
 pub use connection::{ConnectionError, Gateway};
 pub use options::{GatewayOptions, Limits, Observer, RequestRecord};

@@ -5,7 +5,9 @@ use futures::executor::block_on;
 use quarry_clustermap::{BucketId, Epoch, PartitionId, Sequence, partition_of};
 use quarry_partition::{
     BlobRef,
-    command::{BlobOwner, Command, DecodedRow, Segment, decode_row, evaluate, is_free_list_row},
+    command::{
+        BlobOwner, Command, Context, DecodedRow, Segment, VersionId, decode_row, evaluate, is_free_list_row,
+    },
 };
 use quarry_storage::format::rows::{LogRow, encode_log, log_key};
 
@@ -76,8 +78,10 @@ fn a_blob_of_a_version_that_is_also_free() {
     let store = node.store(node.map.partition(large.partition).primary);
     let view = ReplicaRows::new(&store, large.partition, Sequence(u64::MAX)).unwrap();
     let (bucket, key) = (large.bucket, large.name.clone());
-    let delete = Command::Delete { bucket, key, conditions: Default::default() };
-    let rows = block_on(evaluate(&view, 0, &delete)).unwrap().rows;
+    let version = Some(VersionId::Null);
+    let delete =
+        Command::Delete { bucket, key, version, request: large.blob.blob, conditions: Default::default() };
+    let rows = block_on(evaluate(&view, Context::default(), &delete)).unwrap().rows;
     let freed = rows.into_iter().filter(|row| is_free_list_row(&row.key));
     let freed: Vec<_> = freed.map(|row| (row.key, row.value.map(Bytes::from))).collect();
     assert_eq!(freed.len(), 1);
