@@ -79,9 +79,11 @@ pub(crate) async fn list<S: ObjectStore>(
             .filter(|asked| (1..=10 * BUCKETS_MAX).contains(asked))
             .ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "max-buckets must be from 1 to 10000"))?,
     };
+    // All buckets are in the one region.
+    let here = input.bucket_region.is_none_or(|region| region == core.region);
     let mut found: Vec<BucketInfo> = core.store.list_buckets().await.map_err(from_api)?;
     found.retain(|bucket| {
-        bucket.name.starts_with(&prefix) && after.as_ref().is_none_or(|after| bucket.name > *after)
+        here && bucket.name.starts_with(&prefix) && after.as_ref().is_none_or(|after| bucket.name > *after)
     });
     let truncated = found.len() > limit;
     found.truncate(limit);

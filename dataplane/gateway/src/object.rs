@@ -238,7 +238,7 @@ fn is_partial(selector: &Selector, len_bytes: u64) -> bool {
     selector.range.is_some() || selector.part.is_some() && len_bytes > 0
 }
 
-fn range_request(range: Range) -> RangeRequest {
+pub(crate) fn range_request(range: Range) -> RangeRequest {
     match range {
         Range::Int { first, last: Some(last) } => RangeRequest::Inclusive { first, last },
         Range::Int { first, last: None } => RangeRequest::From { first },
@@ -256,7 +256,7 @@ fn resolve(range: RangeRequest, size_bytes: u64) -> Result<(u64, u64), ApiError>
     if first < end { Ok((first, end - first)) } else { Err(ApiError::InvalidRange { size_bytes }) }
 }
 
-fn content_range(first: u64, len_bytes: u64, size_bytes: u64) -> String {
+pub(crate) fn content_range(first: u64, len_bytes: u64, size_bytes: u64) -> String {
     format!("bytes {first}-{}/{size_bytes}", (first + len_bytes).saturating_sub(1))
 }
 

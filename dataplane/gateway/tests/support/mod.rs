@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use md5::{Digest as _, Md5};
-use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
+use quarry_gateway::{Domains, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
 use quarry_object::api::{
     ApiError, Attributes, Body, BodyError, BucketConfig, BucketInfo, Completion, Conditions, CopyChanges,
     CopySource, Deleted, DocumentKind, ListEntry, ListPage, ListRequest, ObjectContent, ObjectHead,
@@ -565,6 +565,11 @@ pub fn gateway(log: Rc<Log>) -> Gateway {
     gateway_with(log, Limits::default(), Rc::<MemoryStore>::default())
 }
 
+/// Milliseconds since 1970.
+pub fn wall_ms() -> u64 {
+    u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
+}
+
 /// A gateway on tokio's clock, which a test may have paused.
 pub fn gateway_with<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>) -> Gateway {
     let begin = tokio::time::Instant::now();
@@ -573,7 +578,9 @@ pub fn gateway_with<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>) 
         access_key: ACCESS_KEY.into(),
         secret_key: SECRET_KEY.into(),
         region: "us-east-1".into(),
+        domains: Domains { api: vec!["s3.test".into()], website: vec!["site.test".into()] },
         limits,
+        unix_ms: Rc::new(wall_ms),
         clock: Rc::new(move || -> Duration { begin.elapsed() }),
         sleep: Rc::new(|duration| Box::pin(tokio::time::sleep(duration))),
         request_ids: Rc::new(move || {
