@@ -21,7 +21,7 @@ use quarry_object::metadata::{Bucket, ExecuteError, Metadata};
 use quarry_object::objects::{ObjectOptions, Objects};
 use quarry_object::peer::PeerFault;
 use quarry_partition::command::{
-    Command, Context, Entry, EvaluateError, List, Reply, View, ViewError, evaluate,
+    Command, Entry, EvaluateError, EvaluationContext, List, Reply, View, ViewError, evaluate,
 };
 use quarry_storage::device::{BufferPool, IoBuf};
 
@@ -109,7 +109,7 @@ impl Metadata for RealCluster {
         let buckets = self.buckets.borrow().clone();
         let bucket = command.bucket().and_then(|id| buckets.into_values().find(|bucket| bucket.id == id));
         let versioning = bucket.map(|bucket| bucket.config.versioning).unwrap_or_default();
-        let context = Context { now_ms: self.now_ms(), versioning };
+        let context = EvaluationContext { now_ms: self.now_ms(), versioning };
         let view = RowsView(self.rows.take());
         let evaluated = evaluate(&view, context, &command).await;
         let mut rows = view.0;

@@ -21,7 +21,7 @@ use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionConfig, PartitionId,
 use quarry_object::{metadata::ExecuteError, peer::PeerFault};
 use quarry_partition::{
     Envelope, Input, Message, Output, Payload, Refusal, Replica, Report, Row,
-    command::{Command, Context, EvaluateError, Reply, evaluate, is_free_list_row},
+    command::{Command, EvaluateError, EvaluationContext, Reply, evaluate, is_free_list_row},
 };
 use quarry_storage::store::{LogEntry, Mutation, Store, StoreError};
 
@@ -149,9 +149,9 @@ impl<P: Platform> PartitionHost<P> {
         if is_read(command) { self.read(command).await } else { self.write(command).await }
     }
 
-    fn context(&self, command: &Command) -> Context {
+    fn context(&self, command: &Command) -> EvaluationContext {
         let versioning = command.bucket().map(|bucket| self.links.versioning(bucket)).unwrap_or_default();
-        Context { now_ms: self.links.unix_ms(), versioning }
+        EvaluationContext { now_ms: self.links.unix_ms(), versioning }
     }
 
     /// Reads see committed rows only, so they wait for nothing.

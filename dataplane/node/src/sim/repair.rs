@@ -243,6 +243,7 @@ async fn put_short(node: &Rc<NodeParts>, key: &str, content: &Content) {
         key: key.to_owned(),
         etag: content.etag.clone(),
         attributes: StoredAttributes::default(),
+        tags: Vec::new(),
         checksums: Vec::default(),
         content: Stored::Blobs(vec![blob]),
         conditions: StoredConditions::default(),

@@ -44,7 +44,7 @@ pub use message::{
 };
 
 pub use rows::{VERSION_MS_BYTES, is_free_list_row, null_version_row};
-pub use version::{Context, VersionId, Versioning};
+pub use version::{EvaluationContext, VersionId, Versioning};
 
 use crate::{FrameError, Row};
 

@@ -14,7 +14,7 @@ const TEXT_BYTES: usize = 32;
 
 /// What an evaluation knows beside the rows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Context {
+pub struct EvaluationContext {
     /// Unix milliseconds.
     pub now_ms: u64,
     /// Of the bucket that the command is about.

@@ -12,8 +12,8 @@ use super::manifest::{Manifest, Pairs, StoredAttributes};
 use super::message::{Command, Refusal, Reply};
 use super::state::State;
 use super::{
-    ATTRIBUTES_BYTES_MAX, Context, EvaluateError, Evaluated, KEY_BYTES_MAX, LIST_ENTRIES_MAX, TAG_CHARS_MAX,
-    TAGS_MAX, View, rows,
+    ATTRIBUTES_BYTES_MAX, EvaluateError, Evaluated, EvaluationContext, KEY_BYTES_MAX, LIST_ENTRIES_MAX,
+    TAG_CHARS_MAX, TAGS_MAX, View, rows,
 };
 
 /// Rows of one evaluation, below the limit of a log entry. A delete makes at most 30,025 (10,000 blobs, all degraded);
@@ -26,10 +26,10 @@ const ROWS_MAX: usize = 60_000;
 /// [`EvaluateError`]: nothing has changed.
 pub async fn evaluate(
     view: &impl View,
-    context: Context,
+    context: EvaluationContext,
     command: &Command,
 ) -> Result<Evaluated, EvaluateError> {
-    let Context { now_ms, versioning } = context;
+    let EvaluationContext { now_ms, versioning } = context;
     let mut state = State { view, now_ms, versioning, rows: Vec::new() };
     let reply = dispatch(&mut state, command).await?;
     if state.rows.len() > ROWS_MAX {

@@ -11,8 +11,8 @@ use futures::executor::block_on;
 use quarry_clustermap::{BlobId, BucketId, ErasureProfile, Incarnation, NodeId, PgId, WriterCounter};
 
 use super::{
-    Command, Conditions, Content, Context, EvaluateError, Lookup, Put, PutPart, Refusal, Reply, Stored,
-    StoredAttributes, UploadId, Versioning, View, ViewError, evaluate,
+    Command, Conditions, Content, EvaluateError, EvaluationContext, Lookup, Put, PutPart, Refusal, Reply,
+    Stored, StoredAttributes, UploadId, Versioning, View, ViewError, evaluate,
 };
 use crate::{BlobRef, Row};
 
@@ -46,7 +46,7 @@ struct Partition {
 
 impl Partition {
     fn evaluate(&mut self, command: &Command) -> Result<(Reply, Vec<Row>), EvaluateError> {
-        let context = Context { now_ms: self.now_ms, versioning: self.versioning };
+        let context = EvaluationContext { now_ms: self.now_ms, versioning: self.versioning };
         let evaluated = block_on(evaluate(&self.rows, context, command))?;
         for row in evaluated.rows.clone() {
             match row.value {
