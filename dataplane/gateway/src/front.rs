@@ -185,9 +185,6 @@ fn screen_features(parts: &Parts, owner_id: &str, query: &[Pair<'_>]) -> S3Resul
     if parts.method == http::Method::POST && content_type.to_ascii_lowercase().starts_with("multipart/") {
         return Err(refuse(S3ErrorCode::NotImplemented, "uploads by HTML form are not implemented"));
     }
-    if find(query, "versionId").is_some_and(|version| version != "null") {
-        return Err(refuse(S3ErrorCode::NoSuchVersion, "versions are not kept; only versionId=null exists"));
-    }
     for (name, value) in &parts.headers {
         let name = name.as_str();
         let refused = REFUSED_HEADERS

@@ -93,7 +93,7 @@ async fn merge<P: Platform>(
         }
     }
     let mut merged: Vec<Entry> = Vec::with_capacity(list.max as usize);
-    while let Some(Reverse((name, index))) = heap.pop() {
+    while let Some(Reverse((_, index))) = heap.pop() {
         let source = &mut sources[index];
         let entry = source.entries.pop_front().expect("the heap names sources that have an entry");
         // The same rolled-up prefix comes from every partition that has a key below it.
