@@ -53,6 +53,8 @@ pub(crate) struct Core<S> {
     pub(crate) owner_name: String,
     pub(crate) region: String,
     pub(crate) limits: Limits,
+    pub(crate) unix_ms: Rc<dyn Fn() -> u64>,
+    root: (String, SecretKey),
     pub(crate) cors: Cache<Cors>,
     pub(crate) websites: Cache<Website>,
 }
@@ -78,9 +80,17 @@ impl<S> Core<S> {
             owner_name: options.access_key.clone(),
             region: options.region.clone(),
             limits: options.limits,
+            unix_ms: Rc::clone(&options.unix_ms),
+            root: (options.access_key.clone(), options.secret_key.clone().into()),
             cors: Cache::new(DocumentKind::Cors),
             websites: Cache::new(DocumentKind::Website),
         }
+    }
+
+    /// The secret of an access key id, for signatures that s3s does not verify.
+    pub(crate) fn secret_key(&self, access_key: &str) -> Option<&str> {
+        let (known, secret) = &self.root;
+        (known == access_key).then(|| secret.expose())
     }
 }
 
