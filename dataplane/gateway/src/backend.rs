@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use async_trait::async_trait;
 use quarry_object::api::{DocumentKind, ObjectStore};
+use quarry_object::lifecycle::Lifecycle;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::{
@@ -57,6 +58,7 @@ pub(crate) struct Core<S> {
     root: (String, SecretKey),
     pub(crate) cors: Cache<Cors>,
     pub(crate) websites: Cache<Website>,
+    pub(crate) lifecycles: Cache<Lifecycle>,
 }
 
 /// The one owner of everything: an opaque id of 64 hex digits, as S3's canonical user ids are.
@@ -84,6 +86,7 @@ impl<S> Core<S> {
             root: (options.access_key.clone(), options.secret_key.clone().into()),
             cors: Cache::new(DocumentKind::Cors),
             websites: Cache::new(DocumentKind::Website),
+            lifecycles: Cache::new(DocumentKind::Lifecycle),
         }
     }
 

@@ -111,7 +111,9 @@ impl Form {
 fn a_signed_form_stores_its_file() {
     run(async {
         let bench = Bench::new().await;
-        let form = Form::new("up/${filename}", b"hello").field("x-amz-meta-who", "me").field("Content-Type", "text/x");
+        let form = Form::new("up/${filename}", b"hello")
+            .field("x-amz-meta-who", "me")
+            .field("Content-Type", "text/x");
         let text = bench.send(&form.request("/bucket")).await;
         assert!(text.starts_with("HTTP/1.1 204 ") && text.contains("etag: \"5d41402a"), "{text}");
         let text = bench.get("up/a.txt").await;
@@ -186,7 +188,8 @@ fn what_the_policy_does_not_allow_is_refused() {
             assert!(text.contains(&format!("<Code>{code}</Code>")), "{text}");
         }
         let unsigned = "--XX\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\nx\r\n--XX\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\nx\r\n--XX--\r\n";
-        let head = "POST /bucket HTTP/1.1\r\nhost: test\r\ncontent-type: multipart/form-data; boundary=XX\r\n";
+        let head =
+            "POST /bucket HTTP/1.1\r\nhost: test\r\ncontent-type: multipart/form-data; boundary=XX\r\n";
         let request = format!("{head}content-length: {}\r\n\r\n{unsigned}", unsigned.len());
         assert!(bench.send(request.as_bytes()).await.contains("<Code>AccessDenied</Code>"));
         assert!(bench.get("x").await.contains("NoSuchKey"));

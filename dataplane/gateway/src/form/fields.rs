@@ -333,7 +333,7 @@ mod tests {
             (part("a") + "--XX??", FormError::Malformed),
             (part("a") + "--XX\r\nno: disposition\r\n\r\n", FormError::Malformed),
             (twice + "--XX--", FormError::Malformed),
-            (many, FormError::TooLarge),
+            (many + "--XX--", FormError::TooLarge),
             (part("a").replace('v', &"v".repeat(FIELDS_BYTES_MAX)), FormError::TooLarge),
             (part("a").replace("=\"a\"", "=\"a"), FormError::Malformed),
         ] {
