@@ -29,6 +29,7 @@ mod deadline;
 mod describe;
 mod error;
 mod exchange;
+mod form;
 mod front;
 mod host;
 mod inbound;

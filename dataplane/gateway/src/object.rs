@@ -20,6 +20,7 @@ use crate::backend::Core;
 use crate::body::RequestBody;
 use crate::checksum::kind;
 use crate::conditions::{etag, on_read, on_write};
+use crate::configuration::lifecycle::expiration;
 use crate::error::{VERSION_ID, from_api, from_api_write, refuse};
 use crate::multipart::part_number;
 use crate::outbound::Content;
@@ -42,8 +43,9 @@ pub(crate) async fn put<S: ObjectStore>(
     let stored = core.store.put_object(&input.bucket, &input.key, attributes, conditions, body);
     let mut stored = stored.await.map_err(from_api_write)?;
     let checksum_type = kind(&stored.checksums);
+    let headers = HeaderMap::from_iter(expiration(core, &input.bucket, &stored));
     let mut take = |name: &str| stored.checksums.remove(name);
-    Ok(S3Response::new(PutObjectOutput {
+    let output = PutObjectOutput {
         checksum_crc32: take("crc32"),
         checksum_crc32c: take("crc32c"),
         checksum_crc64nvme: take("crc64nvme"),
@@ -53,7 +55,8 @@ pub(crate) async fn put<S: ObjectStore>(
         version_id: stored.version.map(|version| version.to_string()),
         e_tag: Some(etag(stored.etag)),
         ..PutObjectOutput::default()
-    }))
+    };
+    Ok(S3Response::with_headers(output, headers))
 }
 
 pub(crate) async fn get<S: ObjectStore>(
@@ -79,6 +82,7 @@ pub(crate) async fn get<S: ObjectStore>(
     let partial = is_partial(&selector, len_bytes);
     let with_checksums = wants_checksums(input.checksum_mode.as_ref()) && !partial;
     let mut headers = described(&content.info, &selector, with_checksums);
+    headers.extend(expiration(core, &input.bucket, &content.info));
     for (name, overridden) in overrides {
         if overridden {
             headers.remove(name);
@@ -114,7 +118,9 @@ pub(crate) async fn head<S: ObjectStore>(
         e_tag: Some(etag(info.etag.clone())),
         ..HeadObjectOutput::default()
     };
-    let mut response = S3Response::with_headers(output, described(&info, &selector, with_checksums));
+    let mut headers = described(&info, &selector, with_checksums);
+    headers.extend(expiration(core, &input.bucket, &info));
+    let mut response = S3Response::with_headers(output, headers);
     response.status = partial.then_some(StatusCode::PARTIAL_CONTENT);
     Ok(response)
 }
@@ -190,6 +196,7 @@ fn described(info: &ObjectInfo, selector: &Selector, with_checksums: bool) -> He
     let mut headers = attributes::to_response(&info.attributes);
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(LAST_MODIFIED, attributes::http_date(info.last_modified_ms));
+    headers.extend(attributes::own_expiry_header(info));
     if let Some(version) = info.version {
         let name = HeaderValue::try_from(version.to_string()).expect("version ids are visible ASCII");
         headers.insert(VERSION_ID, name);

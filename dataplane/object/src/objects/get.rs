@@ -31,10 +31,11 @@ impl<C: Cluster + Metadata> Objects<C> {
     ) -> Result<ObjectHead, ApiError> {
         let (lookup, partition) = self.lookup((bucket, key), selector, conditions)?;
         match self.cluster.execute(partition, Command::Head(lookup)).await? {
-            Reply::Object { manifest, version, part, .. } => Ok(ObjectHead {
-                info: convert::to_info(key, manifest, version),
-                part: part.map(|part| (part.first, part.len)),
-            }),
+            Reply::Object { manifest, version, part, .. } => {
+                self.refuse_expired(bucket, key, selector, &manifest)?;
+                let part = part.map(|part| (part.first, part.len));
+                Ok(ObjectHead { info: convert::to_info(key, manifest, version), part })
+            }
             other => Err(convert::unexpected(&other)),
         }
     }
@@ -92,6 +93,7 @@ impl<C: Cluster + Metadata> Objects<C> {
                     Reply::Object { manifest, inline, version, part } => (manifest, inline, version, part),
                     other => return Err(convert::unexpected(&other)),
                 };
+            self.refuse_expired(bucket, key, selector, &manifest)?;
             let (first, len) = match part {
                 Some(part) => (part.first, part.len),
                 None => resolve(selector.range, manifest.size_bytes)?,

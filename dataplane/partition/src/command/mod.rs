@@ -43,7 +43,7 @@ pub use message::{
     PartEntry, PartRange, Position, Put, PutPart, Refusal, Reply, pairs,
 };
 
-pub use rows::{VERSION_MS_BYTES, is_free_list_row, null_version_row};
+pub use rows::{UPLOAD_ROWS, VERSION_MS_BYTES, is_free_list_row, null_version_row};
 pub use version::{EvaluationContext, VersionId, Versioning};
 
 use crate::{FrameError, Row};
