@@ -41,7 +41,7 @@ pub(crate) fn screen(parts: &Parts, owner_id: &str, limits: &Limits) -> S3Result
     screen_size(parts, limits)?;
     let query = query_pairs(parts.uri.query().unwrap_or(""))?;
     screen_authentication(&parts.headers, &query)?;
-    screen_features(parts, owner_id, &query)
+    screen_features(parts, owner_id)
 }
 
 /// Refuses a head that is too large.
@@ -183,7 +183,7 @@ fn screen_signed_headers(headers: &HeaderMap, signed: &str, exempt: fn(&str) -> 
     ))
 }
 
-fn screen_features(parts: &Parts, owner_id: &str, query: &[Pair<'_>]) -> S3Result<()> {
+fn screen_features(parts: &Parts, owner_id: &str) -> S3Result<()> {
     let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     if parts.method == http::Method::POST && content_type.to_ascii_lowercase().starts_with("multipart/") {
         return Err(refuse(S3ErrorCode::NotImplemented, "uploads by HTML form are not implemented"));

@@ -120,9 +120,7 @@ pub(crate) async fn head<S: ObjectStore>(
     };
     let mut headers = described(&info, &selector, with_checksums);
     headers.extend(expiration(core, &input.bucket, &info));
-    let mut response = S3Response::with_headers(output, headers);
-    response.status = partial.then_some(StatusCode::PARTIAL_CONTENT);
-    Ok(response)
+    Ok(S3Response::with_headers(output, headers))
 }
 
 pub(crate) async fn delete<S: ObjectStore>(

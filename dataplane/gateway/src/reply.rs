@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, SERVER};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, SERVER};
 use http::{HeaderValue, Response, StatusCode};
 use s3s::{Body, HttpResponse, S3Error, S3ErrorCode};
 
@@ -46,6 +46,10 @@ pub(crate) fn complete(mut response: HttpResponse, exchange: &Rc<Exchange>) -> R
         && let Some(fault) = exchange.fault.take()
     {
         response = from_error(from_fault(&fault));
+    }
+    // s3s knows no other status for HEAD, also where only a part or range was asked for.
+    if response.status() == StatusCode::OK && response.headers().contains_key(CONTENT_RANGE) {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
     exchange.status.set(response.status().as_u16());
     if response.status() == StatusCode::NOT_MODIFIED {

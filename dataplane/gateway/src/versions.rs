@@ -3,7 +3,7 @@
 use quarry_object::api::{ListEntry, ListRequest, ObjectStore, VersionId};
 use s3s::dto::{
     CommonPrefix, DeleteMarkerEntry, ListObjectVersionsInput, ListObjectVersionsOutput, ObjectVersion,
-    ObjectVersionStorageClass,
+    ObjectVersionStorageClass, Owner,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
@@ -73,41 +73,42 @@ pub(crate) async fn list<S: ObjectStore>(
         ..ListObjectVersionsOutput::default()
     };
     let owner = owner(core);
-    for entry in page.entries {
-        match entry {
-            ListEntry::Version { info, is_latest, is_marker: true } => {
-                output.delete_markers.get_or_insert_default().push(DeleteMarkerEntry {
-                    is_latest: Some(is_latest),
-                    key: Some(encoding.name(&info.key)),
-                    last_modified: Some(timestamp(info.last_modified_ms)),
-                    owner: Some(owner.clone()),
-                    version_id: info.version.map(|version| version.to_string()),
-                });
-            }
-            ListEntry::Version { info, is_latest, is_marker: false } => {
-                let (checksum_algorithm, checksum_type) = listed(&info.checksums);
-                output.versions.get_or_insert_default().push(ObjectVersion {
-                    checksum_algorithm,
-                    checksum_type,
-                    e_tag: Some(etag(info.etag)),
-                    is_latest: Some(is_latest),
-                    key: Some(encoding.name(&info.key)),
-                    last_modified: Some(timestamp(info.last_modified_ms)),
-                    owner: Some(owner.clone()),
-                    size: i64::try_from(info.size_bytes).ok(),
-                    storage_class: Some(ObjectVersionStorageClass::from_static(
-                        ObjectVersionStorageClass::STANDARD,
-                    )),
-                    version_id: info.version.map(|version| version.to_string()),
-                    ..ObjectVersion::default()
-                });
-            }
-            ListEntry::Prefix(prefix) => {
-                let prefix = CommonPrefix { prefix: Some(encoding.name(&prefix)) };
-                output.common_prefixes.get_or_insert_default().push(prefix);
-            }
-            ListEntry::Object(_) | ListEntry::Upload { .. } => {}
-        }
-    }
+    page.entries.into_iter().for_each(|entry| add(&mut output, entry, encoding, &owner));
     Ok(S3Response::new(output))
+}
+
+fn add(output: &mut ListObjectVersionsOutput, entry: ListEntry, encoding: Encoding, owner: &Owner) {
+    match entry {
+        ListEntry::Version { info, is_latest, is_marker: true } => {
+            output.delete_markers.get_or_insert_default().push(DeleteMarkerEntry {
+                is_latest: Some(is_latest),
+                key: Some(encoding.name(&info.key)),
+                last_modified: Some(timestamp(info.last_modified_ms)),
+                owner: Some(owner.clone()),
+                version_id: info.version.map(|version| version.to_string()),
+            });
+        }
+        ListEntry::Version { info, is_latest, is_marker: false } => {
+            let (checksum_algorithm, checksum_type) = listed(&info.checksums);
+            let class = ObjectVersionStorageClass::from_static(ObjectVersionStorageClass::STANDARD);
+            output.versions.get_or_insert_default().push(ObjectVersion {
+                checksum_algorithm,
+                checksum_type,
+                e_tag: Some(etag(info.etag)),
+                is_latest: Some(is_latest),
+                key: Some(encoding.name(&info.key)),
+                last_modified: Some(timestamp(info.last_modified_ms)),
+                owner: Some(owner.clone()),
+                size: i64::try_from(info.size_bytes).ok(),
+                storage_class: Some(class),
+                version_id: info.version.map(|version| version.to_string()),
+                ..ObjectVersion::default()
+            });
+        }
+        ListEntry::Prefix(prefix) => {
+            let prefix = CommonPrefix { prefix: Some(encoding.name(&prefix)) };
+            output.common_prefixes.get_or_insert_default().push(prefix);
+        }
+        ListEntry::Object(_) | ListEntry::Upload { .. } => {}
+    }
 }
