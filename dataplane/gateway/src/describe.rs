@@ -29,7 +29,9 @@ pub(crate) async fn attributes<S: ObjectStore>(
         ObjectAttributes::STORAGE_CLASS,
         ObjectAttributes::OBJECT_SIZE,
     ];
-    let asked: Vec<&str> = input.object_attributes.iter().map(ObjectAttributes::as_str).collect();
+    // One header line can hold several names, which s3s does not take apart.
+    let lines = input.object_attributes.iter().map(ObjectAttributes::as_str);
+    let asked: Vec<&str> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();
     if asked.is_empty() || !asked.iter().all(|name| known.contains(name)) {
         return Err(refuse(S3ErrorCode::InvalidArgument, "invalid attribute name specified"));
     }
