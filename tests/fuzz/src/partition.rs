@@ -9,10 +9,10 @@ use quarry_partition::{
     BlobRef, Entry, Envelope, FRAME_HEADER_BYTES, Message, Payload, Row,
     checksum::ChecksumAlgorithm,
     command::{
-        BlobOwner, Command, Complete, CompletePart, CompletedUpload, Conditions, Content, Framed, List, Listed,
-        Lookup, Manifest, NullVersion, ObjectPart, Origin, Outcome, Pairs, Part, PartEntry, PartRange, PartRun,
-        Position, Put, PutPart, Refusal, Reply, RevokedWriter, Segment, SegmentRun, Stored, StoredAttributes,
-        Upload, UploadChecksum, UploadId, VersionId, VersionKind, decode_row,
+        BlobOwner, Command, Complete, CompletePart, CompletedUpload, Conditions, Content, Framed, List,
+        Listed, Lookup, Manifest, NullVersion, ObjectPart, Origin, Outcome, Pairs, Part, PartEntry,
+        PartRange, PartRun, Position, Put, PutPart, Refusal, Reply, RevokedWriter, Segment, SegmentRun,
+        Stored, StoredAttributes, Upload, UploadChecksum, UploadId, VersionId, VersionKind, decode_row,
     },
 };
 
@@ -361,7 +361,9 @@ fn reply(random: &mut Random) -> Reply {
         4 => Reply::Blobs { blobs: random.list(9, blob), truncated: false },
         5 => Reply::Page {
             entries: random.list(6, |random| match random.below(3) {
-                0 => quarry_partition::command::Entry::Object { key: random.text(20), stored: stored(random) },
+                0 => {
+                    quarry_partition::command::Entry::Object { key: random.text(20), stored: stored(random) }
+                }
                 1 => quarry_partition::command::Entry::Upload {
                     key: random.text(20),
                     upload: UploadId(random.array()),
@@ -419,7 +421,10 @@ fn row(random: &mut Random) -> (Vec<u8>, Vec<u8>) {
         }
         5 => {
             let (key, stored) = (random.text(20), stored(random));
-            ([&[0x13], &upload_id[..]].concat(), CompletedUpload { bucket: BucketId(7), key, stored }.encode())
+            (
+                [&[0x13], &upload_id[..]].concat(),
+                CompletedUpload { bucket: BucketId(7), key, stored }.encode(),
+            )
         }
         6 => {
             let owner = match random.below(2) {

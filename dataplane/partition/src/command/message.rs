@@ -595,6 +595,7 @@ pub enum Refusal {
 }
 
 /// What a primary answers to a command that it could evaluate.
+#[expect(clippy::large_enum_variant, reason = "one lives per command, and not for long")]
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum Outcome {
     /// Carried out, and committed if it changed something.
