@@ -6,29 +6,49 @@
 use std::rc::Rc;
 
 use async_trait::async_trait;
-use quarry_object::api::ObjectStore;
+use quarry_object::api::{DocumentKind, ObjectStore};
+use quarry_object::lifecycle::Lifecycle;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
     CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CreateBucketInput, CreateBucketOutput,
-    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketInput, DeleteBucketOutput,
-    DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, GetBucketLocationInput,
-    GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
-    HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput, ListObjectsInput,
+    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketCorsInput, DeleteBucketCorsOutput,
+    DeleteBucketInput, DeleteBucketLifecycleInput, DeleteBucketLifecycleOutput, DeleteBucketOutput,
+    DeleteBucketTaggingInput, DeleteBucketTaggingOutput, DeleteBucketWebsiteInput, DeleteBucketWebsiteOutput,
+    DeleteObjectInput, DeleteObjectOutput, DeleteObjectTaggingInput, DeleteObjectTaggingOutput,
+    DeleteObjectsInput, DeleteObjectsOutput, GetBucketAccelerateConfigurationInput,
+    GetBucketAccelerateConfigurationOutput, GetBucketCorsInput, GetBucketCorsOutput,
+    GetBucketEncryptionInput, GetBucketEncryptionOutput, GetBucketLifecycleConfigurationInput,
+    GetBucketLifecycleConfigurationOutput, GetBucketLocationInput, GetBucketLocationOutput,
+    GetBucketLoggingInput, GetBucketLoggingOutput, GetBucketNotificationConfigurationInput,
+    GetBucketNotificationConfigurationOutput, GetBucketReplicationInput, GetBucketReplicationOutput,
+    GetBucketRequestPaymentInput, GetBucketRequestPaymentOutput, GetBucketTaggingInput,
+    GetBucketTaggingOutput, GetBucketVersioningInput, GetBucketVersioningOutput, GetBucketWebsiteInput,
+    GetBucketWebsiteOutput, GetObjectAttributesInput, GetObjectAttributesOutput, GetObjectInput,
+    GetObjectLockConfigurationInput, GetObjectLockConfigurationOutput, GetObjectOutput,
+    GetObjectTaggingInput, GetObjectTaggingOutput, HeadBucketInput, HeadBucketOutput, HeadObjectInput,
+    HeadObjectOutput, ListBucketsInput, ListBucketsOutput, ListMultipartUploadsInput,
+    ListMultipartUploadsOutput, ListObjectVersionsInput, ListObjectVersionsOutput, ListObjectsInput,
     ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput,
-    PutObjectInput, PutObjectOutput, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput,
-    UploadPartOutput,
+    PutBucketCorsInput, PutBucketCorsOutput, PutBucketLifecycleConfigurationInput,
+    PutBucketLifecycleConfigurationOutput, PutBucketTaggingInput, PutBucketTaggingOutput,
+    PutBucketVersioningInput, PutBucketVersioningOutput, PutBucketWebsiteInput, PutBucketWebsiteOutput,
+    PutObjectInput, PutObjectOutput, PutObjectTaggingInput, PutObjectTaggingOutput, UploadPartCopyInput,
+    UploadPartCopyOutput, UploadPartInput, UploadPartOutput,
 };
 use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 use sha2::{Digest as _, Sha256};
 
 use crate::body::is_aws_chunked;
+use crate::configuration::{self, Cache};
+use crate::cors::Cors;
 use crate::error::refuse;
 use crate::exchange::ExchangeHandle;
 use crate::options::{GatewayOptions, Limits};
-use crate::{bucket, copy, list, multipart, object};
+use crate::website::rules::Website;
+use crate::{bucket, copy, describe, list, multipart, object, tags, versions};
 
 /// What every operation works with.
 pub(crate) struct Core<S> {
@@ -37,6 +57,11 @@ pub(crate) struct Core<S> {
     pub(crate) owner_name: String,
     pub(crate) region: String,
     pub(crate) limits: Limits,
+    pub(crate) unix_ms: Rc<dyn Fn() -> u64>,
+    root: (String, SecretKey),
+    pub(crate) cors: Cache<Cors>,
+    pub(crate) websites: Cache<Website>,
+    pub(crate) lifecycles: Cache<Lifecycle>,
 }
 
 /// The one owner of everything: an opaque id of 64 hex digits, as S3's canonical user ids are.
@@ -49,18 +74,34 @@ pub(crate) fn owner_id(access_key: &str) -> String {
 
 /// [`Core`] as s3s wants it.
 pub(crate) struct Backend<S> {
-    core: SendWrapper<Core<S>>,
+    core: SendWrapper<Rc<Core<S>>>,
 }
 
-impl<S: ObjectStore> Backend<S> {
+impl<S> Core<S> {
     pub(crate) fn new(store: Rc<S>, owner_id: String, options: &GatewayOptions) -> Self {
-        let core = Core {
+        Self {
             store,
             owner_id,
             owner_name: options.access_key.clone(),
             region: options.region.clone(),
             limits: options.limits,
-        };
+            unix_ms: Rc::clone(&options.unix_ms),
+            root: (options.access_key.clone(), options.secret_key.clone().into()),
+            cors: Cache::new(DocumentKind::Cors),
+            websites: Cache::new(DocumentKind::Website),
+            lifecycles: Cache::new(DocumentKind::Lifecycle),
+        }
+    }
+
+    /// The secret of an access key id, for signatures that s3s does not verify.
+    pub(crate) fn secret_key(&self, access_key: &str) -> Option<&str> {
+        let (known, secret) = &self.root;
+        (known == access_key).then(|| secret.expose())
+    }
+}
+
+impl<S> Backend<S> {
+    pub(crate) fn new(core: Rc<Core<S>>) -> Self {
         Self { core: SendWrapper::new(core) }
     }
 }
@@ -135,6 +176,147 @@ impl<S: ObjectStore> S3 for Backend<S> {
         SendWrapper::new(bucket::location(&self.core, request)).await
     }
 
+    async fn get_bucket_versioning(
+        &self,
+        request: S3Request<GetBucketVersioningInput>,
+    ) -> Answer<GetBucketVersioningOutput> {
+        SendWrapper::new(configuration::versioning::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_versioning(
+        &self,
+        request: S3Request<PutBucketVersioningInput>,
+    ) -> Answer<PutBucketVersioningOutput> {
+        SendWrapper::new(configuration::versioning::put(&self.core, request)).await
+    }
+
+    async fn get_bucket_tagging(
+        &self,
+        request: S3Request<GetBucketTaggingInput>,
+    ) -> Answer<GetBucketTaggingOutput> {
+        SendWrapper::new(configuration::tagging::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_tagging(
+        &self,
+        request: S3Request<PutBucketTaggingInput>,
+    ) -> Answer<PutBucketTaggingOutput> {
+        SendWrapper::new(configuration::tagging::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_tagging(
+        &self,
+        request: S3Request<DeleteBucketTaggingInput>,
+    ) -> Answer<DeleteBucketTaggingOutput> {
+        SendWrapper::new(configuration::tagging::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_cors(&self, request: S3Request<GetBucketCorsInput>) -> Answer<GetBucketCorsOutput> {
+        SendWrapper::new(configuration::cors::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_cors(&self, request: S3Request<PutBucketCorsInput>) -> Answer<PutBucketCorsOutput> {
+        SendWrapper::new(configuration::cors::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_cors(
+        &self,
+        request: S3Request<DeleteBucketCorsInput>,
+    ) -> Answer<DeleteBucketCorsOutput> {
+        SendWrapper::new(configuration::cors::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_website(
+        &self,
+        request: S3Request<GetBucketWebsiteInput>,
+    ) -> Answer<GetBucketWebsiteOutput> {
+        SendWrapper::new(configuration::website::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_website(
+        &self,
+        request: S3Request<PutBucketWebsiteInput>,
+    ) -> Answer<PutBucketWebsiteOutput> {
+        SendWrapper::new(configuration::website::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_website(
+        &self,
+        request: S3Request<DeleteBucketWebsiteInput>,
+    ) -> Answer<DeleteBucketWebsiteOutput> {
+        SendWrapper::new(configuration::website::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_lifecycle_configuration(
+        &self,
+        request: S3Request<GetBucketLifecycleConfigurationInput>,
+    ) -> Answer<GetBucketLifecycleConfigurationOutput> {
+        SendWrapper::new(configuration::lifecycle::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_lifecycle_configuration(
+        &self,
+        request: S3Request<PutBucketLifecycleConfigurationInput>,
+    ) -> Answer<PutBucketLifecycleConfigurationOutput> {
+        SendWrapper::new(configuration::lifecycle::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_lifecycle(
+        &self,
+        request: S3Request<DeleteBucketLifecycleInput>,
+    ) -> Answer<DeleteBucketLifecycleOutput> {
+        SendWrapper::new(configuration::lifecycle::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_encryption(
+        &self,
+        request: S3Request<GetBucketEncryptionInput>,
+    ) -> Answer<GetBucketEncryptionOutput> {
+        SendWrapper::new(configuration::absent::encryption(&self.core, request)).await
+    }
+
+    async fn get_object_lock_configuration(
+        &self,
+        request: S3Request<GetObjectLockConfigurationInput>,
+    ) -> Answer<GetObjectLockConfigurationOutput> {
+        SendWrapper::new(configuration::absent::object_lock(&self.core, request)).await
+    }
+
+    async fn get_bucket_replication(
+        &self,
+        request: S3Request<GetBucketReplicationInput>,
+    ) -> Answer<GetBucketReplicationOutput> {
+        SendWrapper::new(configuration::absent::replication(&self.core, request)).await
+    }
+
+    async fn get_bucket_logging(
+        &self,
+        request: S3Request<GetBucketLoggingInput>,
+    ) -> Answer<GetBucketLoggingOutput> {
+        SendWrapper::new(configuration::absent::logging(&self.core, request)).await
+    }
+
+    async fn get_bucket_notification_configuration(
+        &self,
+        request: S3Request<GetBucketNotificationConfigurationInput>,
+    ) -> Answer<GetBucketNotificationConfigurationOutput> {
+        SendWrapper::new(configuration::absent::notification(&self.core, request)).await
+    }
+
+    async fn get_bucket_accelerate_configuration(
+        &self,
+        request: S3Request<GetBucketAccelerateConfigurationInput>,
+    ) -> Answer<GetBucketAccelerateConfigurationOutput> {
+        SendWrapper::new(configuration::absent::acceleration(&self.core, request)).await
+    }
+
+    async fn get_bucket_request_payment(
+        &self,
+        request: S3Request<GetBucketRequestPaymentInput>,
+    ) -> Answer<GetBucketRequestPaymentOutput> {
+        SendWrapper::new(configuration::absent::request_payment(&self.core, request)).await
+    }
+
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> Answer<PutObjectOutput> {
         SendWrapper::new(object::put(&self.core, request)).await
     }
@@ -161,6 +343,48 @@ impl<S: ObjectStore> S3 for Backend<S> {
 
     async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> Answer<ListObjectsV2Output> {
         SendWrapper::new(list::v2(&self.core, request)).await
+    }
+
+    async fn list_object_versions(
+        &self,
+        request: S3Request<ListObjectVersionsInput>,
+    ) -> Answer<ListObjectVersionsOutput> {
+        SendWrapper::new(versions::list(&self.core, request)).await
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> Answer<ListMultipartUploadsOutput> {
+        SendWrapper::new(multipart::list_uploads(&self.core, request)).await
+    }
+
+    async fn get_object_attributes(
+        &self,
+        request: S3Request<GetObjectAttributesInput>,
+    ) -> Answer<GetObjectAttributesOutput> {
+        SendWrapper::new(describe::attributes(&self.core, request)).await
+    }
+
+    async fn get_object_tagging(
+        &self,
+        request: S3Request<GetObjectTaggingInput>,
+    ) -> Answer<GetObjectTaggingOutput> {
+        SendWrapper::new(tags::get(&self.core, request)).await
+    }
+
+    async fn put_object_tagging(
+        &self,
+        request: S3Request<PutObjectTaggingInput>,
+    ) -> Answer<PutObjectTaggingOutput> {
+        SendWrapper::new(tags::put(&self.core, request)).await
+    }
+
+    async fn delete_object_tagging(
+        &self,
+        request: S3Request<DeleteObjectTaggingInput>,
+    ) -> Answer<DeleteObjectTaggingOutput> {
+        SendWrapper::new(tags::delete(&self.core, request)).await
     }
 
     async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {

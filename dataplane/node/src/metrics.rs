@@ -59,6 +59,8 @@ pub(crate) struct Metrics {
     pub(crate) writes_given_up: IntCounter,
     pub(crate) blobs_freed: IntCounter,
     pub(crate) blobs_collected: IntCounter,
+    pub(crate) objects_expired: IntCounter,
+    pub(crate) uploads_expired: IntCounter,
     pub(crate) shards_rebuilt: IntCounter,
     pub(crate) rebuilt_bytes: IntCounter,
     pub(crate) shards_lost: IntCounter,
@@ -116,6 +118,16 @@ impl Metrics {
                 &registry,
                 "quarry_device_slow_writes_total",
                 "Shards that a write went on without because their device was slow",
+            )?,
+            objects_expired: counter(
+                &registry,
+                "quarry_object_expired_total",
+                "Objects deleted by their lifecycle",
+            )?,
+            uploads_expired: counter(
+                &registry,
+                "quarry_upload_expired_total",
+                "Uploads aborted by their lifecycle",
             )?,
             blobs_freed: counter(
                 &registry,

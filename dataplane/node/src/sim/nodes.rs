@@ -16,7 +16,7 @@ use std::{
 
 use futures::{StreamExt, future::join_all};
 use quarry_clustermap::{DeviceId, NodeId};
-use quarry_object::api::{ApiError, Attributes, Conditions, ListEntry, ListRequest, ObjectStore};
+use quarry_object::api::{ApiError, Attributes, Conditions, ListEntry, ListRequest, ObjectStore, Selector};
 
 use super::{
     Doing, Random,
@@ -120,7 +120,7 @@ impl Histories {
 async fn read(node: &RunningNode, key: &str) -> Option<Found> {
     let (objects, key) = (Rc::clone(&node.objects), key.to_owned());
     let reading = async move {
-        let mut content = match objects.get_object(BUCKET, &key, None, Conditions::default()).await {
+        let mut content = match objects.get_object(BUCKET, &key, Selector::default(), Conditions::default()).await {
             Ok(content) => content,
             Err(ApiError::NoSuchKey) => return Ok(None),
             Err(error) => return Err(error),
@@ -197,7 +197,7 @@ impl Client {
 
 async fn delete(node: &RunningNode, key: &str) -> Option<Result<(), ApiError>> {
     let (objects, key) = (Rc::clone(&node.objects), key.to_owned());
-    node.run(async move { objects.delete_object(BUCKET, &key, Conditions::default()).await.map(drop) }).await
+    node.run(async move { objects.delete_object(BUCKET, &key, None, Conditions::default()).await.map(drop) }).await
 }
 
 async fn list(node: &RunningNode) -> Option<Result<Vec<(String, u64)>, ApiError>> {
@@ -207,7 +207,7 @@ async fn list(node: &RunningNode) -> Option<Result<Vec<(String, u64)>, ApiError>
         let page = objects.list_objects(BUCKET, request).await?;
         Ok(page.entries.into_iter().map(|entry| match entry {
             ListEntry::Object(info) => (info.key, info.size_bytes),
-            ListEntry::Prefix(prefix) => panic!("a prefix {prefix} without a delimiter"),
+            other => panic!("{other:?} in a listing of objects without a delimiter"),
         }))
     };
     let listed: Option<Result<_, ApiError>> = node.run(listing).await;

@@ -25,7 +25,6 @@ pub(crate) enum KeyError {
 }
 
 impl ClusterKey {
-    #[cfg(test)]
     pub(crate) fn new(bytes: [u8; KEY_BYTES]) -> Self {
         Self(bytes)
     }
