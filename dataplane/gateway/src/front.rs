@@ -23,14 +23,13 @@ const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 3600;
 type RefusedHeader = (&'static str, fn(&str) -> bool);
 
 /// Headers of features that are not there: prefix, and whether a value means "nothing asked".
-const REFUSED_HEADERS: [RefusedHeader; 8] = [
+const REFUSED_HEADERS: [RefusedHeader; 7] = [
     ("x-amz-server-side-encryption", |_| false),
     ("x-amz-copy-source-server-side-encryption", |_| false),
     ("x-amz-object-lock-", |_| false),
     ("x-amz-bucket-object-lock-enabled", |value| value.eq_ignore_ascii_case("false")),
     ("x-amz-grant-", |_| false),
     ("x-amz-acl", |value| value == "private" || value == "bucket-owner-full-control"),
-    ("x-amz-tagging", |value| value.is_empty() || value == "COPY"),
     ("x-amz-write-offset-bytes", |_| false),
 ];
 
@@ -42,7 +41,7 @@ pub(crate) fn screen(parts: &Parts, owner_id: &str, limits: &Limits) -> S3Result
     screen_size(parts, limits)?;
     let query = query_pairs(parts.uri.query().unwrap_or(""))?;
     screen_authentication(&parts.headers, &query)?;
-    screen_features(parts, owner_id, &query)
+    screen_features(parts, owner_id)
 }
 
 /// Refuses a head that is too large.
@@ -184,13 +183,10 @@ fn screen_signed_headers(headers: &HeaderMap, signed: &str, exempt: fn(&str) -> 
     ))
 }
 
-fn screen_features(parts: &Parts, owner_id: &str, query: &[Pair<'_>]) -> S3Result<()> {
+fn screen_features(parts: &Parts, owner_id: &str) -> S3Result<()> {
     let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     if parts.method == http::Method::POST && content_type.to_ascii_lowercase().starts_with("multipart/") {
         return Err(refuse(S3ErrorCode::NotImplemented, "uploads by HTML form are not implemented"));
-    }
-    if find(query, "versionId").is_some_and(|version| version != "null") {
-        return Err(refuse(S3ErrorCode::NoSuchVersion, "versions are not kept; only versionId=null exists"));
     }
     for (name, value) in &parts.headers {
         let name = name.as_str();

@@ -26,6 +26,7 @@ mod connection;
 mod copy;
 mod cors;
 mod deadline;
+mod describe;
 mod error;
 mod exchange;
 mod form;
@@ -41,7 +42,9 @@ mod outbound;
 mod public;
 mod reply;
 mod stream;
+mod tags;
 mod unrouted;
+mod versions;
 mod website;
 
 pub use connection::{ConnectionError, Gateway};

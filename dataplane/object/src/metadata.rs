@@ -5,7 +5,10 @@ use std::sync::Arc;
 use quarry_clustermap::{BucketConfig, BucketId, DocumentKind, PartitionId, Versioning};
 use quarry_partition::command::{Command, Entry, List, Refusal, Reply};
 
-use crate::{api::ApiError, peer::PeerFault};
+use crate::{
+    api::{ApiError, BodyError},
+    peer::PeerFault,
+};
 
 /// A bucket as every core knows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,6 +57,15 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NoSuchKey => Self::NoSuchKey,
+            Refusal::DeleteMarker { version } => Self::DeleteMarker { version },
+            Refusal::VersionIsMarker { version, last_modified_ms } => {
+                Self::VersionIsMarker { version, last_modified_ms }
+            }
+            Refusal::NoSuchVersion => Self::NoSuchVersion,
+            Refusal::NoSuchPart { number } => Self::NoSuchPart { number },
+            Refusal::ChecksumMismatch { algorithm } => {
+                Self::Body(BodyError::Mismatch { what: format!("x-amz-checksum-{}", algorithm.name()) })
+            }
             Refusal::NoSuchUpload => Self::NoSuchUpload,
             Refusal::InvalidPart { number } => Self::InvalidPart { number },
             Refusal::InvalidPartOrder => Self::InvalidPartOrder,

@@ -11,7 +11,9 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use quarry_object::api::{BucketInfo, Conditions, ObjectContent, ObjectInfo, ObjectStore, RangeRequest};
+use quarry_object::api::{
+    BucketInfo, Conditions, ObjectContent, ObjectInfo, ObjectStore, RangeRequest, Selector,
+};
 use s3s::dto::{Range, StreamingBlob, Timestamp, TimestampFormat};
 use s3s::{Body, HttpResponse, S3Error};
 
@@ -101,10 +103,11 @@ impl<S: ObjectStore> Page<'_, S> {
         };
         let (bucket, store) = (&self.bucket.name, &self.core.store);
         if self.parts.method == Method::HEAD {
-            let info = store.head_object(bucket, key, conditions).await.map_err(from_api)?;
-            return Ok(described(&info, None, Body::empty()));
+            let head = store.head_object(bucket, key, Selector::default(), conditions);
+            return Ok(described(&head.await.map_err(from_api)?.info, None, Body::empty()));
         }
-        let content = store.get_object(bucket, key, range, conditions).await.map_err(from_api)?;
+        let selector = Selector { range, ..Selector::default() };
+        let content = store.get_object(bucket, key, selector, conditions).await.map_err(from_api)?;
         let ObjectContent { info, range: (first, len_bytes), stream } = content;
         let body = Body::from(StreamingBlob::new(Content::new(stream, len_bytes)));
         Ok(described(&info, range.map(|_| (first, len_bytes)), body))
@@ -141,7 +144,8 @@ impl<S: ObjectStore> Page<'_, S> {
     }
 
     async fn exists(&self, key: &str) -> bool {
-        let head = self.core.store.head_object(&self.bucket.name, key, Conditions::default());
+        let selector = Selector::default();
+        let head = self.core.store.head_object(&self.bucket.name, key, selector, Conditions::default());
         self.check(key).is_ok() && head.await.is_ok()
     }
 }

@@ -93,6 +93,12 @@ pub fn signed_at(
     (head, signer)
 }
 
+/// A signed request with `x-amz-*` headers and its body.
+pub fn signed_with(method: &str, target: &str, headers: &[(&str, String)], body: &[u8]) -> Vec<u8> {
+    let (head, _) = head(method, target, &sha256_hex(body), headers, body.len() as u64);
+    [head.as_bytes(), body].concat()
+}
+
 /// A signed request with its body.
 pub fn signed(method: &str, target: &str, body: &[u8]) -> Vec<u8> {
     let (head, _) = head(method, target, &sha256_hex(body), &[], body.len() as u64);

@@ -8,6 +8,7 @@
 )]
 
 pub mod client;
+pub mod real;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -22,9 +23,10 @@ use futures::StreamExt as _;
 use md5::{Digest as _, Md5};
 use quarry_gateway::{Domains, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
 use quarry_object::api::{
-    ApiError, Attributes, Body, BodyError, BucketConfig, BucketInfo, CompletedPart, Conditions, CopySource,
-    DocumentKind, ListEntry, ListPage, ListRequest, ObjectContent, ObjectInfo, ObjectStore, PartInfo,
-    RangeRequest, Versioning,
+    ApiError, Attributes, Body, BodyError, BucketConfig, BucketInfo, Completion, Conditions, CopyChanges,
+    CopySource, Deleted, DocumentKind, ListEntry, ListPage, ListRequest, ObjectContent, ObjectHead,
+    ObjectInfo, ObjectParts, ObjectStore, PartInfo, PartsPage, RangeRequest, Selector, Tags, UploadChecksum,
+    VersionId, Versioning,
 };
 
 #[derive(Clone)]
@@ -103,6 +105,7 @@ impl MemoryStore {
             attributes,
             checksums: BTreeMap::new(),
             parts: 0,
+            version: None,
         };
         Stored { info, data }
     }
@@ -273,11 +276,11 @@ impl ObjectStore for MemoryStore {
         &self,
         bucket: &str,
         key: &str,
-        range: Option<RangeRequest>,
+        selector: Selector,
         conditions: Conditions,
     ) -> Result<ObjectContent, ApiError> {
         let stored = self.find(bucket, key, &conditions)?;
-        let (first, data) = cut(&stored.data, range)?;
+        let (first, data) = cut(&stored.data, selector.range)?;
         let range = (first, data.len() as u64);
         let mut pieces: Vec<Result<Bytes, ApiError>> = (0..data.len())
             .step_by(PIECE_BYTES)
@@ -306,17 +309,68 @@ impl ObjectStore for MemoryStore {
         &self,
         bucket: &str,
         key: &str,
+        _selector: Selector,
         conditions: Conditions,
-    ) -> Result<ObjectInfo, ApiError> {
-        self.find(bucket, key, &conditions).map(|stored| stored.info)
+    ) -> Result<ObjectHead, ApiError> {
+        let info = self.find(bucket, key, &conditions)?.info;
+        Ok(ObjectHead { info, part: None })
     }
 
-    async fn delete_object(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<(), ApiError> {
+    async fn delete_object(
+        &self,
+        bucket: &str,
+        key: &str,
+        _version: Option<VersionId>,
+        conditions: Conditions,
+    ) -> Result<Deleted, ApiError> {
         let mut state = self.state.borrow_mut();
         let (_, objects) = state.buckets.get_mut(bucket).ok_or(ApiError::NoSuchBucket)?;
         check(objects.get(key).map(|stored| &stored.info), &conditions)?;
         objects.remove(key);
-        Ok(())
+        Ok(Deleted::default())
+    }
+
+    async fn set_tags(
+        &self,
+        bucket: &str,
+        key: &str,
+        _version: Option<VersionId>,
+        tags: Tags,
+    ) -> Result<Option<VersionId>, ApiError> {
+        let mut state = self.state.borrow_mut();
+        let (_, objects) = state.buckets.get_mut(bucket).ok_or(ApiError::NoSuchBucket)?;
+        objects.get_mut(key).ok_or(ApiError::NoSuchKey)?.info.attributes.tags = tags;
+        Ok(None)
+    }
+
+    async fn object_parts(
+        &self,
+        bucket: &str,
+        key: &str,
+        _version: Option<VersionId>,
+        _after: u16,
+        _limit: usize,
+    ) -> Result<ObjectParts, ApiError> {
+        let info = self.find(bucket, key, &Conditions::default())?.info;
+        Ok(ObjectParts { info, parts: Vec::new(), truncated: false })
+    }
+
+    async fn list_versions(
+        &self,
+        _bucket: &str,
+        _request: ListRequest,
+        _after: Option<VersionId>,
+    ) -> Result<ListPage, ApiError> {
+        Ok(ListPage::default())
+    }
+
+    async fn list_uploads(
+        &self,
+        _bucket: &str,
+        _request: ListRequest,
+        _after: Option<String>,
+    ) -> Result<ListPage, ApiError> {
+        Ok(ListPage::default())
     }
 
     async fn copy_object(
@@ -324,13 +378,14 @@ impl ObjectStore for MemoryStore {
         source: CopySource,
         bucket: &str,
         key: &str,
-        attributes: Option<Attributes>,
+        changes: CopyChanges,
         conditions: Conditions,
-    ) -> Result<ObjectInfo, ApiError> {
+    ) -> Result<(ObjectInfo, Option<VersionId>), ApiError> {
         let found = self.find(&source.bucket, &source.key, &source.conditions)?;
-        let mut stored = self.put_bytes(key, attributes.unwrap_or(found.info.attributes), found.data);
+        let attributes = changes.attributes.unwrap_or(found.info.attributes);
+        let mut stored = self.put_bytes(key, attributes, found.data);
         stored.info.checksums = found.info.checksums;
-        self.store(bucket, stored, &conditions)
+        Ok((self.store(bucket, stored, &conditions)?, None))
     }
 
     async fn list_objects(&self, bucket: &str, request: ListRequest) -> Result<ListPage, ApiError> {
@@ -365,6 +420,7 @@ impl ObjectStore for MemoryStore {
         bucket: &str,
         key: &str,
         attributes: Attributes,
+        _checksum: Option<UploadChecksum>,
     ) -> Result<String, ApiError> {
         let id = format!("{:032x}", self.now_ms());
         let mut state = self.state.borrow_mut();
@@ -402,7 +458,7 @@ impl ObjectStore for MemoryStore {
         key: &str,
         upload: &str,
         number: u16,
-    ) -> Result<PartInfo, ApiError> {
+    ) -> Result<(PartInfo, Option<VersionId>), ApiError> {
         let found = self.find(&source.bucket, &source.key, &source.conditions)?;
         let (_, data) = cut(&found.data, source.range)?;
         let part = PartInfo {
@@ -412,7 +468,7 @@ impl ObjectStore for MemoryStore {
             last_modified_ms: self.now_ms(),
             checksums: BTreeMap::new(),
         };
-        self.add_part(bucket, key, upload, part, data)
+        Ok((self.add_part(bucket, key, upload, part, data)?, None))
     }
 
     async fn list_parts(
@@ -422,13 +478,13 @@ impl ObjectStore for MemoryStore {
         upload: &str,
         after: u16,
         limit: usize,
-    ) -> Result<(Vec<PartInfo>, bool), ApiError> {
+    ) -> Result<PartsPage, ApiError> {
         let state = self.state.borrow();
         let found = state.uploads.get(upload).filter(|found| found.bucket == bucket && found.key == key);
         let parts = &found.ok_or(ApiError::NoSuchUpload)?.parts;
         let later: Vec<PartInfo> = parts.range(after + 1..).map(|(_, (part, _))| part.clone()).collect();
         let truncated = later.len() > limit;
-        Ok((later.into_iter().take(limit).collect(), truncated))
+        Ok(PartsPage { parts: later.into_iter().take(limit).collect(), truncated, checksum: None })
     }
 
     async fn complete_upload(
@@ -436,9 +492,10 @@ impl ObjectStore for MemoryStore {
         bucket: &str,
         key: &str,
         upload: &str,
-        parts: Vec<CompletedPart>,
+        completion: Completion,
         conditions: Conditions,
     ) -> Result<ObjectInfo, ApiError> {
+        let parts = completion.parts;
         let (data, digests, attributes) = {
             let state = self.state.borrow();
             let found = state.uploads.get(upload).ok_or(ApiError::NoSuchUpload)?;
@@ -505,7 +562,7 @@ pub const ACCESS_KEY: &str = "quarrytest";
 pub const SECRET_KEY: &str = "quarrysecret";
 
 pub fn gateway(log: Rc<Log>) -> Gateway {
-    gateway_with(log, Limits::default(), Rc::default())
+    gateway_with(log, Limits::default(), Rc::<MemoryStore>::default())
 }
 
 /// Milliseconds since 1970.
@@ -514,7 +571,7 @@ pub fn wall_ms() -> u64 {
 }
 
 /// A gateway on tokio's clock, which a test may have paused.
-pub fn gateway_with(log: Rc<Log>, limits: Limits, store: Rc<MemoryStore>) -> Gateway {
+pub fn gateway_with<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>) -> Gateway {
     let begin = tokio::time::Instant::now();
     let count = Cell::new(0_u64);
     let options = GatewayOptions {

@@ -144,8 +144,9 @@ impl<P: Platform> Metadata for NodeCluster<P> {
         let mut unknown = false;
         let changes = !matches!(
             command,
-            Command::Head { .. }
-                | Command::Get { .. }
+            Command::Head(_)
+                | Command::Get(_)
+                | Command::ObjectParts { .. }
                 | Command::GetUpload { .. }
                 | Command::ListParts { .. }
         );
@@ -188,7 +189,8 @@ impl<P: Platform> Metadata for NodeCluster<P> {
         }
         // Every core gave its first `max` entries, so the first `max` of all are among them.
         entries.sort_by(|a, b| a.name().cmp(b.name()));
-        entries.dedup_by(|a, b| a.name() == b.name());
+        // Only rolled-up prefixes come from several partitions.
+        entries.dedup_by(|a, b| matches!(a, Entry::Prefix(_)) && a == b);
         truncated |= entries.len() > max;
         entries.truncate(max);
         Ok((entries, truncated))

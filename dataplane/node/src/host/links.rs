@@ -1,10 +1,10 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId};
+use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId, Versioning};
 use quarry_controller::{BucketState, BucketTable};
 use quarry_object::{
     peer::PeerRequest,
@@ -20,6 +20,13 @@ use crate::{
     platform::{Platform, Timer},
 };
 
+/// What a primary must know of a bucket.
+#[derive(Clone, Copy)]
+struct BucketRules {
+    is_open: bool,
+    versioning: Versioning,
+}
+
 /// See the module.
 pub(crate) struct Links<P: Platform> {
     transport: Rc<P::Transport>,
@@ -30,7 +37,7 @@ pub(crate) struct Links<P: Platform> {
     progress: Progress,
     space: SpaceTable,
     timer: P::Timer,
-    open_buckets: RefCell<BTreeSet<BucketId>>,
+    buckets: RefCell<BTreeMap<BucketId, BucketRules>>,
 }
 
 impl<P: Platform> Links<P> {
@@ -42,17 +49,25 @@ impl<P: Platform> Links<P> {
         progress: Progress,
         space: SpaceTable,
     ) -> Self {
-        Self { transport, spawn, control, progress, space, timer, open_buckets: RefCell::default() }
+        Self { transport, spawn, control, progress, space, timer, buckets: RefCell::default() }
     }
 
-    /// From now on only these buckets take writes.
+    /// From now on only buckets that are active here take writes, and this is what they keep of older versions.
     pub(super) fn set_buckets(&self, table: &Arc<BucketTable>) {
-        let active = table.by_name.values().filter(|bucket| bucket.state == BucketState::Active);
-        *self.open_buckets.borrow_mut() = active.map(|bucket| bucket.id).collect();
+        let rules = |bucket: &quarry_controller::Bucket| BucketRules {
+            is_open: bucket.state == BucketState::Active,
+            versioning: bucket.config.versioning,
+        };
+        let buckets = table.by_name.values();
+        *self.buckets.borrow_mut() = buckets.map(|bucket| (bucket.id, rules(bucket))).collect();
     }
 
     pub(super) fn bucket_is_open(&self, bucket: BucketId) -> bool {
-        self.open_buckets.borrow().contains(&bucket)
+        self.buckets.borrow().get(&bucket).is_some_and(|rules| rules.is_open)
+    }
+
+    pub(super) fn versioning(&self, bucket: BucketId) -> Versioning {
+        self.buckets.borrow().get(&bucket).map(|rules| rules.versioning).unwrap_or_default()
     }
 
     /// Whether a device has only its reserve left.

@@ -18,6 +18,7 @@ mod repair;
 pub(crate) mod stopped;
 mod transport;
 mod verify;
+mod versions;
 
 /// Seeds of a normal run of a test, or those that the environment asks for.
 fn seeds(normal: u64) -> std::ops::Range<u64> {

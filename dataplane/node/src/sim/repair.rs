@@ -183,7 +183,7 @@ fn what_cannot_be_repaired_is_reported_and_left() {
         scrubbed(&node).await;
         assert!(node.cluster.metrics().shards_lost.get() > 0);
         assert_eq!(node.cluster.metrics().shards_rebuilt.get(), 0);
-        node.objects.delete_object(BUCKET, "doomed", Conditions::default()).await.unwrap();
+        node.objects.delete_object(BUCKET, "doomed", None, Conditions::default()).await.unwrap();
         let whole = verify::read(&node, "whole", None).await.unwrap();
         assert!(whole.0 == content.bytes);
     });
@@ -243,6 +243,7 @@ async fn put_short(node: &Rc<NodeParts>, key: &str, content: &Content) {
         key: key.to_owned(),
         etag: content.etag.clone(),
         attributes: StoredAttributes::default(),
+        tags: Vec::new(),
         checksums: Vec::default(),
         content: Stored::Blobs(vec![blob]),
         conditions: StoredConditions::default(),

@@ -3,14 +3,14 @@
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use quarry_clustermap::{BucketId, DocumentKind};
-use quarry_partition::command::Manifest;
+use quarry_partition::command::{Manifest, VersionId};
 
 use super::Objects;
 use crate::{
     api::ApiError,
     cluster::Cluster,
     lifecycle::{Candidate, EXPIRES_ATTRIBUTE, Lifecycle, expiry_ms},
-    metadata::Bucket,
+    metadata::{Bucket, Metadata},
 };
 
 /// Buckets whose rules a core keeps parsed.
@@ -41,22 +41,26 @@ impl RulesOfBuckets {
     }
 }
 
-impl<C: Cluster> Objects<C> {
-    /// Fails for a version that is over.
+impl<C: Cluster + Metadata> Objects<C> {
+    /// Fails for the newest version if it is over. One that is asked for by name stays readable while it is there.
     pub(super) fn refuse_expired(
         &self,
-        bucket: &Bucket,
+        bucket: &str,
         key: &str,
+        named: Option<VersionId>,
         manifest: &Manifest,
     ) -> Result<(), ApiError> {
+        if named.is_some() {
+            return Ok(());
+        }
         let own = manifest.attributes.headers.iter().find(|(name, _)| name == EXPIRES_ATTRIBUTE);
-        let rules = self.rules.get(bucket);
+        let rules = self.rules.get(&self.found(bucket)?);
         if own.is_none() && rules.is_none() {
             return Ok(());
         }
-        let last_modified_ms = manifest.last_modified_ms;
-        let tags = BTreeMap::new();
-        let object = Candidate { key, size_bytes: manifest.size_bytes, last_modified_ms, tags: &tags };
+        let tags = manifest.tags.iter().cloned().collect();
+        let (size_bytes, last_modified_ms) = (manifest.size_bytes, manifest.last_modified_ms);
+        let object = Candidate { key, size_bytes, last_modified_ms, tags: &tags };
         match expiry_ms(rules.as_deref(), &object, own.map(|(_, value)| value.as_str())) {
             Some(at_ms) if at_ms <= self.cluster.now_ms() => Err(ApiError::NoSuchKey),
             _ => Ok(()),
