@@ -7,8 +7,8 @@
 //! In a bucket with versions the newest version gets a delete marker, older ones go for good, and so does a delete marker
 //! that has nothing under it.
 //!
-//! A delete of the newest version is conditional on the version that was seen. The condition compares whole seconds, so an object is left
-//! alone until it is [`SETTLED_MS`] old: what is written in the meantime differs by more than a second.
+//! A delete of the newest version is conditional on the version that was seen. The condition compares whole seconds, so
+//! an object is left alone until it is [`SETTLED_MS`] old: what is written in the meantime differs by more than a second.
 
 use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
