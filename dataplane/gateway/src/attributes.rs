@@ -108,11 +108,6 @@ fn text<'a>(name: &HeaderName, value: &'a HeaderValue) -> Result<&'a str, S3Erro
         .map_err(|_| refuse(S3ErrorCode::InvalidArgument, format!("the header {name} is not valid UTF-8")))
 }
 
-/// The storage class of an object.
-pub(crate) fn storage_class(attributes: &Attributes) -> &str {
-    attributes.headers.get(STORAGE_CLASS.as_str()).map_or(DEFAULT_STORAGE_CLASS, String::as_str)
-}
-
 /// An object's own time as it is stored.
 fn own_expiry(text: &str) -> S3Result<String> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u32>().is_ok() {
@@ -129,6 +124,11 @@ fn own_expiry(text: &str) -> S3Result<String> {
 pub(crate) fn own_expiry_header(info: &ObjectInfo) -> Option<(HeaderName, HeaderValue)> {
     let stored = info.attributes.headers.get(OWN_EXPIRY.as_str()).map(String::as_str);
     Some((OWN_EXPIRY, http_date(own_expiry_ms(stored, info.last_modified_ms)?)))
+}
+
+/// The storage class of an object.
+pub(crate) fn storage_class(attributes: &Attributes) -> &str {
+    attributes.headers.get(STORAGE_CLASS.as_str()).map_or(DEFAULT_STORAGE_CLASS, String::as_str)
 }
 
 /// `aws-chunked` is framing of the request, not an encoding of the object.

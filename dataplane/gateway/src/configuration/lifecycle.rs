@@ -82,8 +82,9 @@ pub(crate) fn expiration<S: ObjectStore>(
     info: &ObjectInfo,
 ) -> Option<(HeaderName, HeaderValue)> {
     let rules = core.lifecycles.get(&core.store.bucket(bucket).ok()?)?;
+    let tags = &info.attributes.tags;
     let (size_bytes, last_modified_ms) = (info.size_bytes, info.last_modified_ms);
-    let object = Candidate { key: &info.key, size_bytes, last_modified_ms, tags: &info.attributes.tags };
+    let object = Candidate { key: &info.key, size_bytes, last_modified_ms, tags };
     let Expiry { at_ms, rule } = rules.expiry(&object)?;
     let date = http_date(at_ms);
     let rule = utf8_percent_encode(rule, NON_ALPHANUMERIC);

@@ -321,6 +321,40 @@ mod tests {
         assert!(!ended && content.starts_with(b"one"));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_in_any_pieces_do_harm(
+            tokens in proptest::collection::vec(proptest::sample::select(TOKENS.to_vec()), 0..40),
+            piece in 1_usize..30,
+        ) {
+            let body = tokens.concat().into_bytes();
+            let in_pieces = read(&body, piece);
+            proptest::prop_assert_eq!(&in_pieces, &read(&body, body.len().max(1)));
+            if let Ok((fields, content, _)) = in_pieces {
+                let size = fields.values.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+                proptest::prop_assert!(size + content.len() <= body.len());
+            }
+        }
+    }
+
+    /// What forms are made of, and what nearly is.
+    const TOKENS: [&str; 14] = [
+        "--XX\r\n",
+        "\r\n--XX\r\n",
+        "\r\n--XX--",
+        "\r\n",
+        "\r",
+        "--X",
+        "content-disposition: form-data; name=\"a\"\r\n\r\n",
+        "content-disposition: form-data; name=b; filename=\"c\"\r\n\r\n",
+        "content-disposition: form-data; name=\"file\"; filename=\"\\\"\"\r\n\r\n",
+        "content-disposition: form-data; name=\"",
+        "x: y\r\n",
+        "value",
+        "\u{fc}",
+        "\"; =;",
+    ];
+
     #[test]
     fn what_is_no_form_is_refused() {
         let part =

@@ -4,6 +4,7 @@
 //! up to [`HELD_BYTES_MAX`] is held whole. A longer one becomes an object of two parts: all but what the end of the form
 //! may take at most, which has a known length, and the rest.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
@@ -167,8 +168,8 @@ async fn store_long<S: ObjectStore>(
     long_bytes: u64,
 ) -> S3Result<ObjectInfo> {
     let attributes = std::mem::take(&mut to.attributes);
-    let upload = core.store.create_upload(to.bucket, to.key, attributes, None);
-    let upload = upload.await.map_err(from_api_write)?;
+    let upload =
+        core.store.create_upload(to.bucket, to.key, attributes, None).await.map_err(from_api_write)?;
     let parts = match store_parts(core, &to, &upload, file, long_bytes).await {
         Ok(parts) => parts,
         Err(error) => {
@@ -205,16 +206,20 @@ async fn store_parts<S: ObjectStore>(
     let data = rest.await.map_err(|fault: Fault| from_fault(&fault))?;
     to.check_length(file.taken_bytes)?;
     file.verify()?;
-    let mut parts = vec![CompletedPart { number: 1, etag: first.etag, checksums: Default::default() }];
+    let mut parts = vec![completed(1, first.etag)];
     if !data.is_empty() {
         let mut checks = plain()?;
         checks.update(&data);
         let digests = checks.finish(None).expect("nothing was announced");
         let body = Held { len_bytes: data.len() as u64, data: Some(data), digests };
         let last = core.store.put_part(to.bucket, to.key, upload, 2, body).await.map_err(from_api_write)?;
-        parts.push(CompletedPart { number: 2, etag: last.etag, checksums: Default::default() });
+        parts.push(completed(2, last.etag));
     }
     Ok(parts)
+}
+
+fn completed(number: u16, etag: String) -> CompletedPart {
+    CompletedPart { number, etag, checksums: BTreeMap::new() }
 }
 
 /// Digests that are compared with nothing.

@@ -144,8 +144,8 @@ impl<S: ObjectStore> Page<'_, S> {
     }
 
     async fn exists(&self, key: &str) -> bool {
-        let head =
-            self.core.store.head_object(&self.bucket.name, key, Selector::default(), Conditions::default());
+        let selector = Selector::default();
+        let head = self.core.store.head_object(&self.bucket.name, key, selector, Conditions::default());
         self.check(key).is_ok() && head.await.is_ok()
     }
 }

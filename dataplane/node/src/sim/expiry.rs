@@ -5,7 +5,7 @@ use std::{rc::Rc, time::Duration};
 use quarry_object::{
     api::{ApiError, Attributes, BucketInfo, Conditions, DocumentKind, ObjectStore, Selector, Versioning},
     cluster::Cluster as _,
-    lifecycle::{EXPIRES_ATTRIBUTE, Expiration, Filter, Lifecycle, Rule},
+    lifecycle::{EXPIRES_ATTRIBUTE, Expiration, Filter, Lifecycle, Noncurrent, Rule},
     repair::Budget,
 };
 
@@ -40,7 +40,7 @@ async fn put_with(node: &NodeParts, key: &str, expires: &str) {
 async fn exists(node: &NodeParts, key: &str) -> bool {
     match node.objects.head_object(BUCKET, key, Selector::default(), Conditions::default()).await {
         Ok(_) => true,
-        Err(ApiError::NoSuchKey) => false,
+        Err(ApiError::NoSuchKey | ApiError::DeleteMarker { .. }) => false,
         Err(other) => panic!("{key}: {other}"),
     }
 }
@@ -96,6 +96,61 @@ fn what_is_over_is_neither_read_nor_kept() {
         assert_eq!(stored(&node).await, ["kept"]);
         let gone = node.objects.list_parts(BUCKET, "upload", &upload, 0, 10).await;
         assert_eq!(gone.err(), Some(ApiError::NoSuchUpload), "the default of seven days");
+    });
+}
+
+async fn versions(node: &NodeParts) -> Vec<String> {
+    let request = quarry_object::api::ListRequest {
+        prefix: String::new(),
+        delimiter: None,
+        after: None,
+        max_keys: 1000,
+    };
+    let page = node.objects.list_versions(BUCKET, request, None).await.unwrap();
+    page.entries.iter().map(|entry| entry.name().to_owned()).collect()
+}
+
+#[test]
+fn older_versions_and_lone_markers_go() {
+    let machine = Machine::new("2+1", Limits::ROOMY, 6);
+    let mut node = machine.start();
+    node.run(|node| async move {
+        node.objects.create_bucket(BUCKET).await.unwrap();
+        node.objects.set_versioning(BUCKET, Versioning::Enabled).await.unwrap();
+        let content = Content::new(&Random::new(1), 1000);
+        for key in ["a", "a", "a", "a", "b", "log/c"] {
+            put(&node, key, &content).await.unwrap();
+        }
+        node.objects.delete_object(BUCKET, "b", None, Conditions::default()).await.unwrap();
+        let now_ms = node.cluster.now_ms();
+        let older = Rule {
+            id: "older".into(),
+            enabled: true,
+            noncurrent: Some(Noncurrent { days: 1, keep: 1 }),
+            expiration: Some(Expiration::LoneDeleteMarker),
+            ..Rule::default()
+        };
+        let mut all =
+            Rule { id: "all".into(), noncurrent: Some(Noncurrent { days: 1, keep: 0 }), ..older.clone() };
+        all.filter.prefix = Some("b".into());
+        let mut logs =
+            Rule { id: "logs".into(), expiration: Some(Expiration::AtMs(now_ms)), ..older.clone() };
+        logs.filter.prefix = Some("log/".into());
+        let rules = Lifecycle { rules: vec![older, all, logs] }.to_document();
+        node.objects.set_bucket_document(BUCKET, DocumentKind::Lifecycle, Some(rules)).await.unwrap();
+        node.timer.sleep(Duration::from_millis(expiry::SETTLED_MS)).await;
+        let budget = Budget::new(1 << 30);
+        assert!(expiry::pass(&node.host, &node.cluster, &budget, node.cluster.now_ms()).await);
+        // The log has a marker now; nothing is a day old.
+        assert_eq!(versions(&node).await, ["a", "a", "a", "a", "b", "b", "log/c", "log/c"]);
+        assert!(!exists(&node, "log/c").await);
+        let later = node.cluster.now_ms() + 3 * 24 * 3_600_000;
+        assert!(expiry::pass(&node.host, &node.cluster, &budget, later).await);
+        // One older version of `a` is kept, and none under the marker of `b` or, by the other rule, of the log.
+        assert_eq!(versions(&node).await, ["a", "a", "b", "log/c", "log/c"]);
+        assert!(expiry::pass(&node.host, &node.cluster, &budget, later).await);
+        assert_eq!(versions(&node).await, ["a", "a", "log/c", "log/c"], "a marker alone goes");
+        assert!(exists(&node, "a").await);
     });
 }
 

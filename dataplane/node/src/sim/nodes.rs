@@ -120,11 +120,12 @@ impl Histories {
 async fn read(node: &RunningNode, key: &str) -> Option<Found> {
     let (objects, key) = (Rc::clone(&node.objects), key.to_owned());
     let reading = async move {
-        let mut content = match objects.get_object(BUCKET, &key, Selector::default(), Conditions::default()).await {
-            Ok(content) => content,
-            Err(ApiError::NoSuchKey) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let mut content =
+            match objects.get_object(BUCKET, &key, Selector::default(), Conditions::default()).await {
+                Ok(content) => content,
+                Err(ApiError::NoSuchKey) => return Ok(None),
+                Err(error) => return Err(error),
+            };
         let mut bytes = Vec::new();
         while let Some(piece) = content.stream.next().await {
             match piece {
@@ -197,7 +198,8 @@ impl Client {
 
 async fn delete(node: &RunningNode, key: &str) -> Option<Result<(), ApiError>> {
     let (objects, key) = (Rc::clone(&node.objects), key.to_owned());
-    node.run(async move { objects.delete_object(BUCKET, &key, None, Conditions::default()).await.map(drop) }).await
+    node.run(async move { objects.delete_object(BUCKET, &key, None, Conditions::default()).await.map(drop) })
+        .await
 }
 
 async fn list(node: &RunningNode) -> Option<Result<Vec<(String, u64)>, ApiError>> {

@@ -3,11 +3,11 @@
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
 use quarry_clustermap::{BucketId, DocumentKind};
-use quarry_partition::command::Manifest;
+use quarry_partition::command::{Manifest, VersionId};
 
 use super::Objects;
 use crate::{
-    api::{ApiError, Selector},
+    api::ApiError,
     cluster::Cluster,
     lifecycle::{Candidate, EXPIRES_ATTRIBUTE, Lifecycle, expiry_ms},
     metadata::{Bucket, Metadata},
@@ -42,23 +42,25 @@ impl RulesOfBuckets {
 }
 
 impl<C: Cluster + Metadata> Objects<C> {
-    /// Fails for an object that is over. A version that is asked for by its name is there until it is deleted.
+    /// Fails for the newest version if it is over. One that is asked for by name stays readable while it is there.
     pub(super) fn refuse_expired(
         &self,
         bucket: &str,
         key: &str,
-        selector: Selector,
+        named: Option<VersionId>,
         manifest: &Manifest,
     ) -> Result<(), ApiError> {
-        let bucket = self.found(bucket)?;
-        let own = manifest.attributes.headers.iter().find(|(name, _)| name == EXPIRES_ATTRIBUTE);
-        let rules = self.rules.get(&bucket);
-        if selector.version.is_some() || own.is_none() && rules.is_none() {
+        if named.is_some() {
             return Ok(());
         }
-        let last_modified_ms = manifest.last_modified_ms;
-        let tags: BTreeMap<String, String> = manifest.tags.iter().cloned().collect();
-        let object = Candidate { key, size_bytes: manifest.size_bytes, last_modified_ms, tags: &tags };
+        let own = manifest.attributes.headers.iter().find(|(name, _)| name == EXPIRES_ATTRIBUTE);
+        let rules = self.rules.get(&self.found(bucket)?);
+        if own.is_none() && rules.is_none() {
+            return Ok(());
+        }
+        let tags = manifest.tags.iter().cloned().collect();
+        let (size_bytes, last_modified_ms) = (manifest.size_bytes, manifest.last_modified_ms);
+        let object = Candidate { key, size_bytes, last_modified_ms, tags: &tags };
         match expiry_ms(rules.as_deref(), &object, own.map(|(_, value)| value.as_str())) {
             Some(at_ms) if at_ms <= self.cluster.now_ms() => Err(ApiError::NoSuchKey),
             _ => Ok(()),

@@ -32,9 +32,9 @@ impl<C: Cluster + Metadata> Objects<C> {
         let (lookup, partition) = self.lookup((bucket, key), selector, conditions)?;
         match self.cluster.execute(partition, Command::Head(lookup)).await? {
             Reply::Object { manifest, version, part, .. } => {
-                self.refuse_expired(bucket, key, selector, &manifest)?;
-                let part = part.map(|part| (part.first, part.len));
-                Ok(ObjectHead { info: convert::to_info(key, manifest, version), part })
+                self.refuse_expired(bucket, key, selector.version, &manifest)?;
+                let info = convert::to_info(key, manifest, version);
+                Ok(ObjectHead { info, part: part.map(|part| (part.first, part.len)) })
             }
             other => Err(convert::unexpected(&other)),
         }
@@ -63,14 +63,15 @@ impl<C: Cluster + Metadata> Objects<C> {
         let (lookup, partition) = self.lookup((bucket, key), selector, Conditions::default())?;
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
         match self.cluster.execute(partition, Command::ObjectParts { lookup, after, limit }).await? {
-            Reply::ObjectParts { manifest, version, parts, truncated } => {
+            Reply::ObjectParts { manifest, version: name, parts, truncated } => {
+                self.refuse_expired(bucket, key, version, &manifest)?;
                 let parts = parts.into_iter().map(|part| ObjectPartInfo {
                     number: part.number,
                     size_bytes: part.size_bytes,
                     checksum: (!part.checksum.is_empty()).then(|| encode_checksum(&part.checksum)),
                 });
                 let parts = parts.collect();
-                Ok(ObjectParts { info: convert::to_info(key, manifest, version), parts, truncated })
+                Ok(ObjectParts { info: convert::to_info(key, manifest, name), parts, truncated })
             }
             other => Err(convert::unexpected(&other)),
         }
@@ -93,7 +94,7 @@ impl<C: Cluster + Metadata> Objects<C> {
                     Reply::Object { manifest, inline, version, part } => (manifest, inline, version, part),
                     other => return Err(convert::unexpected(&other)),
                 };
-            self.refuse_expired(bucket, key, selector, &manifest)?;
+            self.refuse_expired(bucket, key, selector.version, &manifest)?;
             let (first, len) = match part {
                 Some(part) => (part.first, part.len),
                 None => resolve(selector.range, manifest.size_bytes)?,
