@@ -11,7 +11,7 @@
 //! | `map` | the cluster map |
 //! | `activated` | per partition: the newest epoch whose primary may acknowledge |
 //! | `buckets` | revision of the bucket table and the next bucket id |
-//! | `bucket/NAME` | id, creation time, state |
+//! | `bucket/NAME` | id, creation time, state, configuration |
 //!
 //! Invariants:
 //! - a map, activation or bucket change is answered only after its transaction is durable;
@@ -33,7 +33,7 @@ use quarry_metastore::MetastoreError;
 use quarry_planner::{PlanError, Policy};
 
 pub use batch::Controller;
-pub use bucket::{Bucket, BucketNameError, BucketState, BucketTable, check_bucket_name};
+pub use bucket::{BUCKET_BYTES_MAX, Bucket, BucketNameError, BucketState, BucketTable, check_bucket_name};
 pub use handle::ControllerHandle;
 pub use published::Published;
 
@@ -144,6 +144,20 @@ pub enum ControllerError {
     BucketNotMarked {
         /// Its name.
         name: String,
+    },
+    /// A bucket that was versioned once may hold versions for ever.
+    #[error("versioning of bucket {name:?} can be suspended, not undone")]
+    VersioningStays {
+        /// Its name.
+        name: String,
+    },
+    /// A document, or all that is kept of a bucket, is too long.
+    #[error("the bucket's configuration of {bytes} bytes is over the limit of {limit}")]
+    ConfigurationTooLarge {
+        /// Its length.
+        bytes: usize,
+        /// What is allowed.
+        limit: usize,
     },
     /// No map can be made; every planning request of the batch fails with it.
     #[error("cannot plan: {0}")]

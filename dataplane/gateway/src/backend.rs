@@ -6,17 +6,30 @@
 use std::rc::Rc;
 
 use async_trait::async_trait;
-use quarry_object::api::ObjectStore;
+use quarry_object::api::{DocumentKind, ObjectStore};
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
     CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CreateBucketInput, CreateBucketOutput,
-    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketInput, DeleteBucketOutput,
-    DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, GetBucketLocationInput,
-    GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
-    HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput, ListObjectsInput,
-    ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput,
+    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketCorsInput, DeleteBucketCorsOutput,
+    DeleteBucketInput, DeleteBucketLifecycleInput, DeleteBucketLifecycleOutput, DeleteBucketOutput,
+    DeleteBucketTaggingInput, DeleteBucketTaggingOutput, DeleteBucketWebsiteInput, DeleteBucketWebsiteOutput,
+    DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput,
+    GetBucketAccelerateConfigurationInput, GetBucketAccelerateConfigurationOutput, GetBucketCorsInput,
+    GetBucketCorsOutput, GetBucketEncryptionInput, GetBucketEncryptionOutput,
+    GetBucketLifecycleConfigurationInput, GetBucketLifecycleConfigurationOutput, GetBucketLocationInput,
+    GetBucketLocationOutput, GetBucketLoggingInput, GetBucketLoggingOutput,
+    GetBucketNotificationConfigurationInput, GetBucketNotificationConfigurationOutput,
+    GetBucketReplicationInput, GetBucketReplicationOutput, GetBucketRequestPaymentInput,
+    GetBucketRequestPaymentOutput, GetBucketTaggingInput, GetBucketTaggingOutput, GetBucketVersioningInput,
+    GetBucketVersioningOutput, GetBucketWebsiteInput, GetBucketWebsiteOutput, GetObjectInput,
+    GetObjectLockConfigurationInput, GetObjectLockConfigurationOutput, GetObjectOutput, HeadBucketInput,
+    HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput,
+    ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, ListPartsInput,
+    ListPartsOutput, PutBucketCorsInput, PutBucketCorsOutput, PutBucketLifecycleConfigurationInput,
+    PutBucketLifecycleConfigurationOutput, PutBucketTaggingInput, PutBucketTaggingOutput,
+    PutBucketVersioningInput, PutBucketVersioningOutput, PutBucketWebsiteInput, PutBucketWebsiteOutput,
     PutObjectInput, PutObjectOutput, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput,
     UploadPartOutput,
 };
@@ -25,9 +38,12 @@ use send_wrapper::SendWrapper;
 use sha2::{Digest as _, Sha256};
 
 use crate::body::is_aws_chunked;
+use crate::configuration::{self, Cache};
+use crate::cors::Cors;
 use crate::error::refuse;
 use crate::exchange::ExchangeHandle;
 use crate::options::{GatewayOptions, Limits};
+use crate::website::rules::Website;
 use crate::{bucket, copy, list, multipart, object};
 
 /// What every operation works with.
@@ -37,6 +53,8 @@ pub(crate) struct Core<S> {
     pub(crate) owner_name: String,
     pub(crate) region: String,
     pub(crate) limits: Limits,
+    pub(crate) cors: Cache<Cors>,
+    pub(crate) websites: Cache<Website>,
 }
 
 /// The one owner of everything: an opaque id of 64 hex digits, as S3's canonical user ids are.
@@ -49,18 +67,25 @@ pub(crate) fn owner_id(access_key: &str) -> String {
 
 /// [`Core`] as s3s wants it.
 pub(crate) struct Backend<S> {
-    core: SendWrapper<Core<S>>,
+    core: SendWrapper<Rc<Core<S>>>,
 }
 
-impl<S: ObjectStore> Backend<S> {
+impl<S> Core<S> {
     pub(crate) fn new(store: Rc<S>, owner_id: String, options: &GatewayOptions) -> Self {
-        let core = Core {
+        Self {
             store,
             owner_id,
             owner_name: options.access_key.clone(),
             region: options.region.clone(),
             limits: options.limits,
-        };
+            cors: Cache::new(DocumentKind::Cors),
+            websites: Cache::new(DocumentKind::Website),
+        }
+    }
+}
+
+impl<S> Backend<S> {
+    pub(crate) fn new(core: Rc<Core<S>>) -> Self {
         Self { core: SendWrapper::new(core) }
     }
 }
@@ -133,6 +158,147 @@ impl<S: ObjectStore> S3 for Backend<S> {
         request: S3Request<GetBucketLocationInput>,
     ) -> Answer<GetBucketLocationOutput> {
         SendWrapper::new(bucket::location(&self.core, request)).await
+    }
+
+    async fn get_bucket_versioning(
+        &self,
+        request: S3Request<GetBucketVersioningInput>,
+    ) -> Answer<GetBucketVersioningOutput> {
+        SendWrapper::new(configuration::versioning::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_versioning(
+        &self,
+        request: S3Request<PutBucketVersioningInput>,
+    ) -> Answer<PutBucketVersioningOutput> {
+        SendWrapper::new(configuration::versioning::put(&self.core, request)).await
+    }
+
+    async fn get_bucket_tagging(
+        &self,
+        request: S3Request<GetBucketTaggingInput>,
+    ) -> Answer<GetBucketTaggingOutput> {
+        SendWrapper::new(configuration::tagging::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_tagging(
+        &self,
+        request: S3Request<PutBucketTaggingInput>,
+    ) -> Answer<PutBucketTaggingOutput> {
+        SendWrapper::new(configuration::tagging::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_tagging(
+        &self,
+        request: S3Request<DeleteBucketTaggingInput>,
+    ) -> Answer<DeleteBucketTaggingOutput> {
+        SendWrapper::new(configuration::tagging::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_cors(&self, request: S3Request<GetBucketCorsInput>) -> Answer<GetBucketCorsOutput> {
+        SendWrapper::new(configuration::cors::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_cors(&self, request: S3Request<PutBucketCorsInput>) -> Answer<PutBucketCorsOutput> {
+        SendWrapper::new(configuration::cors::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_cors(
+        &self,
+        request: S3Request<DeleteBucketCorsInput>,
+    ) -> Answer<DeleteBucketCorsOutput> {
+        SendWrapper::new(configuration::cors::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_website(
+        &self,
+        request: S3Request<GetBucketWebsiteInput>,
+    ) -> Answer<GetBucketWebsiteOutput> {
+        SendWrapper::new(configuration::website::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_website(
+        &self,
+        request: S3Request<PutBucketWebsiteInput>,
+    ) -> Answer<PutBucketWebsiteOutput> {
+        SendWrapper::new(configuration::website::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_website(
+        &self,
+        request: S3Request<DeleteBucketWebsiteInput>,
+    ) -> Answer<DeleteBucketWebsiteOutput> {
+        SendWrapper::new(configuration::website::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_lifecycle_configuration(
+        &self,
+        request: S3Request<GetBucketLifecycleConfigurationInput>,
+    ) -> Answer<GetBucketLifecycleConfigurationOutput> {
+        SendWrapper::new(configuration::lifecycle::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_lifecycle_configuration(
+        &self,
+        request: S3Request<PutBucketLifecycleConfigurationInput>,
+    ) -> Answer<PutBucketLifecycleConfigurationOutput> {
+        SendWrapper::new(configuration::lifecycle::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_lifecycle(
+        &self,
+        request: S3Request<DeleteBucketLifecycleInput>,
+    ) -> Answer<DeleteBucketLifecycleOutput> {
+        SendWrapper::new(configuration::lifecycle::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_encryption(
+        &self,
+        request: S3Request<GetBucketEncryptionInput>,
+    ) -> Answer<GetBucketEncryptionOutput> {
+        SendWrapper::new(configuration::absent::encryption(&self.core, request)).await
+    }
+
+    async fn get_object_lock_configuration(
+        &self,
+        request: S3Request<GetObjectLockConfigurationInput>,
+    ) -> Answer<GetObjectLockConfigurationOutput> {
+        SendWrapper::new(configuration::absent::object_lock(&self.core, request)).await
+    }
+
+    async fn get_bucket_replication(
+        &self,
+        request: S3Request<GetBucketReplicationInput>,
+    ) -> Answer<GetBucketReplicationOutput> {
+        SendWrapper::new(configuration::absent::replication(&self.core, request)).await
+    }
+
+    async fn get_bucket_logging(
+        &self,
+        request: S3Request<GetBucketLoggingInput>,
+    ) -> Answer<GetBucketLoggingOutput> {
+        SendWrapper::new(configuration::absent::logging(&self.core, request)).await
+    }
+
+    async fn get_bucket_notification_configuration(
+        &self,
+        request: S3Request<GetBucketNotificationConfigurationInput>,
+    ) -> Answer<GetBucketNotificationConfigurationOutput> {
+        SendWrapper::new(configuration::absent::notification(&self.core, request)).await
+    }
+
+    async fn get_bucket_accelerate_configuration(
+        &self,
+        request: S3Request<GetBucketAccelerateConfigurationInput>,
+    ) -> Answer<GetBucketAccelerateConfigurationOutput> {
+        SendWrapper::new(configuration::absent::acceleration(&self.core, request)).await
+    }
+
+    async fn get_bucket_request_payment(
+        &self,
+        request: S3Request<GetBucketRequestPaymentInput>,
+    ) -> Answer<GetBucketRequestPaymentOutput> {
+        SendWrapper::new(configuration::absent::request_payment(&self.core, request)).await
     }
 
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> Answer<PutObjectOutput> {

@@ -50,7 +50,7 @@ pub(crate) async fn head<S: ObjectStore>(
     core: &Core<S>,
     request: S3Request<HeadBucketInput>,
 ) -> S3Result<S3Response<HeadBucketOutput>> {
-    core.store.head_bucket(&request.input.bucket).await.map_err(from_api)?;
+    core.store.bucket(&request.input.bucket).map_err(from_api)?;
     let region = HeaderValue::try_from(core.region.as_str()).ok().map(|region| (REGION, region));
     Ok(S3Response::with_headers(HeadBucketOutput::default(), HeaderMap::from_iter(region)))
 }
@@ -59,7 +59,7 @@ pub(crate) async fn location<S: ObjectStore>(
     core: &Core<S>,
     request: S3Request<GetBucketLocationInput>,
 ) -> S3Result<S3Response<GetBucketLocationOutput>> {
-    core.store.head_bucket(&request.input.bucket).await.map_err(from_api)?;
+    core.store.bucket(&request.input.bucket).map_err(from_api)?;
     let location_constraint =
         (core.region != UNNAMED_REGION).then(|| BucketLocationConstraint::from(core.region.clone()));
     Ok(S3Response::new(GetBucketLocationOutput { location_constraint }))
@@ -79,9 +79,11 @@ pub(crate) async fn list<S: ObjectStore>(
             .filter(|asked| (1..=10 * BUCKETS_MAX).contains(asked))
             .ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "max-buckets must be from 1 to 10000"))?,
     };
+    // All buckets are in the one region.
+    let here = input.bucket_region.is_none_or(|region| region == core.region);
     let mut found: Vec<BucketInfo> = core.store.list_buckets().await.map_err(from_api)?;
     found.retain(|bucket| {
-        bucket.name.starts_with(&prefix) && after.as_ref().is_none_or(|after| bucket.name > *after)
+        here && bucket.name.starts_with(&prefix) && after.as_ref().is_none_or(|after| bucket.name > *after)
     });
     let truncated = found.len() > limit;
     found.truncate(limit);

@@ -13,9 +13,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use http::header::{CONNECTION, EXPECT, HeaderValue};
+use http::header::{CONNECTION, EXPECT, HeaderValue, ORIGIN};
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -24,18 +24,20 @@ use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{HttpRequest, HttpResponse, S3Result};
 
-use crate::backend::{Access, Backend, RootCredential, owner_id};
+use crate::backend::{Access, Backend, Core, RootCredential, owner_id};
 use crate::checksum::Checks;
 use crate::deadline::Timer;
 use crate::error::slow_down;
 use crate::exchange::{Exchange, ExchangeHandle};
 use crate::front;
+use crate::host::{Hosts, Place};
 use crate::inbound::{Inbound, Source};
 use crate::load::{Load, Slot};
 use crate::options::GatewayOptions;
 use crate::outbound::Outbound;
 use crate::reply;
 use crate::stream::{ConnectionState, Watched};
+use crate::unrouted::Unrouted;
 
 /// Bytes of a head that hyper collects before it gives up: above what our limits allow, so that we answer.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -68,6 +70,7 @@ pub struct Gateway {
 
 struct Shared {
     service: S3Service,
+    unrouted: Rc<dyn Unrouted>,
     owner_id: String,
     timer: Timer,
     load: Rc<Load>,
@@ -78,8 +81,9 @@ impl Gateway {
     /// A gateway over `store`.
     pub fn new<S: ObjectStore>(store: Rc<S>, options: GatewayOptions) -> Self {
         let owner_id = owner_id(&options.access_key);
-        let backend = Backend::new(store, owner_id.clone(), &options);
-        let mut builder = S3ServiceBuilder::new(backend);
+        let core = Rc::new(Core::new(store, owner_id.clone(), &options));
+        let mut builder = S3ServiceBuilder::new(Backend::new(Rc::clone(&core)));
+        builder.set_host(Hosts(options.domains.clone()));
         builder.set_auth(RootCredential {
             access_key: options.access_key.clone(),
             secret_key: options.secret_key.clone().into(),
@@ -89,7 +93,8 @@ impl Gateway {
         config.xml_max_body_size = options.limits.xml_bytes_max;
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
         let (timer, load) = (Timer::new(&options), Load::new(options.limits));
-        Self { shared: Rc::new(Shared { service: builder.build(), owner_id, timer, load, options }) }
+        let service = builder.build();
+        Self { shared: Rc::new(Shared { service, unrouted: core, owner_id, timer, load, options }) }
     }
 
     /// Serves requests from `io` until the client closes or `shutdown` completes; then the request in progress is
@@ -137,8 +142,10 @@ impl Shared {
         let exchange = Exchange::begin(&request, options, Slot::take(&self.load), connection);
         let (parts, incoming) = request.into_parts();
         let expects_continue = parts.headers.contains_key(EXPECT);
+        let place = Place::of(&parts, &options.domains);
+        let cors_headers = self.cors_headers(&parts, place.as_ref());
         let source = Source::new(incoming, self.timer.clone(), &options.limits);
-        let work = Box::pin(self.dispatch(parts, Rc::clone(&source), &exchange));
+        let work = Box::pin(self.dispatch(parts, place, Rc::clone(&source), &exchange));
         let response = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(
                 event = "request_panic",
@@ -148,6 +155,7 @@ impl Shared {
             reply::internal_error()
         });
         let mut response = reply::complete(response, &exchange);
+        response.headers_mut().extend(cors_headers);
         if expects_continue && source.is_untold() {
             // Nobody said "100 Continue", so some clients send no body now and the next request at once, whose first
             // bytes would be taken for the body.
@@ -159,7 +167,28 @@ impl Shared {
         response
     }
 
-    async fn dispatch(&self, parts: Parts, source: Rc<Source>, exchange: &Rc<Exchange>) -> HttpResponse {
+    /// For the answer to a request from a web page, whatever becomes of it. A preflight's answer has its own.
+    fn cors_headers(&self, parts: &Parts, place: Option<&Place>) -> HeaderMap {
+        match place {
+            Some(place) if parts.headers.contains_key(ORIGIN) && parts.method != Method::OPTIONS => {
+                self.unrouted.cors_headers(&place.bucket, parts.method.as_str(), &parts.headers)
+            }
+            _ => HeaderMap::new(),
+        }
+    }
+
+    async fn dispatch(
+        &self,
+        parts: Parts,
+        place: Option<Place>,
+        source: Rc<Source>,
+        exchange: &Rc<Exchange>,
+    ) -> HttpResponse {
+        if let Some(place) = &place
+            && let Some(response) = self.dispatch_unrouted(&parts, place, exchange).await
+        {
+            return response;
+        }
         let handle = ExchangeHandle::new(exchange, &source);
         let inbound = match self.admit(&parts, source, exchange) {
             Ok(inbound) => inbound,
@@ -176,22 +205,67 @@ impl Shared {
         }
     }
 
+    /// What needs no credentials: pages and preflights.
+    async fn dispatch_unrouted(
+        &self,
+        parts: &Parts,
+        place: &Place,
+        exchange: &Rc<Exchange>,
+    ) -> Option<HttpResponse> {
+        let is_preflight = parts.method == Method::OPTIONS && !place.bucket.is_empty();
+        if !is_preflight && !place.is_website {
+            return None;
+        }
+        let admitted = if exchange.slot.is_beyond_limit() {
+            Err(slow_down())
+        } else {
+            front::screen_size(parts, &self.options.limits)
+        };
+        if let Err(refused) = admitted {
+            return Some(reply::from_error(refused));
+        }
+        if is_preflight {
+            exchange.operation.replace("Preflight".to_owned());
+            let answer = self.unrouted.preflight(&place.bucket, &parts.headers);
+            return Some(answer.unwrap_or_else(reply::from_error));
+        }
+        Some(self.unrouted.page(parts, place, exchange).await)
+    }
+
     fn admit(&self, parts: &Parts, source: Rc<Source>, exchange: &Rc<Exchange>) -> S3Result<Inbound> {
         if exchange.slot.is_beyond_limit() {
             return Err(slow_down());
         }
         front::screen(parts, &self.owner_id, &self.options.limits)?;
-        // Only POST carries documents; a Complete's checksum headers are those of the object, not of the document.
-        let checks = match (parts.method == Method::POST, is_multi_delete(parts)) {
-            (true, true) => Some(Checks::of_body(&parts.headers)?),
-            (true, false) => Some(Checks::of_signed_document(&parts.headers)),
-            (false, _) => None,
+        // A Complete's checksum headers are those of the object, not of the document.
+        let checks = if carries_checked_document(parts) {
+            Some(Checks::of_body(&parts.headers)?)
+        } else if parts.method == Method::POST {
+            Some(Checks::of_signed_document(&parts.headers))
+        } else {
+            None
         };
         Ok(Inbound::new(source, Rc::clone(exchange), checks))
     }
 }
 
-fn is_multi_delete(parts: &Parts) -> bool {
-    let query = parts.uri.query().unwrap_or("");
-    query.split('&').any(|pair| pair == "delete" || pair.starts_with("delete="))
+/// Subresources whose documents a client may give digests of.
+const DOCUMENTS: [&str; 10] = [
+    "versioning",
+    "tagging",
+    "cors",
+    "website",
+    "lifecycle",
+    "policy",
+    "acl",
+    "publicAccessBlock",
+    "ownershipControls",
+    "delete",
+];
+
+fn carries_checked_document(parts: &Parts) -> bool {
+    let names = parts.uri.query().unwrap_or("").split('&').map(|pair| pair.split('=').next().unwrap_or(pair));
+    let by_method = |name: &str| (name == "delete") == (parts.method == Method::POST);
+    (parts.method == Method::PUT || parts.method == Method::POST)
+        && names.into_iter().any(|name| DOCUMENTS.contains(&name) && by_method(name))
 }

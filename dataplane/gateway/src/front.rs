@@ -38,6 +38,17 @@ const REFUSED_HEADERS: [RefusedHeader; 8] = [
 /// # Errors
 /// The S3 error to answer.
 pub(crate) fn screen(parts: &Parts, owner_id: &str, limits: &Limits) -> S3Result<()> {
+    screen_size(parts, limits)?;
+    let query = query_pairs(parts.uri.query().unwrap_or(""))?;
+    screen_authentication(&parts.headers, &query)?;
+    screen_features(parts, owner_id, &query)
+}
+
+/// Refuses a head that is too large.
+///
+/// # Errors
+/// The S3 error to answer.
+pub(crate) fn screen_size(parts: &Parts, limits: &Limits) -> S3Result<()> {
     let header_bytes: usize =
         parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if header_bytes > limits.header_bytes_max {
@@ -57,9 +68,7 @@ pub(crate) fn screen(parts: &Parts, owner_id: &str, limits: &Limits) -> S3Result
         let message = format!("the URI of {uri_bytes} bytes is over the limit of {}", limits.uri_bytes_max);
         return Err(custom("InvalidURI", StatusCode::URI_TOO_LONG, message));
     }
-    let query = query_pairs(parts.uri.query().unwrap_or(""))?;
-    screen_authentication(&parts.headers, &query)?;
-    screen_features(parts, owner_id, &query)
+    Ok(())
 }
 
 type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);

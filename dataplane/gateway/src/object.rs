@@ -136,7 +136,7 @@ pub(crate) async fn delete_many<S: ObjectStore>(
     if input.delete.objects.is_empty() || input.delete.objects.len() > DELETE_MANY_MAX {
         return Err(refuse(S3ErrorCode::MalformedXML, "from 1 to 1000 keys can be deleted at once"));
     }
-    core.store.head_bucket(&input.bucket).await.map_err(from_api)?;
+    core.store.bucket(&input.bucket).map_err(from_api)?;
     let quiet = input.delete.quiet.unwrap_or(false);
     let mut output = DeleteObjectsOutput::default();
     for object in input.delete.objects {
@@ -205,7 +205,7 @@ fn refuse_part_number(part_number: Option<i32>) -> S3Result<()> {
     }
 }
 
-fn range_request(range: Range) -> RangeRequest {
+pub(crate) fn range_request(range: Range) -> RangeRequest {
     match range {
         Range::Int { first, last: Some(last) } => RangeRequest::Inclusive { first, last },
         Range::Int { first, last: None } => RangeRequest::From { first },
@@ -223,7 +223,7 @@ fn resolve(range: RangeRequest, size_bytes: u64) -> Result<(u64, u64), ApiError>
     if first < end { Ok((first, end - first)) } else { Err(ApiError::InvalidRange { size_bytes }) }
 }
 
-fn content_range(first: u64, len_bytes: u64, size_bytes: u64) -> String {
+pub(crate) fn content_range(first: u64, len_bytes: u64, size_bytes: u64) -> String {
     format!("bytes {first}-{}/{size_bytes}", (first + len_bytes).saturating_sub(1))
 }
 

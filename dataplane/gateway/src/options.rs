@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
 
+use crate::host::Domains;
+
 /// Everything a [`crate::Gateway`] needs besides the store.
 pub struct GatewayOptions {
     /// Access key id of the root credential.
@@ -14,12 +16,16 @@ pub struct GatewayOptions {
     pub secret_key: String,
     /// Answer of GetBucketLocation. A signature may name any region in its scope.
     pub region: String,
+    /// Names that lead to buckets and websites.
+    pub domains: Domains,
     /// Bounds on what one request may cost.
     pub limits: Limits,
     /// Monotonic time since any fixed point; used for durations only.
     pub clock: Rc<dyn Fn() -> Duration>,
     /// Completes after a time on that clock; deadlines of clients are measured with both.
     pub sleep: Rc<dyn Fn(Duration) -> LocalBoxFuture<'static, ()>>,
+    /// Milliseconds since 1970: what expires does so by this clock.
+    pub unix_ms: Rc<dyn Fn() -> u64>,
     /// A new request id, unique in the cluster; visible ASCII, at most 64 bytes.
     pub request_ids: Rc<dyn Fn() -> String>,
     /// Told about every request once its response has ended.

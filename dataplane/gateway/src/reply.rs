@@ -17,6 +17,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 const PRODUCT: HeaderValue = HeaderValue::from_static("Quarry");
 const XML: HeaderValue = HeaderValue::from_static("application/xml");
 
+/// In the extensions of a response: an error that is a page, to be sent as it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Verbatim;
+
 /// The response to an error that arose before or around s3s.
 pub(crate) fn from_error(error: S3Error) -> HttpResponse {
     error.to_http_response().unwrap_or_else(|_| {
@@ -47,7 +51,7 @@ pub(crate) fn complete(mut response: HttpResponse, exchange: &Rc<Exchange>) -> R
     if response.status() == StatusCode::NOT_MODIFIED {
         *response.body_mut() = Body::empty();
         response.headers_mut().remove(CONTENT_TYPE);
-    } else if is_error(&response) {
+    } else if is_error(&response) && response.extensions().get::<Verbatim>().is_none() {
         let written = response.body().bytes().unwrap_or_default();
         let document = error_document(&String::from_utf8_lossy(&written), exchange);
         *response.body_mut() = Body::from(document);

@@ -10,6 +10,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use quarry_clustermap::ErasureProfile;
+use quarry_gateway::Domains;
 use serde::Deserialize;
 
 /// An S3-compatible object store.
@@ -92,6 +93,12 @@ pub(crate) struct RunArgs {
     #[arg(long = "replace-device", value_name = "PATH")]
     pub(crate) replace_devices: Vec<PathBuf>,
     /// Allow the admin address to inject device faults (tests only).
+    /// BUCKET.DOMAIN is the bucket too (virtual-host style). May be repeated.
+    #[arg(long = "domain", value_name = "DOMAIN")]
+    pub(crate) domains: Vec<String>,
+    /// BUCKET.DOMAIN is the website of the bucket. May be repeated.
+    #[arg(long = "website-domain", value_name = "DOMAIN")]
+    pub(crate) website_domains: Vec<String>,
     #[arg(long, hide = true)]
     pub(crate) enable_fault_injection: bool,
 }
@@ -109,6 +116,8 @@ struct ConfigFile {
     admin: Option<SocketAddr>,
     cores: Option<usize>,
     region: Option<String>,
+    domains: Vec<String>,
+    website_domains: Vec<String>,
     cache_per_device: Option<Bytes>,
     buffers_per_core: Option<Bytes>,
     inline_below: Option<Bytes>,
@@ -136,6 +145,8 @@ pub(crate) struct Config {
     pub(crate) cores: usize,
     /// Region name that signatures must carry.
     pub(crate) region: String,
+    /// Names that lead to buckets and websites.
+    pub(crate) domains: Domains,
     /// Index cache of each device.
     pub(crate) cache_per_device_bytes: usize,
     /// Stripe buffers of each core.
@@ -163,6 +174,8 @@ pub(crate) enum ConfigError {
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("the configuration file {} is not valid: {source}", path.display())]
     Malformed { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{name:?} is not a domain name (without port)")]
+    NotADomain { name: String },
     #[error("--standalone is required: joining a cluster (quarryd with etcd) is not built yet")]
     NotStandalone,
     #[error("--data DIR is required")]
@@ -189,6 +202,21 @@ const DEFAULT_REPAIR_PER_SECOND: u64 = 200 << 20;
 const DEFAULT_SCRUB_PER_SECOND: u64 = 50 << 20;
 const DEFAULT_SCRUB_EVERY_HOURS: u64 = 7 * 24;
 const DEVICE_SIZE_MIN: u64 = 64 << 20;
+
+/// Names in lower case, from the flags or else from the file.
+fn domains(flags: &[String], file: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let names = if flags.is_empty() { file } else { flags.to_vec() };
+    let checked = names.into_iter().map(|name| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let is_label = |label: &str| !label.is_empty() && label.bytes().all(allowed);
+        if name.split('.').all(is_label) {
+            Ok(name.to_ascii_lowercase())
+        } else {
+            Err(ConfigError::NotADomain { name })
+        }
+    });
+    checked.collect()
+}
 
 impl Config {
     /// Merges and validates; opens no device.
@@ -218,6 +246,10 @@ impl Config {
             listen: args.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000))),
             admin: args.admin.or(file.admin).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9001))),
             cores: args.cores.or(file.cores).unwrap_or(default_cores),
+            domains: Domains {
+                api: domains(&args.domains, file.domains)?,
+                website: domains(&args.website_domains, file.website_domains)?,
+            },
             region: file.region.unwrap_or_else(|| "us-east-1".into()),
             cache_per_device_bytes: to_usize(file.cache_per_device.map_or(DEFAULT_CACHE, |size| size.0)),
             buffers_per_core_bytes: to_usize(file.buffers_per_core.map_or(DEFAULT_BUFFERS, |size| size.0)),

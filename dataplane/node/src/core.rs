@@ -494,6 +494,8 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>)
     let options = ObjectOptions { inline_below_bytes: shared.config.inline_below_bytes };
     let objects = Objects::new(Rc::clone(cluster), options);
     let started = Instant::now();
+    let clock = Rc::clone(cluster);
+    let unix_ms = move || quarry_object::cluster::Cluster::now_ms(&*clock);
     let (node, incarnation, count) = (shared.node, shared.incarnation, Cell::new(0_u64));
     Gateway::new(
         Rc::new(objects),
@@ -501,8 +503,10 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>)
             access_key: shared.credentials.access_key.clone(),
             secret_key: shared.credentials.secret_key.clone(),
             region: shared.config.region.clone(),
+            domains: shared.config.domains.clone(),
             limits: Limits::default(),
             clock: Rc::new(move || started.elapsed()),
+            unix_ms: Rc::new(unix_ms),
             sleep: Rc::new(|duration| Box::pin(glommio::timer::sleep(duration))),
             request_ids: Rc::new(move || {
                 count.set(count.get() + 1);

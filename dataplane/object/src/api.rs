@@ -4,10 +4,11 @@
 //! erasure profile asks for has been flushed; a read sees every change acknowledged before it began.
 //! Nothing here knows HTTP, XML or signatures; the gateway knows nothing of shards.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use futures::stream::LocalBoxStream;
+pub use quarry_clustermap::{BucketConfig, DOCUMENT_BYTES_MAX, DocumentKind, Versioning};
 
 /// Attributes that S3 stores with an object and returns with it, unchanged.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -66,13 +67,17 @@ pub enum BodyError {
     },
 }
 
-/// A bucket as listed.
+/// A bucket as it is acted on now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BucketInfo {
     /// Name, unique in the cluster.
     pub name: String,
     /// Unix milliseconds.
     pub created_ms: u64,
+    /// Grows with every change of it; what is derived from `config` may be kept for as long as this stays.
+    pub revision: u64,
+    /// What its owner has set.
+    pub config: Arc<BucketConfig>,
 }
 
 /// Everything about one object version but its bytes.
@@ -320,8 +325,18 @@ pub trait ObjectStore: 'static {
     async fn create_bucket(&self, name: &str) -> Result<(), ApiError>;
     /// Removes an empty bucket.
     async fn delete_bucket(&self, name: &str) -> Result<(), ApiError>;
-    /// Whether a bucket exists.
-    async fn head_bucket(&self, name: &str) -> Result<BucketInfo, ApiError>;
+    /// A bucket, from the table that this core acts on: no I/O.
+    fn bucket(&self, name: &str) -> Result<BucketInfo, ApiError>;
+    /// Sets or removes a document of a bucket, at most [`DOCUMENT_BYTES_MAX`] long. Everybody acts on it when this
+    /// returns.
+    async fn set_bucket_document(
+        &self,
+        name: &str,
+        kind: DocumentKind,
+        document: Option<String>,
+    ) -> Result<(), ApiError>;
+    /// Sets what a bucket keeps of older versions. Every write that begins after this returned obeys it.
+    async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), ApiError>;
     /// All buckets, by name.
     async fn list_buckets(&self) -> Result<Vec<BucketInfo>, ApiError>;
     /// Stores an object.

@@ -1,6 +1,8 @@
 //! What the object layer needs of the metadata side: partitions by command, buckets by name.
 
-use quarry_clustermap::{BucketId, PartitionId};
+use std::sync::Arc;
+
+use quarry_clustermap::{BucketConfig, BucketId, DocumentKind, PartitionId, Versioning};
 use quarry_partition::command::{Command, Entry, List, Refusal, Reply};
 
 use crate::{api::ApiError, peer::PeerFault};
@@ -14,6 +16,10 @@ pub struct Bucket {
     pub name: String,
     /// Unix milliseconds.
     pub created_ms: u64,
+    /// Grows with every change of it.
+    pub revision: u64,
+    /// What its owner has set.
+    pub config: Arc<BucketConfig>,
 }
 
 /// Why a command has no reply.
@@ -100,4 +106,13 @@ pub trait Metadata: 'static {
     async fn create_bucket(&self, name: &str) -> Result<(), ApiError>;
     /// Removes a bucket if it is empty: all primaries refuse writes first, then all are asked.
     async fn delete_bucket(&self, name: &str) -> Result<(), ApiError>;
+    /// Sets or removes a document of a bucket; every primary and every core acts on it when this returns.
+    async fn set_bucket_document(
+        &self,
+        name: &str,
+        kind: DocumentKind,
+        document: Option<String>,
+    ) -> Result<(), ApiError>;
+    /// Sets what a bucket keeps of older versions; every primary acts on it when this returns.
+    async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), ApiError>;
 }

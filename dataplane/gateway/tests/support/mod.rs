@@ -13,16 +13,18 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use md5::{Digest as _, Md5};
-use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
+use quarry_gateway::{Domains, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
 use quarry_object::api::{
-    ApiError, Attributes, Body, BodyError, BucketInfo, CompletedPart, Conditions, CopySource, ListEntry,
-    ListPage, ListRequest, ObjectContent, ObjectInfo, ObjectStore, PartInfo, RangeRequest,
+    ApiError, Attributes, Body, BodyError, BucketConfig, BucketInfo, CompletedPart, Conditions, CopySource,
+    DocumentKind, ListEntry, ListPage, ListRequest, ObjectContent, ObjectInfo, ObjectStore, PartInfo,
+    RangeRequest, Versioning,
 };
 
 #[derive(Clone)]
@@ -82,6 +84,14 @@ impl MemoryStore {
         let info = stored.info.clone();
         objects.insert(info.key.clone(), stored);
         Ok(info)
+    }
+
+    fn configure(&self, bucket: &str, change: impl FnOnce(&mut BucketConfig)) -> Result<(), ApiError> {
+        let mut state = self.state.borrow_mut();
+        let (info, _) = state.buckets.get_mut(bucket).ok_or(ApiError::NoSuchBucket)?;
+        info.revision += 1;
+        change(Arc::make_mut(&mut info.config));
+        Ok(())
     }
 
     fn put_bytes(&self, key: &str, attributes: Attributes, data: Bytes) -> Stored {
@@ -199,7 +209,7 @@ impl ObjectStore for MemoryStore {
         if state.buckets.contains_key(name) {
             return Err(ApiError::BucketAlreadyOwnedByYou);
         }
-        let info = BucketInfo { name: name.to_owned(), created_ms };
+        let info = BucketInfo { name: name.to_owned(), created_ms, revision: 1, config: Arc::default() };
         state.buckets.insert(name.to_owned(), (info, BTreeMap::new()));
         Ok(())
     }
@@ -214,10 +224,26 @@ impl ObjectStore for MemoryStore {
         Ok(())
     }
 
-    async fn head_bucket(&self, name: &str) -> Result<BucketInfo, ApiError> {
+    fn bucket(&self, name: &str) -> Result<BucketInfo, ApiError> {
         assert_ne!(name, "panics", "a panic that a test asks for");
         let state = self.state.borrow();
         state.buckets.get(name).map(|(info, _)| info.clone()).ok_or(ApiError::NoSuchBucket)
+    }
+
+    async fn set_bucket_document(
+        &self,
+        name: &str,
+        kind: DocumentKind,
+        document: Option<String>,
+    ) -> Result<(), ApiError> {
+        self.configure(name, |config| match document {
+            Some(text) => drop(config.documents.insert(kind, text)),
+            None => drop(config.documents.remove(&kind)),
+        })
+    }
+
+    async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), ApiError> {
+        self.configure(name, |config| config.versioning = versioning)
     }
 
     async fn list_buckets(&self) -> Result<Vec<BucketInfo>, ApiError> {
@@ -482,6 +508,11 @@ pub fn gateway(log: Rc<Log>) -> Gateway {
     gateway_with(log, Limits::default(), Rc::default())
 }
 
+/// Milliseconds since 1970.
+pub fn wall_ms() -> u64 {
+    u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
+}
+
 /// A gateway on tokio's clock, which a test may have paused.
 pub fn gateway_with(log: Rc<Log>, limits: Limits, store: Rc<MemoryStore>) -> Gateway {
     let begin = tokio::time::Instant::now();
@@ -490,7 +521,9 @@ pub fn gateway_with(log: Rc<Log>, limits: Limits, store: Rc<MemoryStore>) -> Gat
         access_key: ACCESS_KEY.into(),
         secret_key: SECRET_KEY.into(),
         region: "us-east-1".into(),
+        domains: Domains { api: vec!["s3.test".into()], website: vec!["site.test".into()] },
         limits,
+        unix_ms: Rc::new(wall_ms),
         clock: Rc::new(move || -> Duration { begin.elapsed() }),
         sleep: Rc::new(|duration| Box::pin(tokio::time::sleep(duration))),
         request_ids: Rc::new(move || {

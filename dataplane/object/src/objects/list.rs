@@ -11,7 +11,7 @@ use crate::{
 
 impl<C: Cluster + Metadata> Objects<C> {
     pub(super) async fn list(&self, bucket: &str, request: ListRequest) -> Result<ListPage, ApiError> {
-        let bucket = self.bucket(bucket)?;
+        let bucket = self.found(bucket)?;
         let max = u32::try_from(request.max_keys).unwrap_or(u32::MAX).min(command::LIST_ENTRIES_MAX);
         if max == 0 {
             return Ok(ListPage::default());

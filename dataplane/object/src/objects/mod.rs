@@ -14,7 +14,7 @@ mod upload;
 
 use std::rc::Rc;
 
-use quarry_clustermap::{PartitionId, partition_of};
+use quarry_clustermap::{DocumentKind, PartitionId, Versioning, partition_of};
 
 use crate::{
     api::{
@@ -57,13 +57,13 @@ impl<C: Cluster + Metadata> Objects<C> {
         Self { cluster, options }
     }
 
-    fn bucket(&self, name: &str) -> Result<Bucket, ApiError> {
+    fn found(&self, name: &str) -> Result<Bucket, ApiError> {
         self.cluster.bucket(name).ok_or(ApiError::NoSuchBucket)
     }
 
     /// The bucket and the partition that owns a key.
     fn owner(&self, bucket: &str, key: &str) -> Result<(Bucket, PartitionId), ApiError> {
-        let bucket = self.bucket(bucket)?;
+        let bucket = self.found(bucket)?;
         if key.is_empty() {
             return Err(ApiError::InvalidRequest { problem: "the key is empty".into() });
         }
@@ -102,16 +102,29 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
     }
 
     async fn delete_bucket(&self, name: &str) -> Result<(), ApiError> {
-        self.bucket(name)?;
+        self.found(name)?;
         self.cluster.delete_bucket(name).await
     }
 
-    async fn head_bucket(&self, name: &str) -> Result<BucketInfo, ApiError> {
-        Ok(bucket::info(self.bucket(name)?))
+    fn bucket(&self, name: &str) -> Result<BucketInfo, ApiError> {
+        Ok(bucket::info(self.found(name)?))
     }
 
     async fn list_buckets(&self) -> Result<Vec<BucketInfo>, ApiError> {
         Ok(self.cluster.buckets().into_iter().map(bucket::info).collect())
+    }
+
+    async fn set_bucket_document(
+        &self,
+        name: &str,
+        kind: DocumentKind,
+        document: Option<String>,
+    ) -> Result<(), ApiError> {
+        self.cluster.set_bucket_document(name, kind, document).await
+    }
+
+    async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), ApiError> {
+        self.cluster.set_versioning(name, versioning).await
     }
 
     async fn put_object<B: Body>(
