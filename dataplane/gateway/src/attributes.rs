@@ -9,7 +9,8 @@ use http::header::{
     CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_TYPE, EXPIRES, HeaderName,
 };
 use http::{HeaderMap, HeaderValue};
-use quarry_object::api::Attributes;
+use quarry_object::api::{Attributes, ObjectInfo};
+use quarry_object::lifecycle::{EXPIRES_ATTRIBUTE, own_expiry_ms};
 use s3s::dto::{Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
@@ -22,6 +23,9 @@ const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("binary/octet
 const DEFAULT_STORAGE_CLASS: &str = "STANDARD";
 const STORAGE_CLASS: HeaderName = HeaderName::from_static("x-amz-storage-class");
 const WEBSITE_REDIRECT: HeaderName = HeaderName::from_static("x-amz-website-redirect-location");
+
+/// When the object is over: an HTTP date, or seconds from when it is written.
+const OWN_EXPIRY: HeaderName = HeaderName::from_static(EXPIRES_ATTRIBUTE);
 
 const SYSTEM: [HeaderName; 8] = [
     CONTENT_TYPE,
@@ -50,6 +54,10 @@ pub(crate) fn from_request(headers: &HeaderMap, user_bytes_max: usize) -> S3Resu
             system.insert(name.as_str().to_owned(), value);
         }
     }
+    if let Some(value) = headers.get(&OWN_EXPIRY) {
+        let stored = own_expiry(text(&OWN_EXPIRY, value)?)?;
+        system.insert(OWN_EXPIRY.as_str().to_owned(), stored);
+    }
     let mut user: BTreeMap<String, String> = BTreeMap::new();
     let mut user_bytes = 0;
     for (name, value) in headers {
@@ -76,6 +84,24 @@ pub(crate) fn from_request(headers: &HeaderMap, user_bytes_max: usize) -> S3Resu
 fn text<'a>(name: &HeaderName, value: &'a HeaderValue) -> Result<&'a str, S3Error> {
     std::str::from_utf8(value.as_bytes())
         .map_err(|_| refuse(S3ErrorCode::InvalidArgument, format!("the header {name} is not valid UTF-8")))
+}
+
+/// An object's own time as it is stored.
+fn own_expiry(text: &str) -> S3Result<String> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u32>().is_ok() {
+        return Ok(format!("+{text}"));
+    }
+    let date = Timestamp::parse(TimestampFormat::HttpDate, text);
+    date.map(|date| unix_ms(date).to_string()).map_err(|_| {
+        let problem = format!("the header {OWN_EXPIRY} must be an HTTP date or a number of seconds");
+        refuse(S3ErrorCode::InvalidArgument, problem)
+    })
+}
+
+/// The header that returns an object's own time.
+pub(crate) fn own_expiry_header(info: &ObjectInfo) -> Option<(HeaderName, HeaderValue)> {
+    let stored = info.attributes.headers.get(OWN_EXPIRY.as_str()).map(String::as_str);
+    Some((OWN_EXPIRY, http_date(own_expiry_ms(stored, info.last_modified_ms)?)))
 }
 
 /// `aws-chunked` is framing of the request, not an encoding of the object.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use async_trait::async_trait;
 use quarry_object::api::{DocumentKind, ObjectStore};
+use quarry_object::lifecycle::Lifecycle;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::{
@@ -53,8 +54,11 @@ pub(crate) struct Core<S> {
     pub(crate) owner_name: String,
     pub(crate) region: String,
     pub(crate) limits: Limits,
+    pub(crate) unix_ms: Rc<dyn Fn() -> u64>,
+    root: (String, SecretKey),
     pub(crate) cors: Cache<Cors>,
     pub(crate) websites: Cache<Website>,
+    pub(crate) lifecycles: Cache<Lifecycle>,
 }
 
 /// The one owner of everything: an opaque id of 64 hex digits, as S3's canonical user ids are.
@@ -78,9 +82,18 @@ impl<S> Core<S> {
             owner_name: options.access_key.clone(),
             region: options.region.clone(),
             limits: options.limits,
+            unix_ms: Rc::clone(&options.unix_ms),
+            root: (options.access_key.clone(), options.secret_key.clone().into()),
             cors: Cache::new(DocumentKind::Cors),
             websites: Cache::new(DocumentKind::Website),
+            lifecycles: Cache::new(DocumentKind::Lifecycle),
         }
+    }
+
+    /// The secret of an access key id, for signatures that s3s does not verify.
+    pub(crate) fn secret_key(&self, access_key: &str) -> Option<&str> {
+        let (known, secret) = &self.root;
+        (known == access_key).then(|| secret.expose())
     }
 }
 

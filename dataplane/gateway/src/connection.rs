@@ -29,6 +29,7 @@ use crate::checksum::Checks;
 use crate::deadline::Timer;
 use crate::error::slow_down;
 use crate::exchange::{Exchange, ExchangeHandle};
+use crate::form;
 use crate::front;
 use crate::host::{Hosts, Place};
 use crate::inbound::{Inbound, Source};
@@ -185,7 +186,7 @@ impl Shared {
         exchange: &Rc<Exchange>,
     ) -> HttpResponse {
         if let Some(place) = &place
-            && let Some(response) = self.dispatch_unrouted(&parts, place, exchange).await
+            && let Some(response) = self.dispatch_unrouted(&parts, place, &source, exchange).await
         {
             return response;
         }
@@ -205,15 +206,17 @@ impl Shared {
         }
     }
 
-    /// What needs no credentials: pages and preflights.
+    /// What s3s does not see: preflights and pages, which need no credentials, and forms, which bring their own.
     async fn dispatch_unrouted(
         &self,
         parts: &Parts,
         place: &Place,
+        source: &Rc<Source>,
         exchange: &Rc<Exchange>,
     ) -> Option<HttpResponse> {
         let is_preflight = parts.method == Method::OPTIONS && !place.bucket.is_empty();
-        if !is_preflight && !place.is_website {
+        let is_form = !place.is_website && form::is_form(parts);
+        if !is_preflight && !is_form && !place.is_website {
             return None;
         }
         let admitted = if exchange.slot.is_beyond_limit() {
@@ -227,6 +230,10 @@ impl Shared {
         if is_preflight {
             exchange.operation.replace("Preflight".to_owned());
             let answer = self.unrouted.preflight(&place.bucket, &parts.headers);
+            return Some(answer.unwrap_or_else(reply::from_error));
+        }
+        if is_form {
+            let answer = self.unrouted.form(parts, place, Rc::clone(source), exchange).await;
             return Some(answer.unwrap_or_else(reply::from_error));
         }
         Some(self.unrouted.page(parts, place, exchange).await)

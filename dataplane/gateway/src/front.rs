@@ -10,6 +10,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use percent_encoding::percent_decode_str;
+use quarry_object::lifecycle::EXPIRES_ATTRIBUTE;
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
 use crate::error::{CONTENT_SHA256, custom, refuse};
@@ -166,7 +167,9 @@ fn screen_scope(credential: &str, malformed: S3ErrorCode) -> S3Result<()> {
 /// a copy source.
 fn screen_signed_headers(headers: &HeaderMap, signed: &str, exempt: fn(&str) -> bool) -> S3Result<()> {
     let signed: Vec<String> = signed.split(';').map(str::to_ascii_lowercase).collect();
-    let must = |name: &str| name == "host" || (name.starts_with("x-amz-") && !exempt(name));
+    let must = |name: &str| {
+        name == "host" || ((name.starts_with("x-amz-") || name == EXPIRES_ATTRIBUTE) && !exempt(name))
+    };
     let unsigned: Vec<&str> = headers
         .keys()
         .map(http::HeaderName::as_str)

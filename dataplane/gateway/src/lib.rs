@@ -28,6 +28,7 @@ mod cors;
 mod deadline;
 mod error;
 mod exchange;
+mod form;
 mod front;
 mod host;
 mod inbound;

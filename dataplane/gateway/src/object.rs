@@ -19,6 +19,7 @@ use crate::attributes;
 use crate::backend::Core;
 use crate::body::RequestBody;
 use crate::conditions::{etag, on_read, on_write};
+use crate::configuration::lifecycle::expiration;
 use crate::error::{from_api, from_api_write, refuse};
 use crate::outbound::Content;
 
@@ -38,8 +39,9 @@ pub(crate) async fn put<S: ObjectStore>(
     let stored = core.store.put_object(&input.bucket, &input.key, attributes, conditions, body);
     let mut stored = stored.await.map_err(from_api_write)?;
     let checksum_type = whole_object(&stored);
+    let headers = HeaderMap::from_iter(expiration(core, &input.bucket, &stored));
     let mut take = |name: &str| stored.checksums.remove(name);
-    Ok(S3Response::new(PutObjectOutput {
+    let output = PutObjectOutput {
         checksum_crc32: take("crc32"),
         checksum_crc32c: take("crc32c"),
         checksum_crc64nvme: take("crc64nvme"),
@@ -48,7 +50,8 @@ pub(crate) async fn put<S: ObjectStore>(
         checksum_type,
         e_tag: Some(etag(stored.etag)),
         ..PutObjectOutput::default()
-    }))
+    };
+    Ok(S3Response::with_headers(output, headers))
 }
 
 pub(crate) async fn get<S: ObjectStore>(
@@ -74,6 +77,7 @@ pub(crate) async fn get<S: ObjectStore>(
     // A checksum of the whole would not match a range, and clients verify it.
     let with_checksums = wants_checksums(input.checksum_mode.as_ref()) && range.is_none();
     let mut headers = described(&content.info, with_checksums);
+    headers.extend(expiration(core, &input.bucket, &content.info));
     for (name, overridden) in overrides {
         if overridden {
             headers.remove(name);
@@ -107,7 +111,9 @@ pub(crate) async fn head<S: ObjectStore>(
         e_tag: Some(etag(info.etag.clone())),
         ..HeadObjectOutput::default()
     };
-    let mut response = S3Response::with_headers(output, described(&info, with_checksums));
+    let mut headers = described(&info, with_checksums);
+    headers.extend(expiration(core, &input.bucket, &info));
+    let mut response = S3Response::with_headers(output, headers);
     response.status = range.map(|_| StatusCode::PARTIAL_CONTENT);
     Ok(response)
 }
@@ -169,6 +175,7 @@ fn described(info: &ObjectInfo, with_checksums: bool) -> HeaderMap {
     let mut headers = attributes::to_response(&info.attributes);
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(LAST_MODIFIED, attributes::http_date(info.last_modified_ms));
+    headers.extend(attributes::own_expiry_header(info));
     if info.parts > 0 {
         headers.insert(PARTS_COUNT, HeaderValue::from(info.parts));
     }

@@ -1,4 +1,5 @@
-//! Requests that s3s does not route, and what it knows nothing of: preflights, websites, and headers for other origins.
+//! Requests that s3s does not route, and what it knows nothing of: preflights, websites, forms, and headers for other
+//! origins.
 //!
 //! The connection's side does not know the store's type, so it holds this as an object.
 
@@ -16,7 +17,8 @@ use crate::cors::{self, Cors};
 use crate::error::from_api;
 use crate::exchange::Exchange;
 use crate::host::Place;
-use crate::website;
+use crate::inbound::Source;
+use crate::{form, website};
 
 /// See the module.
 pub(crate) trait Unrouted {
@@ -33,6 +35,15 @@ pub(crate) trait Unrouted {
         place: &'a Place,
         exchange: &'a Exchange,
     ) -> LocalBoxFuture<'a, HttpResponse>;
+
+    /// An upload by a form.
+    fn form<'a>(
+        &'a self,
+        parts: &'a Parts,
+        place: &'a Place,
+        source: Rc<Source>,
+        exchange: &'a Rc<Exchange>,
+    ) -> LocalBoxFuture<'a, S3Result<HttpResponse>>;
 }
 
 impl<S: ObjectStore> Core<S> {
@@ -60,5 +71,15 @@ impl<S: ObjectStore> Unrouted for Core<S> {
         exchange: &'a Exchange,
     ) -> LocalBoxFuture<'a, HttpResponse> {
         website::serve(self, parts, place, exchange).boxed_local()
+    }
+
+    fn form<'a>(
+        &'a self,
+        parts: &'a Parts,
+        place: &'a Place,
+        source: Rc<Source>,
+        exchange: &'a Rc<Exchange>,
+    ) -> LocalBoxFuture<'a, S3Result<HttpResponse>> {
+        form::receive(self, parts, place, source, exchange).boxed_local()
     }
 }

@@ -183,6 +183,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     let background = spawner(queues.background);
     background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
     background(Box::pin(jobs::leftovers::run(Rc::clone(&host), Rc::clone(&cluster))));
+    let reading = Budget::new(shared.config.scrub_bytes_per_second / shared.config.cores as u64);
+    background(Box::pin(jobs::expiry::run(Rc::clone(&host), Rc::clone(&cluster), reading)));
     let budget = Rc::new(Budget::new(shared.config.repair_bytes_per_second / shared.config.cores as u64));
     background(Box::pin(jobs::mover::run(Rc::clone(&cluster), Rc::clone(&budget))));
     background(Box::pin(jobs::repair::run(Rc::clone(&host), Rc::clone(&cluster), budget)));

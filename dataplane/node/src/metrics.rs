@@ -52,6 +52,8 @@ pub(crate) struct Metrics {
     pub(crate) devices_failed: IntCounter,
     pub(crate) blobs_freed: IntCounter,
     pub(crate) blobs_collected: IntCounter,
+    pub(crate) objects_expired: IntCounter,
+    pub(crate) uploads_expired: IntCounter,
     pub(crate) shards_rebuilt: IntCounter,
     pub(crate) rebuilt_bytes: IntCounter,
     pub(crate) shards_lost: IntCounter,
@@ -103,6 +105,16 @@ impl Metrics {
                 "Missing, unreadable or corrupt shards met by reads",
             )?,
             devices_failed: counter(&registry, "quarry_device_failures_total", "Devices reported as failed")?,
+            objects_expired: counter(
+                &registry,
+                "quarry_object_expired_total",
+                "Objects deleted by their lifecycle",
+            )?,
+            uploads_expired: counter(
+                &registry,
+                "quarry_upload_expired_total",
+                "Uploads aborted by their lifecycle",
+            )?,
             blobs_freed: counter(
                 &registry,
                 "quarry_blob_freed_total",

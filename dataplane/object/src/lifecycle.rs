@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 const DAY_MS: u64 = 24 * 3600 * 1000;
 /// An upload that no rule covers is given up after so long.
 pub const UPLOAD_DAYS_DEFAULT: u32 = 7;
-/// The attribute with an object's own time, Unix milliseconds in decimal.
+/// The attribute with an object's own time: Unix milliseconds in decimal, or `+` and seconds from when it was written.
 pub const EXPIRES_ATTRIBUTE: &str = "x-quarry-expires";
 
 /// The rules of a bucket.
@@ -206,10 +206,23 @@ fn midnight_after(from_ms: u64, days: u32) -> u64 {
     from_ms.saturating_add(u64::from(days) * DAY_MS).div_ceil(DAY_MS).saturating_mul(DAY_MS)
 }
 
+/// When an object is over, by its bucket's rules or by its own attribute, whichever comes first.
+#[must_use]
+pub fn expiry_ms(rules: Option<&Lifecycle>, object: &Candidate<'_>, attribute: Option<&str>) -> Option<u64> {
+    let by_rule = rules.and_then(|rules| rules.expiry(object)).map(|expiry| expiry.at_ms);
+    [by_rule, own_expiry_ms(attribute, object.last_modified_ms)].into_iter().flatten().min()
+}
+
 /// An object's own time, from its stored attribute.
 #[must_use]
-pub fn own_expiry_ms(attribute: Option<&str>) -> Option<u64> {
-    attribute?.parse().ok()
+pub fn own_expiry_ms(attribute: Option<&str>, last_modified_ms: u64) -> Option<u64> {
+    let text = attribute?;
+    match text.strip_prefix('+') {
+        Some(seconds) => {
+            Some(last_modified_ms.saturating_add(seconds.parse::<u64>().ok()?.saturating_mul(1000)))
+        }
+        None => text.parse().ok(),
+    }
 }
 
 #[cfg(test)]
@@ -300,8 +313,9 @@ mod tests {
         assert_eq!(rules.noncurrent_expiry(&object, NOON, 1), None, "among the newest two");
         assert_eq!(rules.noncurrent_expiry(&object, NOON, 2), Some(102 * DAY_MS));
         assert!(rules.takes_lone_marker("a", NOON, NOON) && !rules.takes_lone_marker("b", NOON, NOON));
-        assert_eq!(own_expiry_ms(Some("17")), Some(17));
-        assert_eq!(own_expiry_ms(Some("soon")), None);
+        assert_eq!(own_expiry_ms(Some("17"), 5), Some(17));
+        assert_eq!(own_expiry_ms(Some("+17"), 5), Some(17_005));
+        assert_eq!(own_expiry_ms(Some("soon"), 5), None);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use http::StatusCode;
-use quarry_object::api::{DocumentKind, ObjectStore};
-use quarry_object::lifecycle::{Expiration, Filter, Lifecycle, Noncurrent, Rule};
+use http::{HeaderName, HeaderValue, StatusCode};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use quarry_object::api::{DocumentKind, ObjectInfo, ObjectStore};
+use quarry_object::lifecycle::{Candidate, Expiration, Expiry, Filter, Lifecycle, Noncurrent, Rule};
 use s3s::dto::{
     AbortIncompleteMultipartUpload, DeleteBucketLifecycleInput, DeleteBucketLifecycleOutput,
     ExpirationStatus, GetBucketLifecycleConfigurationInput, GetBucketLifecycleConfigurationOutput,
@@ -16,7 +17,7 @@ use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 use sha2::{Digest as _, Sha256};
 
 use super::{ID_BYTES_MAX, read, remove, tagging, write};
-use crate::attributes::{timestamp, unix_ms};
+use crate::attributes::{http_date, timestamp, unix_ms};
 use crate::backend::Core;
 use crate::error::refuse;
 
@@ -28,6 +29,7 @@ const KEY_BYTES_MAX: usize = 1024;
 /// Versions that a rule may keep, as in S3.
 const KEEP_MAX: u32 = 100;
 const DAY_MS: u64 = 24 * 3600 * 1000;
+const EXPIRATION: HeaderName = HeaderName::from_static("x-amz-expiration");
 
 pub(crate) async fn get<S: ObjectStore>(
     core: &Core<S>,
@@ -71,6 +73,23 @@ pub(crate) async fn delete<S: ObjectStore>(
 ) -> S3Result<S3Response<DeleteBucketLifecycleOutput>> {
     remove(core, &request.input.bucket, DocumentKind::Lifecycle).await?;
     Ok(S3Response::with_status(DeleteBucketLifecycleOutput {}, StatusCode::NO_CONTENT))
+}
+
+/// The header that says when an object expires, and by which rule.
+pub(crate) fn expiration<S: ObjectStore>(
+    core: &Core<S>,
+    bucket: &str,
+    info: &ObjectInfo,
+) -> Option<(HeaderName, HeaderValue)> {
+    let rules = core.lifecycles.get(&core.store.bucket(bucket).ok()?)?;
+    let tags = BTreeMap::new();
+    let (size_bytes, last_modified_ms) = (info.size_bytes, info.last_modified_ms);
+    let object = Candidate { key: &info.key, size_bytes, last_modified_ms, tags: &tags };
+    let Expiry { at_ms, rule } = rules.expiry(&object)?;
+    let date = http_date(at_ms);
+    let rule = utf8_percent_encode(rule, NON_ALPHANUMERIC);
+    let text = format!("expiry-date=\"{}\", rule-id=\"{rule}\"", date.to_str().ok()?);
+    Some((EXPIRATION, HeaderValue::try_from(text).ok()?))
 }
 
 fn malformed(problem: &'static str) -> S3Error {

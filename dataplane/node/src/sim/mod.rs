@@ -9,6 +9,7 @@ mod clients;
 mod crash;
 mod devices;
 mod executor;
+mod expiry;
 mod flush_order;
 mod history;
 mod loss;

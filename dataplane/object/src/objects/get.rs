@@ -26,7 +26,10 @@ impl<C: Cluster + Metadata> Objects<C> {
         let conditions = convert::to_conditions(conditions);
         let command = Command::Head { bucket: bucket.id, key: key.to_owned(), conditions };
         match self.cluster.execute(partition, command).await? {
-            Reply::Object { manifest, .. } => Ok(convert::to_info(key, manifest)),
+            Reply::Object { manifest, .. } => {
+                self.refuse_expired(&bucket, key, &manifest)?;
+                Ok(convert::to_info(key, manifest))
+            }
             other => Err(convert::unexpected(&other)),
         }
     }
@@ -48,6 +51,7 @@ impl<C: Cluster + Metadata> Objects<C> {
                 Reply::Object { manifest, inline } => (manifest, inline),
                 other => return Err(convert::unexpected(&other)),
             };
+            self.refuse_expired(&bucket, key, &manifest)?;
             let (first, len) = resolve(range, manifest.size_bytes)?;
             let mut stream = self.stream(&manifest, inline, first..first + len, memory)?;
             let head = stream.next().await;

@@ -7,6 +7,7 @@
 mod bucket;
 mod convert;
 mod copy;
+mod expired;
 mod get;
 mod list;
 mod put;
@@ -16,6 +17,7 @@ use std::rc::Rc;
 
 use quarry_clustermap::{DocumentKind, PartitionId, Versioning, partition_of};
 
+use self::expired::RulesOfBuckets;
 use crate::{
     api::{
         ApiError, Attributes, Body, BucketInfo, CompletedPart, Conditions, CopySource, ListPage, ListRequest,
@@ -43,18 +45,19 @@ pub struct ObjectOptions {
 pub struct Objects<C> {
     cluster: Rc<C>,
     options: ObjectOptions,
+    rules: Rc<RulesOfBuckets>,
 }
 
 impl<C> Clone for Objects<C> {
     fn clone(&self) -> Self {
-        Self { cluster: Rc::clone(&self.cluster), options: self.options }
+        Self { cluster: Rc::clone(&self.cluster), options: self.options, rules: Rc::clone(&self.rules) }
     }
 }
 
 impl<C: Cluster + Metadata> Objects<C> {
     /// The object layer over a cluster.
     pub fn new(cluster: Rc<C>, options: ObjectOptions) -> Self {
-        Self { cluster, options }
+        Self { cluster, options, rules: Rc::default() }
     }
 
     fn found(&self, name: &str) -> Result<Bucket, ApiError> {

@@ -7,7 +7,7 @@ use quarry_clustermap::{BlobId, BucketId};
 
 use super::framed::Framed;
 use super::manifest::{
-    BlobOwner, CompletedUpload, Manifest, Part, RevokedWriter, Segment, SegmentRun, Upload,
+    BlobOwner, CompletedUpload, Manifest, Part, RevokedWriter, Segment, SegmentRun, Upload, UploadId,
 };
 use super::rows;
 use super::state::SEGMENTS_PER_ROW;
@@ -39,6 +39,10 @@ pub enum DecodedRow {
         bucket: BucketId,
         /// Of the object to be.
         key: String,
+        /// Its id.
+        upload: UploadId,
+        /// Unix milliseconds.
+        created_ms: u64,
     },
     /// A part of an upload in progress.
     Part(Part),
@@ -184,9 +188,9 @@ pub fn decode_row(key: &[u8], value: &[u8]) -> Result<DecodedRow, RowProblem> {
             Ok(DecodedRow::Continuation(SegmentRun::decode(value)?))
         }
         rows::UPLOAD => {
-            let (bucket, name, _) = rows::parse_upload(key).ok_or(RowProblem::Key)?;
-            Upload::decode(value)?;
-            Ok(DecodedRow::Upload { bucket, key: name })
+            let (bucket, name, upload) = rows::parse_upload(key).ok_or(RowProblem::Key)?;
+            let created_ms = Upload::decode(value)?.created_ms;
+            Ok(DecodedRow::Upload { bucket, key: name, upload, created_ms })
         }
         rows::PART => {
             check_length(key, 1 + 16 + 2)?;

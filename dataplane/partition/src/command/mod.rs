@@ -39,7 +39,7 @@ pub use message::{
     Refusal, Reply, pairs,
 };
 
-pub use rows::is_free_list_row;
+pub use rows::{UPLOAD_ROWS, is_free_list_row};
 
 use crate::{FrameError, Row};
 

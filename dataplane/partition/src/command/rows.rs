@@ -202,6 +202,9 @@ pub(super) fn owner(blob: BlobId) -> Vec<u8> {
     of_id(OWNER, &blob.to_bytes())
 }
 
+/// Where the rows of uploads begin; versions and what belongs to them stand before.
+pub const UPLOAD_ROWS: [u8; 1] = [UPLOAD];
+
 /// Whether a row is an entry of the free list: proposing one gives the freer work.
 pub fn is_free_list_row(key: &[u8]) -> bool {
     key.first() == Some(&FREE)
