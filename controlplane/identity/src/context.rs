@@ -37,7 +37,7 @@ pub(crate) enum Kind {
     Set,
 }
 
-const KEYS: [(&str, Kind); 39] = [
+const KEYS: [(&str, Kind); 34] = [
     ("aws:currenttime", Kind::Date),
     ("aws:epochtime", Kind::Number),
     ("aws:principalaccount", Kind::Text),
@@ -53,16 +53,11 @@ const KEYS: [(&str, Kind); 39] = [
     ("s3:delimiter", Kind::Text),
     ("s3:if-match", Kind::Text),
     ("s3:if-none-match", Kind::Text),
-    ("s3:locationconstraint", Kind::Text),
     ("s3:max-keys", Kind::Number),
-    ("s3:object-lock-legal-hold", Kind::Text),
-    ("s3:object-lock-mode", Kind::Text),
     ("s3:prefix", Kind::Text),
     ("s3:requestobjecttagkeys", Kind::Set),
     ("s3:resourceaccount", Kind::Text),
-    ("s3:signatureage", Kind::Number),
     ("s3:signatureversion", Kind::Text),
-    ("s3:tlsversion", Kind::Number),
     ("s3:versionid", Kind::Text),
     ("s3:x-amz-acl", Kind::Text),
     ("s3:x-amz-content-sha256", Kind::Text),

@@ -17,7 +17,7 @@ use futures::{FutureExt, future::LocalBoxFuture};
 use glommio::{Latency, Shares, TaskQueueHandle, net::TcpListener};
 use quarry_clustermap::{DeviceId, Incarnation, NodeId, PartitionId};
 use quarry_controller::Published;
-use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
+use quarry_gateway::{Client, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
 use quarry_object::{
     objects::{ObjectOptions, Objects},
     repair::Budget,
@@ -497,6 +497,7 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>)
     let objects = Objects::new(Rc::clone(cluster), options);
     let started = Instant::now();
     let clock = Rc::clone(cluster);
+    let identities = Rc::clone(cluster);
     let unix_ms = move || quarry_object::cluster::Cluster::now_ms(&*clock);
     let (node, incarnation, count) = (shared.node, shared.incarnation, Cell::new(0_u64));
     Gateway::new(
@@ -504,6 +505,7 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>)
         GatewayOptions {
             access_key: shared.credentials.access_key.clone(),
             secret_key: shared.credentials.secret_key.clone(),
+            users: Rc::new(move || identities.users()),
             region: shared.config.region.clone(),
             domains: shared.config.domains.clone(),
             limits: Limits::default(),
@@ -578,7 +580,9 @@ async fn take_connections(
         }
         gauges.connections.fetch_add(1, Ordering::Relaxed);
         shared.pulses[index].set_busy(true);
-        let (gateway, gauges, stopped) = (gateway.clone(), Arc::clone(gauges), stop.listen());
+        let address = stream.peer_addr().ok().map(|address| address.ip());
+        let client = Client { address, tls: false };
+        let (gateway, gauges, stopped) = (gateway.of_client(client), Arc::clone(gauges), stop.listen());
         spawner(queues.client)(Box::pin(async move {
             if let Err(error) = gateway.serve_connection(HyperStream::new(stream), stopped).await
                 && !error.is_client_gone()

@@ -22,6 +22,7 @@ use std::{
 use futures::future::LocalBoxFuture;
 use quarry_clustermap::{BlobId, ClusterMap, DeviceId, Epoch, Incarnation, NodeId, WriterCounter};
 use quarry_controller::{BucketTable, Published};
+use quarry_identity::UserTable;
 use quarry_object::{
     ReadLatency,
     peer::{PeerFault, PeerRequest, PeerResponse},
@@ -39,7 +40,7 @@ const READ_ERRORS_MAX: u32 = 16;
 /// See [`READ_ERRORS_MAX`].
 const READ_ERROR_WINDOW: Duration = Duration::from_secs(60);
 
-/// How far each core is: which map and which revision of the bucket table it acts on.
+/// How far each core is: which map and which revisions of buckets and users it acts on.
 #[derive(Clone)]
 pub(crate) struct Progress(Arc<Vec<CoreProgress>>);
 
@@ -47,6 +48,7 @@ pub(crate) struct Progress(Arc<Vec<CoreProgress>>);
 struct CoreProgress {
     map_version: AtomicU64,
     bucket_revision: AtomicU64,
+    user_revision: AtomicU64,
 }
 
 impl Progress {
@@ -57,11 +59,17 @@ impl Progress {
     fn set(&self, core: usize, published: &Published) {
         self.0[core].map_version.store(published.map.version.0, Ordering::Release);
         self.0[core].bucket_revision.store(published.buckets.revision, Ordering::Release);
+        self.0[core].user_revision.store(published.users.revision, Ordering::Release);
     }
 
     /// Whether every core acts on this revision of the bucket table or a newer one.
     fn buckets_reached(&self, revision: u64) -> bool {
         self.0.iter().all(|core| core.bucket_revision.load(Ordering::Acquire) >= revision)
+    }
+
+    /// Whether every core acts on this revision of the user table or a newer one.
+    pub(crate) fn users_reached(&self, revision: u64) -> bool {
+        self.0.iter().all(|core| core.user_revision.load(Ordering::Acquire) >= revision)
     }
 
     /// Whether every core acts on a map that has this epoch.
@@ -94,6 +102,7 @@ pub(crate) struct NodeCluster<P: Platform> {
     parts: CoreParts<P>,
     map: RefCell<Rc<ClusterMap>>,
     buckets: RefCell<Arc<BucketTable>>,
+    users: RefCell<Arc<UserTable>>,
     latency: ReadLatency,
     blob_counter: Cell<u64>,
     random: Cell<u64>,
@@ -107,6 +116,7 @@ impl<P: Platform> NodeCluster<P> {
             parts,
             map: RefCell::new(Rc::new(published.map.as_ref().clone())),
             buckets: RefCell::new(Arc::clone(&published.buckets)),
+            users: RefCell::new(Arc::clone(&published.users)),
             latency: ReadLatency::new(),
             blob_counter: Cell::new(0),
             random,
@@ -120,7 +130,13 @@ impl<P: Platform> NodeCluster<P> {
             *self.map.borrow_mut() = Rc::new(published.map.as_ref().clone());
         }
         *self.buckets.borrow_mut() = Arc::clone(&published.buckets);
+        *self.users.borrow_mut() = Arc::clone(&published.users);
         self.parts.progress.set(self.parts.core, published);
+    }
+
+    /// The users that this core acts on.
+    pub(crate) fn users(&self) -> Arc<UserTable> {
+        Arc::clone(&self.users.borrow())
     }
 
     /// Blobs that are being read on this node.
