@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use async_channel::{Receiver, Sender};
 use quarry_clustermap::{ClusterMap, DeviceId, Epoch, PartitionId};
+use quarry_identity::UserTable;
 use quarry_metastore::{Metastore, MetastoreError, TRANSACTION_OPERATIONS_MAX, Transaction};
 use quarry_planner::{DeviceObservation, Inventory, MapDiff, NodeObservation, PlanInput, Reports, plan};
 use tracing::{info, warn};
@@ -15,6 +16,7 @@ use crate::{
     partition_epoch,
     published::Subscribers,
     state::{ACTIVATED_KEY, BUCKET_PREFIX, COUNTERS_KEY, Loaded, MAP_KEY, to_json},
+    user,
 };
 
 /// Buckets that one transaction changes: one operation of it is for the counters.
@@ -39,6 +41,7 @@ struct Batch {
     reports: Vec<(Report, Reply<Published>)>,
     activations: Vec<(PartitionId, Epoch, Reply<()>)>,
     changes: Vec<(Change, Reply<Bucket>)>,
+    users: Vec<(quarry_identity::Change, Reply<Arc<UserTable>>)>,
     subscriptions: Vec<Sender<Published>>,
 }
 
@@ -48,6 +51,7 @@ impl Batch {
             Request::Plan(report, reply) => self.reports.push((report, reply)),
             Request::Activate { partition, epoch, reply } => self.activations.push((partition, epoch, reply)),
             Request::Bucket(change, reply) => self.changes.push((change, reply)),
+            Request::User(change, reply) => self.users.push((change, reply)),
             Request::Subscribe(channel) => self.subscriptions.push(channel),
         }
     }
@@ -91,6 +95,12 @@ impl<M: Metastore> Controller<M> {
         }
         if !batch.changes.is_empty() {
             self.serve_changes(batch.changes).await;
+        }
+        // One by one: they are few, and each may touch several rows.
+        for (change, reply) in batch.users {
+            let answer = self.commit(|loaded| user::decide(&change, loaded)).await;
+            // A caller that no longer waits needs no answer.
+            let _ = reply.send(answer);
         }
     }
 
@@ -189,7 +199,7 @@ fn answer_each<T>(
     }
 }
 
-type Decided<T> = (Option<Transaction>, Loaded, T);
+pub(crate) type Decided<T> = (Option<Transaction>, Loaded, T);
 
 /// What became of a batch of reports.
 #[derive(Clone)]

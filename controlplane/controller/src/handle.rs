@@ -1,8 +1,11 @@
 //! The callers' side: queues a request and waits for its answer.
 
+use std::sync::Arc;
+
 use async_channel::Sender;
 use futures::channel::oneshot;
 use quarry_clustermap::{BucketId, DeviceId, DocumentKind, Epoch, PartitionId, PgId, Versioning};
+use quarry_identity::UserTable;
 use quarry_planner::{GroupMoved, Joined};
 
 use crate::{
@@ -164,6 +167,17 @@ impl ControllerHandle {
         document: Option<String>,
     ) -> Result<Bucket, ControllerError> {
         self.change(name, ChangeKind::SetDocument { id, kind, document }).await
+    }
+
+    /// Changes users, access keys or policies. The answer is the table after the change.
+    ///
+    /// # Errors
+    /// [`ControllerError::User`]; metastore errors.
+    pub async fn change_users(
+        &self,
+        change: quarry_identity::Change,
+    ) -> Result<Arc<UserTable>, ControllerError> {
+        self.ask(|reply| Request::User(change, reply)).await
     }
 
     /// A channel with the newest state: at once if there is a map, then after every change. States that were not taken

@@ -27,8 +27,12 @@ mod published;
 mod state;
 #[cfg(test)]
 mod tests;
+mod user;
+
+use std::sync::Arc;
 
 use quarry_clustermap::{ClusterMap, DeviceId, Epoch, Incarnation, NodeId, PartitionId, Tier};
+use quarry_identity::UserTable;
 use quarry_metastore::MetastoreError;
 use quarry_planner::{PlanError, Policy};
 
@@ -159,6 +163,9 @@ pub enum ControllerError {
         /// What is allowed.
         limit: usize,
     },
+    /// A change of users, keys or policies is refused.
+    #[error(transparent)]
+    User(#[from] quarry_identity::UserError),
     /// No map can be made; every planning request of the batch fails with it.
     #[error("cannot plan: {0}")]
     Plan(#[from] PlanError),
@@ -214,6 +221,7 @@ enum Request {
     Plan(Report, Reply<Published>),
     Activate { partition: PartitionId, epoch: Epoch, reply: Reply<()> },
     Bucket(bucket::Change, Reply<Bucket>),
+    User(quarry_identity::Change, Reply<Arc<UserTable>>),
     Subscribe(async_channel::Sender<Published>),
 }
 

@@ -519,3 +519,43 @@ fn a_damaged_map_is_named_and_not_replaced() {
     let map = runtime.block_on(open(directory.path()).get("map")).unwrap().unwrap();
     assert_eq!(map.value, b"{}");
 }
+
+#[test]
+fn users_keys_and_policies_live_across_restarts_and_are_published() {
+    use quarry_identity::{AccessKey, Change, Secret, UserError};
+    let directory = tempfile::tempdir().unwrap();
+    let key = AccessKey {
+        user: "alice".into(),
+        secret: Secret::new("alicesecret".into()),
+        enabled: true,
+        created_ms: 2,
+    };
+    let create = Change::CreateUser { name: "alice".into(), now_ms: 1 };
+    with(open(directory.path()), |handle| async move {
+        handle.register_node(registration(|_| true)).await.unwrap();
+        let published = handle.subscribe().await.unwrap();
+        assert_eq!(published.recv().await.unwrap().users.revision, 0);
+        handle.change_users(create.clone()).await.unwrap();
+        let again = handle.change_users(create).await;
+        assert!(matches!(again, Err(ControllerError::User(UserError::Exists { .. }))));
+        handle.change_users(Change::CreateKey { id: "AK1".into(), key }).await.unwrap();
+        let attach = Change::Attach { policy: "readonly".into(), user: "alice".into() };
+        let table = handle.change_users(attach.clone()).await.unwrap();
+        assert_eq!(table.revision, 3);
+        assert_eq!(handle.change_users(attach).await.unwrap().revision, 3, "nothing has changed");
+        let newest = published.recv().await.unwrap();
+        assert_eq!(newest.users, table);
+    });
+    with(open(directory.path()), |handle| async move {
+        let published = handle.subscribe().await.unwrap();
+        let users = published.recv().await.unwrap().users;
+        assert_eq!((users.revision, users.keys["AK1"].secret.reveal()), (3, "alicesecret"));
+        assert_eq!(users.policies_of("alice").count(), 1);
+        let table = handle.change_users(Change::DeleteUser { name: "alice".into() }).await.unwrap();
+        assert!(table.users.is_empty() && table.keys.is_empty());
+    });
+    with(open(directory.path()), |handle| async move {
+        let published = handle.subscribe().await.unwrap();
+        assert!(published.recv().await.unwrap().users.keys.is_empty(), "the key went with its user");
+    });
+}

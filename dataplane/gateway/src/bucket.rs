@@ -1,16 +1,18 @@
 //! Operations on buckets.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use quarry_object::api::{BucketInfo, ObjectStore};
+use quarry_object::api::{BucketInfo, DocumentKind, ObjectStore};
 use s3s::dto::{
-    Bucket, BucketLocationConstraint, CreateBucketInput, CreateBucketOutput, DeleteBucketInput,
-    DeleteBucketOutput, GetBucketLocationInput, GetBucketLocationOutput, HeadBucketInput, HeadBucketOutput,
-    ListBucketsInput, ListBucketsOutput, Owner,
+    Bucket, BucketCannedACL, BucketLocationConstraint, CreateBucketInput, CreateBucketOutput,
+    DeleteBucketInput, DeleteBucketOutput, GetBucketLocationInput, GetBucketLocationOutput, HeadBucketInput,
+    HeadBucketOutput, ListBucketsInput, ListBucketsOutput, ObjectOwnership, Owner,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
+use crate::access::acl;
 use crate::attributes::timestamp;
 use crate::backend::Core;
+use crate::configuration::write;
 use crate::error::{from_api, refuse};
 use crate::list::{decode_token, encode_token};
 
@@ -34,7 +36,16 @@ pub(crate) async fn create<S: ObjectStore>(
             format!("the location constraint must be {} or be left out", core.region),
         ));
     }
+    let acl = input.acl.as_ref().map(BucketCannedACL::as_str);
+    let ownership = input.object_ownership.as_ref().map(ObjectOwnership::as_str);
+    let acl = acl::of_new_bucket(acl, ownership)?;
     core.store.create_bucket(&input.bucket).await.map_err(from_api)?;
+    if let Some(ownership) = ownership {
+        write(core, &input.bucket, DocumentKind::Ownership, &ownership).await?;
+    }
+    if let Some(acl) = acl {
+        write(core, &input.bucket, DocumentKind::Acl, &acl).await?;
+    }
     Ok(S3Response::new(CreateBucketOutput { location: Some(format!("/{}", input.bucket)) }))
 }
 

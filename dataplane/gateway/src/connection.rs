@@ -23,8 +23,10 @@ use quarry_object::api::ObjectStore;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{HttpRequest, HttpResponse, S3Result};
+use send_wrapper::SendWrapper;
 
-use crate::backend::{Access, Backend, Core, RootCredential, owner_id};
+use crate::access::{Access, Authentication};
+use crate::backend::{Backend, Core, owner_id};
 use crate::checksum::Checks;
 use crate::deadline::Timer;
 use crate::error::slow_down;
@@ -34,7 +36,7 @@ use crate::front;
 use crate::host::{Hosts, Place};
 use crate::inbound::{Inbound, Source};
 use crate::load::{Load, Slot};
-use crate::options::GatewayOptions;
+use crate::options::{Client, GatewayOptions};
 use crate::outbound::Outbound;
 use crate::reply;
 use crate::stream::{ConnectionState, Watched};
@@ -67,6 +69,7 @@ impl ConnectionError {
 #[derive(Clone)]
 pub struct Gateway {
     shared: Rc<Shared>,
+    client: Client,
 }
 
 struct Shared {
@@ -85,17 +88,20 @@ impl Gateway {
         let core = Rc::new(Core::new(store, owner_id.clone(), &options));
         let mut builder = S3ServiceBuilder::new(Backend::new(Rc::clone(&core)));
         builder.set_host(Hosts(options.domains.clone()));
-        builder.set_auth(RootCredential {
-            access_key: options.access_key.clone(),
-            secret_key: options.secret_key.clone().into(),
-        });
-        builder.set_access(Access);
+        builder.set_auth(Authentication(SendWrapper::new(Rc::clone(&core.identities))));
+        builder.set_access(Access(SendWrapper::new(Rc::clone(&core))));
         let mut config = S3Config::default();
         config.xml_max_body_size = options.limits.xml_bytes_max;
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
         let (timer, load) = (Timer::new(&options), Load::new(options.limits));
         let service = builder.build();
-        Self { shared: Rc::new(Shared { service, unrouted: core, owner_id, timer, load, options }) }
+        let shared = Rc::new(Shared { service, unrouted: core, owner_id, timer, load, options });
+        Self { shared, client: Client::default() }
+    }
+
+    /// The same gateway, for a connection from this client.
+    pub fn of_client(&self, client: Client) -> Self {
+        Self { shared: Rc::clone(&self.shared), client }
     }
 
     /// Serves requests from `io` until the client closes or `shutdown` completes; then the request in progress is
@@ -112,7 +118,12 @@ impl Gateway {
         let mut builder = http1::Builder::new();
         builder.half_close(true).keep_alive(true).max_header_size(HEAD_BYTES_MAX);
         builder.max_headers(limits.headers_max * HYPER_HEADERS_FACTOR);
-        let state = ConnectionState::begin(self.shared.timer.clone(), limits, Rc::clone(&self.shared.load));
+        let state = ConnectionState::begin(
+            self.shared.timer.clone(),
+            limits,
+            Rc::clone(&self.shared.load),
+            self.client,
+        );
         let service = service_fn(|request| {
             let (shared, state) = (Rc::clone(&self.shared), Rc::clone(&state));
             async move { Ok::<_, std::convert::Infallible>(shared.answer(request, &state).await) }

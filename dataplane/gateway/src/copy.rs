@@ -22,6 +22,14 @@ use crate::error::{from_api_write, refuse};
 use crate::multipart::part_number;
 use crate::versions::version;
 
+/// Where a copy reads from; empty for an access point, which there is none of.
+pub(crate) fn source_bucket(source: &CopySource) -> String {
+    match source {
+        CopySource::Bucket { bucket, .. } => bucket.to_string(),
+        _ => String::new(),
+    }
+}
+
 pub(crate) async fn object<S: ObjectStore>(
     core: &Core<S>,
     request: S3Request<CopyObjectInput>,

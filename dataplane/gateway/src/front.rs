@@ -1,6 +1,6 @@
 //! What is refused before any work: requests that are too large, mechanisms of authentication that we do not
 //! offer, headers outside the signature, and features whose silent omission would break a promise
-//! (encryption, locks, public access).
+//! (encryption, locks, grants).
 //!
 //! The signature of the request is verified by s3s, in constant time, right after this; those of chunks by `chunked`.
 
@@ -23,13 +23,12 @@ const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 3600;
 type RefusedHeader = (&'static str, fn(&str) -> bool);
 
 /// Headers of features that are not there: prefix, and whether a value means "nothing asked".
-const REFUSED_HEADERS: [RefusedHeader; 7] = [
+const REFUSED_HEADERS: [RefusedHeader; 6] = [
     ("x-amz-server-side-encryption", |_| false),
     ("x-amz-copy-source-server-side-encryption", |_| false),
     ("x-amz-object-lock-", |_| false),
     ("x-amz-bucket-object-lock-enabled", |value| value.eq_ignore_ascii_case("false")),
     ("x-amz-grant-", |_| false),
-    ("x-amz-acl", |value| value == "private" || value == "bucket-owner-full-control"),
     ("x-amz-write-offset-bytes", |_| false),
 ];
 
@@ -104,7 +103,8 @@ fn screen_authentication(headers: &HeaderMap, query: &[Pair<'_>]) -> S3Result<()
             S3ErrorCode::InvalidArgument,
             "only one of the Authorization header and a presigned query is allowed",
         )),
-        (None, false) => Err(refuse(S3ErrorCode::AccessDenied, "anonymous access is not allowed")),
+        // Judged by policies, as every other.
+        (None, false) => Ok(()),
         (Some(value), false) => screen_header(headers, value.to_str().unwrap_or("")),
         (None, true) => screen_presigned(headers, query),
     }

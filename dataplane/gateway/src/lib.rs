@@ -14,6 +14,7 @@
 //! Failure model: clients are hostile or broken, connections end anywhere; a panic costs one request.
 //! Everything is single-threaded: the futures are not `Send`, `SendWrapper` satisfies the bounds of s3s.
 
+mod access;
 mod attributes;
 mod backend;
 mod body;
@@ -49,4 +50,4 @@ mod website;
 
 pub use connection::{ConnectionError, Gateway};
 pub use host::Domains;
-pub use options::{GatewayOptions, Limits, Observer, RequestRecord};
+pub use options::{Client, GatewayOptions, Limits, Observer, RequestRecord};

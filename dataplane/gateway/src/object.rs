@@ -15,6 +15,9 @@ use s3s::dto::{
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
+use quarry_identity::Action;
+
+use crate::access::caller;
 use crate::attributes;
 use crate::backend::Core;
 use crate::body::RequestBody;
@@ -154,11 +157,18 @@ pub(crate) async fn delete_many<S: ObjectStore>(
     if input.delete.objects.is_empty() || input.delete.objects.len() > DELETE_MANY_MAX {
         return Err(refuse(S3ErrorCode::MalformedXML, "from 1 to 1000 keys can be deleted at once"));
     }
-    core.store.bucket(&input.bucket).map_err(from_api)?;
+    let bucket = core.store.bucket(&input.bucket).map_err(from_api)?;
+    let caller = caller(&request.extensions);
     let quiet = input.delete.quiet.unwrap_or(false);
     let mut output = DeleteObjectsOutput::default();
     for object in input.delete.objects {
-        let outcome = match version(object.version_id.as_deref()) {
+        let action = match object.version_id {
+            Some(_) => Action::DeleteObjectVersion,
+            None => Action::DeleteObject,
+        };
+        let allowed = core.require(&caller, action, &bucket, Some(&object.key));
+        let wanted = allowed.and_then(|()| version(object.version_id.as_deref()));
+        let outcome = match wanted {
             Ok(version) => {
                 let if_match = object.e_tag.map(|tag| vec![tag.into_value()]);
                 let conditions = Conditions { if_match, ..Conditions::default() };

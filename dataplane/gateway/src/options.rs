@@ -1,10 +1,13 @@
 //! What the node gives the gateway: credentials, limits, clock, request ids and an observer.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
+use quarry_identity::UserTable;
 
 use crate::host::Domains;
 
@@ -14,6 +17,8 @@ pub struct GatewayOptions {
     pub access_key: String,
     /// Secret of the root credential. Never logged.
     pub secret_key: String,
+    /// The users of this moment, for every request: no I/O.
+    pub users: Rc<dyn Fn() -> Arc<UserTable>>,
     /// Answer of GetBucketLocation. A signature may name any region in its scope.
     pub region: String,
     /// Names that lead to buckets and websites.
@@ -40,6 +45,15 @@ impl fmt::Debug for GatewayOptions {
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
+}
+
+/// The other end of a connection, as policies ask about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Client {
+    /// Its address; `None` where there is none, then no condition on an address holds.
+    pub address: Option<IpAddr>,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
 }
 
 /// Bounds on what clients may cost a core: memory first, then time.

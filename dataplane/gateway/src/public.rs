@@ -1,23 +1,22 @@
-//! What everybody may do, without credentials.
-//!
-//! The one place where pages of websites and forms without a signature are decided. A bucket is public by its canned
-//! access control list alone; whatever else there is to decide by belongs here.
+//! What everybody may do, without credentials: the decision for pages of websites and forms without a signature.
 
-use quarry_object::api::{BucketInfo, DocumentKind};
+use http::HeaderMap;
+use quarry_identity::{Action, Principal};
+use quarry_object::api::{BucketInfo, ObjectStore};
 
-const READABLE: [&str; 2] = ["public-read", "public-read-write"];
-const WRITABLE: &str = "public-read-write";
+use crate::access::{Caller, circumstances};
+use crate::backend::Core;
+use crate::exchange::Exchange;
 
-fn canned(bucket: &BucketInfo) -> &str {
-    bucket.config.document(DocumentKind::Acl).unwrap_or("").trim_matches('"')
-}
-
-/// Whether everybody may read an object.
-pub(crate) fn may_read(bucket: &BucketInfo, _key: &str) -> bool {
-    READABLE.contains(&canned(bucket))
-}
-
-/// Whether everybody may write an object.
-pub(crate) fn may_write(bucket: &BucketInfo, _key: &str) -> bool {
-    canned(bucket) == WRITABLE
+/// Whether the anonymous sender of a request may read an object.
+pub(crate) fn may_read<S: ObjectStore>(
+    core: &Core<S>,
+    bucket: &BucketInfo,
+    key: &str,
+    headers: &HeaderMap,
+    exchange: &Exchange,
+) -> bool {
+    let principal = Principal::Anonymous;
+    let context = circumstances::of_connection(headers, exchange, &principal, (core.unix_ms)());
+    core.allows(&Caller { principal, context }, Action::GetObject, bucket, Some(key))
 }

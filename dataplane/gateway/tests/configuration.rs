@@ -48,8 +48,9 @@ impl Bench {
     }
 
     async fn make_public(&self) {
-        let acl = Some("public-read".to_owned());
-        self.store.set_bucket_document("bucket", DocumentKind::Acl, acl).await.unwrap();
+        let policy = r#"{"Statement":{"Effect":"Allow","Principal":"*","Action":"s3:GetObject","Resource":"arn:aws:s3:::bucket/*"}}"#;
+        let policy = Some(policy.to_owned());
+        self.store.set_bucket_document("bucket", DocumentKind::Policy, policy).await.unwrap();
     }
 }
 

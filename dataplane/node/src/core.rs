@@ -23,7 +23,7 @@ use glommio::{
 };
 use quarry_clustermap::{DeviceId, Incarnation, NodeId, PartitionId};
 use quarry_controller::Published;
-use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
+use quarry_gateway::{Client, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
 use quarry_object::{
     objects::{ObjectOptions, Objects},
     repair::Budget,
@@ -510,6 +510,7 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>)
     let objects = Objects::new(Rc::clone(cluster), options);
     let started = Instant::now();
     let clock = Rc::clone(cluster);
+    let identities = Rc::clone(cluster);
     let unix_ms = move || quarry_object::cluster::Cluster::now_ms(&*clock);
     let (node, incarnation, count) = (shared.node, shared.incarnation, Cell::new(0_u64));
     Gateway::new(
@@ -517,6 +518,7 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>)
         GatewayOptions {
             access_key: shared.credentials.access_key.clone(),
             secret_key: shared.credentials.secret_key.clone(),
+            users: Rc::new(move || identities.users()),
             region: shared.config.region.clone(),
             domains: shared.config.domains.clone(),
             limits: Limits::default(),
@@ -591,8 +593,10 @@ async fn take_connections(
         }
         gauges.connections.fetch_add(1, Ordering::Relaxed);
         shared.pulses[index].set_busy(true);
-        let (gateway, gauges, stopped) = (gateway.clone(), Arc::clone(gauges), stop.listen());
+        let address = stream.peer_addr().ok().map(|address| address.ip());
         let tls = shared.tls.clone();
+        let client = Client { address, tls: tls.is_some() };
+        let (gateway, gauges, stopped) = (gateway.of_client(client), Arc::clone(gauges), stop.listen());
         spawner(queues.client)(Box::pin(async move {
             serve_connection(&gateway, tls, stream, stopped).await;
             gauges.connections.fetch_sub(1, Ordering::Relaxed);

@@ -41,7 +41,7 @@ use quarry_planner::{Policy, REBUILD_AFTER_MS};
 use crate::{
     cluster::{Progress, Reads, Repairs},
     config::{Cli, Command, Config, RunArgs},
-    control::{AdminState, Control},
+    control::{AdminAccess, AdminState, AdminToken, Control},
     core::Shared,
     credentials::Credentials,
     devices::FoundDevice,
@@ -103,7 +103,13 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     let faults: BTreeMap<_, _> = found.iter().map(|device| (device.id, Default::default())).collect();
     let injectable = config.fault_injection.then(|| faults.clone());
-    let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable, scrub.clone());
+    let progress = Progress::new(config.cores);
+    let access = AdminAccess {
+        token: AdminToken::load(&config.data)?,
+        root_key: credentials.access_key.clone(),
+        progress: progress.clone(),
+    };
+    let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable, scrub.clone(), access);
     let stopping = Arc::new(AtomicBool::new(false));
     let policy = Policy {
         cluster,
@@ -125,7 +131,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         node: STANDALONE_NODE,
         incarnation,
         inboxes: (0..config.cores).map(|_| Inbox::new()).collect(),
-        progress: Progress::new(config.cores),
+        progress,
         reads: Reads::default(),
         repairs: Repairs::default(),
         scrub: scrub.clone(),

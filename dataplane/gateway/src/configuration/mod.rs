@@ -31,7 +31,7 @@ const CACHED_MAX: usize = 256;
 ///
 /// # Errors
 /// `NoSuchBucket`.
-fn read<S: ObjectStore, T: DeserializeOwned>(
+pub(crate) fn read<S: ObjectStore, T: DeserializeOwned>(
     core: &Core<S>,
     bucket: &str,
     kind: DocumentKind,
@@ -39,7 +39,7 @@ fn read<S: ObjectStore, T: DeserializeOwned>(
     parse(&core.store.bucket(bucket).map_err(from_api)?, kind)
 }
 
-fn parse<T: DeserializeOwned>(bucket: &BucketInfo, kind: DocumentKind) -> S3Result<Option<T>> {
+pub(crate) fn parse<T: DeserializeOwned>(bucket: &BucketInfo, kind: DocumentKind) -> S3Result<Option<T>> {
     let parsed = bucket.config.document(kind).map(serde_json::from_str).transpose();
     parsed.map_err(|error| {
         tracing::error!(event = "bucket_document_damaged", bucket = bucket.name, ?kind, %error);
@@ -48,7 +48,7 @@ fn parse<T: DeserializeOwned>(bucket: &BucketInfo, kind: DocumentKind) -> S3Resu
 }
 
 /// Sets the document of a bucket.
-async fn write<S: ObjectStore>(
+pub(crate) async fn write<S: ObjectStore>(
     core: &Core<S>,
     bucket: &str,
     kind: DocumentKind,
@@ -59,7 +59,7 @@ async fn write<S: ObjectStore>(
 }
 
 /// Removes the document of a bucket; one that is not set is no error.
-async fn remove<S: ObjectStore>(core: &Core<S>, bucket: &str, kind: DocumentKind) -> S3Result<()> {
+pub(crate) async fn remove<S: ObjectStore>(core: &Core<S>, bucket: &str, kind: DocumentKind) -> S3Result<()> {
     core.store.set_bucket_document(bucket, kind, None).await.map_err(from_api)
 }
 

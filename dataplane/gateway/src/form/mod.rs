@@ -15,6 +15,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, HOST, LOCATION};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use quarry_identity::Principal;
 use quarry_object::api::{Attributes, ObjectInfo, ObjectStore};
 use s3s::{Body, HttpResponse, S3Error, S3ErrorCode, S3Result};
 
@@ -27,7 +28,7 @@ use crate::error::{Fault, from_api, from_fault, refuse};
 use crate::exchange::Exchange;
 use crate::host::Place;
 use crate::inbound::Source;
-use crate::{attributes, public, reply};
+use crate::{attributes, reply};
 
 /// Canned lists that change nothing while the owner's word is all that counts.
 const HARMLESS_ACLS: [&str; 2] = ["private", "bucket-owner-full-control"];
@@ -65,7 +66,7 @@ pub(crate) async fn receive<S: ObjectStore>(
     let FileBegins { mut fields, file, rest, before } = begins;
     let key = key(&fields)?;
     fields.values.insert("key".to_owned(), key.clone());
-    let length_range = admit(core, &place.bucket, &key, &fields)?;
+    let length_range = admit(core, (parts, exchange), &place.bucket, &key, &fields)?;
     let headers = headers(&fields)?;
     let attributes = described(&fields, &headers, core.limits.user_metadata_bytes_max)?;
     let file = File::new(source, Rc::clone(exchange), file, &rest, &headers)?;
@@ -109,15 +110,19 @@ fn key(fields: &Fields) -> S3Result<String> {
 }
 
 /// Checks who allows the upload and what is allowed; returns how long the file may be.
-fn admit<S: ObjectStore>(core: &Core<S>, bucket: &str, key: &str, fields: &Fields) -> S3Result<(u64, u64)> {
+fn admit<S: ObjectStore>(
+    core: &Core<S>,
+    (parts, exchange): (&Parts, &Exchange),
+    bucket: &str,
+    key: &str,
+    fields: &Fields,
+) -> S3Result<(u64, u64)> {
     let found = core.store.bucket(bucket).map_err(from_api)?;
     let signature = match (Signature::of(fields), fields.get("policy")) {
         (Ok(signature), Some(_)) => signature,
         (Err(SignatureError::Unsigned), None) => {
-            return match public::may_write(&found, key) {
-                true => Ok((0, u64::MAX)),
-                false => Err(refuse(S3ErrorCode::AccessDenied, "anonymous access is not allowed")),
-            };
+            core.require_form(Principal::Anonymous, &parts.headers, exchange, &found, key)?;
+            return Ok((0, u64::MAX));
         }
         (Err(SignatureError::Unsigned), Some(_)) => {
             return Err(invalid("a form with a policy must have a field named x-amz-signature"));
@@ -131,10 +136,8 @@ fn admit<S: ObjectStore>(core: &Core<S>, bucket: &str, key: &str, fields: &Field
         (Ok(_), None) => return Err(invalid("a signed form must have a field named policy")),
     };
     let encoded = fields.get("policy").unwrap_or("");
-    let secret = core.secret_key(signature.access_key);
-    let secret =
-        secret.ok_or_else(|| refuse(S3ErrorCode::InvalidAccessKeyId, "the access key id does not exist"))?;
-    if !signature.verify(secret, encoded) {
+    let (principal, secret) = core.identities.find(signature.access_key)?;
+    if !signature.verify(secret.expose(), encoded) {
         return Err(refuse(
             S3ErrorCode::SignatureDoesNotMatch,
             "the signature of the form does not match its policy; check your secret key",
@@ -142,6 +145,7 @@ fn admit<S: ObjectStore>(core: &Core<S>, bucket: &str, key: &str, fields: &Field
     }
     let policy = Policy::parse(encoded).map_err(of_policy)?;
     policy.check(fields, bucket, (core.unix_ms)()).map_err(of_policy)?;
+    core.require_form(principal, &parts.headers, exchange, &found, key)?;
     Ok(policy.length_range())
 }
 

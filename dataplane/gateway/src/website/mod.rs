@@ -43,7 +43,7 @@ pub(crate) async fn serve<S: ObjectStore>(
     exchange.operation.replace("WebsiteGet".to_owned());
     let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
     let asked = Asked { protocol: PROTOCOL, host, path: &place.key };
-    match answer(core, parts, place, &asked).await {
+    match answer(core, (parts, exchange), place, &asked).await {
         Ok(response) => response,
         Err(error) => {
             exchange.error_code.replace(Some(error.code().as_str().to_owned()));
@@ -54,7 +54,7 @@ pub(crate) async fn serve<S: ObjectStore>(
 
 async fn answer<S: ObjectStore>(
     core: &Core<S>,
-    parts: &Parts,
+    (parts, exchange): (&Parts, &Exchange),
     place: &Place,
     asked: &Asked<'_>,
 ) -> Result<HttpResponse, S3Error> {
@@ -70,7 +70,7 @@ async fn answer<S: ObjectStore>(
     if let Some(to) = website.redirect_early(asked) {
         return Ok(redirect(&to));
     }
-    let page = Page { core, bucket: &bucket, parts };
+    let page = Page { core, bucket: &bucket, parts, exchange };
     let error = match page.fetch(&website.key(asked.path), true).await {
         Ok(response) => return Ok(response),
         Err(error) => error,
@@ -83,11 +83,12 @@ struct Page<'a, S> {
     core: &'a Core<S>,
     bucket: &'a BucketInfo,
     parts: &'a Parts,
+    exchange: &'a Exchange,
 }
 
 impl<S: ObjectStore> Page<'_, S> {
     fn check(&self, key: &str) -> Result<(), S3Error> {
-        if public::may_read(self.bucket, key) {
+        if public::may_read(self.core, self.bucket, key, &self.parts.headers, self.exchange) {
             return Ok(());
         }
         Err(custom("AccessDenied", StatusCode::FORBIDDEN, "access denied"))

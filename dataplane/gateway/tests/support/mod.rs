@@ -558,6 +558,15 @@ impl Observer for Log {
     }
 }
 
+thread_local! {
+    /// The users that gateways of this test know.
+    pub static USERS: RefCell<Arc<quarry_identity::UserTable>> = RefCell::default();
+}
+
+fn users() -> Arc<quarry_identity::UserTable> {
+    USERS.with_borrow(Arc::clone)
+}
+
 pub const ACCESS_KEY: &str = "quarrytest";
 pub const SECRET_KEY: &str = "quarrysecret";
 
@@ -581,6 +590,7 @@ pub fn gateway_with<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>) 
         domains: Domains { api: vec!["s3.test".into()], website: vec!["site.test".into()] },
         limits,
         unix_ms: Rc::new(wall_ms),
+        users: Rc::new(users),
         clock: Rc::new(move || -> Duration { begin.elapsed() }),
         sleep: Rc::new(|duration| Box::pin(tokio::time::sleep(duration))),
         request_ids: Rc::new(move || {

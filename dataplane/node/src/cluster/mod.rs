@@ -24,6 +24,7 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use quarry_clustermap::{BlobId, ClusterMap, DeviceId, Epoch, Incarnation, NodeId, WriterCounter};
 use quarry_controller::{BucketTable, Published};
+use quarry_identity::UserTable;
 use quarry_object::{
     ReadLatency,
     peer::{PeerFault, PeerRequest, PeerResponse, Run},
@@ -45,7 +46,7 @@ const READ_ERROR_WINDOW: Duration = Duration::from_secs(60);
 /// the buffers that its operations hold, and the repairs that follow.
 const GIVE_UPS_MAX: u32 = 16;
 
-/// How far each core is: which map and which revision of the bucket table it acts on.
+/// How far each core is: which map and which revisions of buckets and users it acts on.
 #[derive(Clone)]
 pub(crate) struct Progress(Arc<Vec<CoreProgress>>);
 
@@ -53,6 +54,7 @@ pub(crate) struct Progress(Arc<Vec<CoreProgress>>);
 struct CoreProgress {
     map_version: AtomicU64,
     bucket_revision: AtomicU64,
+    user_revision: AtomicU64,
 }
 
 impl Progress {
@@ -63,6 +65,7 @@ impl Progress {
     fn set(&self, core: usize, published: &Published) {
         self.0[core].map_version.store(published.map.version.0, Ordering::Release);
         self.0[core].bucket_revision.store(published.buckets.revision, Ordering::Release);
+        self.0[core].user_revision.store(published.users.revision, Ordering::Release);
     }
 
     /// Cores of this node.
@@ -73,6 +76,11 @@ impl Progress {
     /// Whether every core acts on this revision of the bucket table or a newer one.
     fn buckets_reached(&self, revision: u64) -> bool {
         self.0.iter().all(|core| core.bucket_revision.load(Ordering::Acquire) >= revision)
+    }
+
+    /// Whether every core acts on this revision of the user table or a newer one.
+    pub(crate) fn users_reached(&self, revision: u64) -> bool {
+        self.0.iter().all(|core| core.user_revision.load(Ordering::Acquire) >= revision)
     }
 
     /// Whether every core acts on a map that has this epoch.
@@ -105,6 +113,7 @@ pub(crate) struct NodeCluster<P: Platform> {
     parts: CoreParts<P>,
     map: RefCell<Rc<ClusterMap>>,
     buckets: RefCell<Arc<BucketTable>>,
+    users: RefCell<Arc<UserTable>>,
     latency: ReadLatency,
     blob_counter: Cell<u64>,
     random: Cell<u64>,
@@ -120,6 +129,7 @@ impl<P: Platform> NodeCluster<P> {
             parts,
             map: RefCell::new(Rc::new(published.map.as_ref().clone())),
             buckets: RefCell::new(Arc::clone(&published.buckets)),
+            users: RefCell::new(Arc::clone(&published.users)),
             latency: ReadLatency::new(),
             blob_counter: Cell::new(0),
             random,
@@ -134,7 +144,13 @@ impl<P: Platform> NodeCluster<P> {
             *self.map.borrow_mut() = Rc::new(published.map.as_ref().clone());
         }
         *self.buckets.borrow_mut() = Arc::clone(&published.buckets);
+        *self.users.borrow_mut() = Arc::clone(&published.users);
         self.parts.progress.set(self.parts.core, published);
+    }
+
+    /// The users that this core acts on.
+    pub(crate) fn users(&self) -> Arc<UserTable> {
+        Arc::clone(&self.users.borrow())
     }
 
     /// Blobs that are being read on this node.
