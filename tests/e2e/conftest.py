@@ -23,7 +23,10 @@ SCRATCH = pathlib.Path(os.environ.get("QUARRY_E2E_DIR", ROOT / "target" / "e2e")
 def pytest_runtest_makereport(item, call):
     outcome = yield
     if call.when == "call":
-        item.failed = outcome.get_result().failed
+        report = outcome.get_result()
+        item.failed = report.failed
+        if report.failed and "shared_node" in item.funcargs:
+            report.sections.append(("end of the node's log", item.funcargs["shared_node"].tail()))
 
 
 @pytest.fixture
@@ -40,6 +43,21 @@ def scratch():
     path = pathlib.Path(tempfile.mkdtemp(dir=SCRATCH))
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def shared_node(request):
+    """One node for all tests of a file, which asks for devices of `DEVICE_SIZE`. It has to stop and be clean at the end."""
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    path = pathlib.Path(tempfile.mkdtemp(dir=SCRATCH))
+    node = Node(path / "data", device_size=getattr(request.module, "DEVICE_SIZE", "256MiB"))
+    try:
+        yield node.start()
+        node.stop()
+        node.assert_fsck_is_clean()
+    finally:
+        node.close()
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
