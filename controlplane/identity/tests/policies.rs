@@ -1,5 +1,7 @@
 //! The table of expected decisions, what the parser refuses, what is public, the life of users, and properties.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

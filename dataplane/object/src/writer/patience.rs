@@ -51,10 +51,10 @@ pub(super) async fn wait<C: Cluster>(
         } else {
             look = Box::pin(cluster.sleep(FLOOR));
             let is_late = deadline.is_some_and(|deadline| cluster.monotonic() >= deadline);
-            for index in 0..done.len() {
-                if !done[index] && may_give_up(cluster, placed, index, is_late) {
+            for (index, done) in done.iter_mut().enumerate().filter(|(_, done)| !**done) {
+                if may_give_up(cluster, placed, index, is_late) {
                     give_up(index);
-                    done[index] = true;
+                    *done = true;
                 }
             }
         }

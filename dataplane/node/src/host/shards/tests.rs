@@ -104,7 +104,7 @@ fn extents_are_not_given_back_while_a_write_to_them_is_under_way() {
         assert_eq!(shards.store.space().free_bytes, free, "released under a write");
         assert!(reserve(&shards, name(1)).is_err());
         device.set_stalled(false);
-        assert_eq!(write.await, Err(PeerFault::NotFound.into()));
+        assert_eq!(write.await, Err(PeerFault::NotFound));
         assert_eq!(shards.store.space().free_bytes, free + 2 * BLOCK as u64);
     });
 }
