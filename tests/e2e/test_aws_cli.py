@@ -56,9 +56,6 @@ def transfers(output):
             if line.startswith(("upload:", "download:", "copy:", "delete:", "move:"))]
 
 
-@pytest.mark.xfail(strict=True, reason=(
-    "an empty file is sent with Expect: 100-continue and answered without 100 on a connection that stays: "
-    "aws-cli misreads the next answer there and hangs"))
 def test_sync_of_many_files_both_ways(aws, bucket, shared_node, tmp_path):
     source = make_tree(tmp_path / "source", FILES)
     expected = sums(source)

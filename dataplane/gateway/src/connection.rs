@@ -16,7 +16,7 @@ use futures::FutureExt as _;
 use http::header::{CONNECTION, EXPECT, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use quarry_object::api::ObjectStore;
@@ -154,6 +154,7 @@ impl Shared {
         let exchange = Exchange::begin(&request, options, Slot::take(&self.load), connection);
         let (parts, incoming) = request.into_parts();
         let expects_continue = parts.headers.contains_key(EXPECT);
+        let is_bodyless = incoming.is_end_stream();
         let place = Place::of(&parts, &options.domains);
         let cors_headers = self.cors_headers(&parts, place.as_ref());
         let source = Source::new(incoming, self.timer.clone(), &options.limits);
@@ -168,9 +169,9 @@ impl Shared {
         });
         let mut response = reply::complete(response, &exchange);
         response.headers_mut().extend(cors_headers);
-        if expects_continue && source.is_untold() {
-            // Nobody said "100 Continue", so some clients send no body now and the next request at once, whose first
-            // bytes would be taken for the body.
+        if expects_continue && (is_bodyless || source.is_untold()) {
+            // Nobody said "100 Continue". Some clients send no body now and the next request at once, whose first bytes
+            // would be taken for the body; others, which announced an empty one, misread the next answer.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if response.status().as_u16() >= 400 {

@@ -32,6 +32,43 @@ const REFUSED_HEADERS: [RefusedHeader; 6] = [
     ("x-amz-write-offset-bytes", |_| false),
 ];
 
+/// Names that stand in a query without a value; what is not offered of them is refused by s3s.
+const SUB_RESOURCES: [&str; 33] = [
+    "accelerate",
+    "acl",
+    "analytics",
+    "attributes",
+    "cors",
+    "delete",
+    "encryption",
+    "intelligent-tiering",
+    "inventory",
+    "legal-hold",
+    "lifecycle",
+    "location",
+    "logging",
+    "metrics",
+    "notification",
+    "object-lock",
+    "ownershipControls",
+    "partNumber",
+    "policy",
+    "policyStatus",
+    "publicAccessBlock",
+    "replication",
+    "requestPayment",
+    "restore",
+    "retention",
+    "tagging",
+    "torrent",
+    "uploadId",
+    "uploads",
+    "versionId",
+    "versioning",
+    "versions",
+    "website",
+];
+
 /// Refuses what must not reach the rest.
 ///
 /// # Errors
@@ -40,7 +77,25 @@ pub(crate) fn screen(parts: &Parts, owner_id: &str, limits: &Limits) -> S3Result
     screen_size(parts, limits)?;
     let query = query_pairs(parts.uri.query().unwrap_or(""))?;
     screen_authentication(&parts.headers, &query)?;
+    if parts.method != http::Method::GET && parts.method != http::Method::HEAD {
+        screen_sub_resources(&query)?;
+    }
     screen_features(parts, owner_id)
+}
+
+/// What is not known would be routed as if it were not there, so that, say, a request to rename an object would
+/// replace it by an empty one.
+fn screen_sub_resources(query: &[Pair<'_>]) -> S3Result<()> {
+    let unknown = query.iter().find(|(name, value)| {
+        value.is_empty()
+            && !name.starts_with("x-")
+            && !name.starts_with("X-")
+            && !SUB_RESOURCES.contains(&name.as_ref())
+    });
+    unknown.map_or(Ok(()), |(name, _)| {
+        let name: String = name.chars().take(32).collect();
+        Err(refuse(S3ErrorCode::NotImplemented, format!("the sub-resource {name:?} is not implemented")))
+    })
 }
 
 /// Refuses a head that is too large.

@@ -10,7 +10,7 @@
 //!   = 0: k), and then `missing_shards` names the others;
 //! - what is not handed to the caller is aborted or freed by `Placed`'s drop, after the last I/O on it has
 //!   ended;
-//! - a body that fills its stripe for long while others wait for buffers loses ([`STRIPE_PATIENCE`]): senders that
+//! - a body that fills its stripe for long while others wait for buffers loses (`STRIPE_PATIENCE`): senders that
 //!   trickle do not keep others out;
 //! - the pool is asked for a whole stripe (k+m) at once, and only when there are bytes to fill it with;
 //!   nothing that holds buffers waits for buffers, but the body: one that reads other blobs must not use the

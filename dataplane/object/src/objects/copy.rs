@@ -8,7 +8,7 @@ use super::Objects;
 use crate::{
     api::{
         ApiError, Body, BodyDigests, BodyError, ChecksumAlgorithm, ChecksumHasher, CopySource, ObjectInfo,
-        Selector,
+        RangeRequest, Selector,
     },
     cluster::Cluster,
     metadata::Metadata,
@@ -30,6 +30,12 @@ impl<C: Cluster + Metadata> Objects<C> {
             ApiError::NotModified { .. } => ApiError::PreconditionFailed,
             other => other,
         })?;
+        // A range is copied whole or not at all: the caller would not learn that it got less.
+        if let Some(RangeRequest::Inclusive { last, .. }) = source.range
+            && last >= content.info.size_bytes
+        {
+            return Err(ApiError::InvalidRange { size_bytes: content.info.size_bytes });
+        }
         let own = content.info.checksums.keys().find_map(|name| ChecksumAlgorithm::by_name(name));
         let algorithm = checksum.or(own).unwrap_or(ChecksumAlgorithm::Crc64Nvme);
         let body = CopyBody {
