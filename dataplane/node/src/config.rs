@@ -106,13 +106,13 @@ pub(crate) struct RunArgs {
     /// A listed device whose place a new one takes: it is lost, and what is at PATH now is formatted. Repeat for each.
     #[arg(long = "replace-device", value_name = "PATH")]
     pub(crate) replace_devices: Vec<PathBuf>,
-    /// Allow the admin address to inject device faults (tests only).
     /// BUCKET.DOMAIN is the bucket too (virtual-host style). May be repeated.
     #[arg(long = "domain", value_name = "DOMAIN")]
     pub(crate) domains: Vec<String>,
     /// BUCKET.DOMAIN is the website of the bucket. May be repeated.
     #[arg(long = "website-domain", value_name = "DOMAIN")]
     pub(crate) website_domains: Vec<String>,
+    /// Allow the admin address to inject device faults (tests only).
     #[arg(long, hide = true)]
     pub(crate) enable_fault_injection: bool,
 }
