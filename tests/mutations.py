@@ -85,11 +85,11 @@ WRITTEN_DOWN = [
     (
         "writer waits for its data writes",
         "dataplane/object/src/writer/placed.rs",
-        "let (result, _block) = self.cluster.write_shard(&reserved, offset, block).await;",
-        """let cluster = Rc::clone(&self.cluster);
-            self.cluster.spawn(
+        "let (result, _block) = placed.cluster.write_shard(&reserved, offset, block).await;",
+        """let (cluster, held) = (Rc::clone(&placed.cluster), Rc::clone(&reserved));
+            placed.cluster.spawn(
                 async move {
-                    let _unawaited = cluster.write_shard(&reserved, offset, block).await;
+                    let _unawaited = cluster.write_shard(&held, offset, block).await;
                 }
                 .boxed_local(),
             );
