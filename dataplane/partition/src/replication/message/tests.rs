@@ -16,11 +16,13 @@ fn samples() -> Vec<Envelope> {
             previous_epoch: Epoch(2),
             entries: vec![entry(9, &payload), entry(10, &Payload::Noop)],
             committed: Sequence(7),
+            asked_ms: 11,
         },
         Message::Join { epoch: Epoch(5), base: Sequence(6) },
-        Message::Commit { epoch: Epoch(5), committed: Sequence(9) },
-        Message::Ack { epoch: Epoch(5), flushed: Sequence(10), applied: Sequence(9) },
+        Message::Commit { epoch: Epoch(5), committed: Sequence(9), asked_ms: 12 },
+        Message::Ack { epoch: Epoch(5), flushed: Sequence(10), applied: Sequence(9), lease_ms: 13 },
         Message::Rejected { epoch: Epoch(6) },
+        Message::Release { epoch: Epoch(5), asked_ms: 14 },
     ];
     let envelope = |message| Envelope {
         partition: PartitionId(258),
@@ -50,9 +52,8 @@ fn golden() {
         "51525950020001003b0000002f5d8d6902010100000000000000efbeadde000000000305000000000000000a00000000000000090000000000000000000000000000000000000000000000",
         "51525950020001003b000000941c73c002010100000000000000efbeadde000000000406000000000000000000000000000000000000000000000000000000000000000000000000000000",
     ];
-    for (envelope, expected) in samples().iter().zip(expected) {
-        assert_eq!(hex(&envelope.encode().unwrap()), expected, "{:?}", envelope.message);
-    }
+    let actual: Vec<String> = samples().iter().map(|envelope| hex(&envelope.encode().unwrap())).collect();
+    assert_eq!(actual, expected);
 }
 
 #[test]
@@ -79,6 +80,7 @@ fn rules_of_appends_are_checked() {
             previous_epoch: Epoch(0),
             entries,
             committed: Sequence(0),
+            asked_ms: 0,
         },
     };
     let noop = Payload::Noop.encode().unwrap();

@@ -14,7 +14,10 @@ fn variable(name: &str) -> Option<u64> {
 fn seeds_hold() {
     let seeds = match variable("QUARRY_SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..variable("QUARRY_SIM_SEEDS").unwrap_or(SEEDS_DEFAULT),
+        None => {
+            let from = variable("QUARRY_SIM_FROM").unwrap_or(0);
+            from..from + variable("QUARRY_SIM_SEEDS").unwrap_or(SEEDS_DEFAULT)
+        }
     };
     let many = seeds.end - seeds.start >= SEEDS_DEFAULT;
     let mut total = Outcome::default();
@@ -29,6 +32,8 @@ fn seeds_hold() {
         total.epochs += outcome.epochs;
         total.crashes += outcome.crashes;
         total.promoted += outcome.promoted;
+        total.answered += outcome.answered;
+        total.handed_over += outcome.handed_over;
     }
     println!("{total:?}");
     if many {

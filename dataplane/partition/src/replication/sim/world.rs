@@ -6,11 +6,12 @@ use bytes::Bytes;
 use quarry_clustermap::{DeviceId, Epoch, PartitionConfig, PartitionId, Sequence};
 
 use super::checker::Checker;
+use super::clients::{ClientEvent, Clients};
 use super::control::Control;
 use super::journal::{Op, Store};
 use super::random::Random;
 use crate::replication::defects::Defects;
-use crate::replication::{Envelope, Input, Output, Replica, Report};
+use crate::replication::{Envelope, Input, LeaseTimes, Output, Replica, Report};
 use crate::{Payload, RecoveredLog, Row};
 
 const PARTITION: PartitionId = PartitionId(7);
@@ -19,7 +20,7 @@ const HEALED_MS: u64 = 14_000;
 const TICK_MS: u64 = 40;
 const PAGE_ROWS: usize = 3;
 
-enum Event {
+pub(super) enum Event {
     Tick,
     Fault,
     Propose,
@@ -29,19 +30,29 @@ enum Event {
     Activate(DeviceId, Epoch),
     Detect(DeviceId),
     Restart(DeviceId),
+    /// The control plane believes that it is gone, rightly or not.
+    Suspect(DeviceId),
+    SendConfig(DeviceId),
+    Client(ClientEvent),
 }
 
-enum Host {
+pub(super) enum Host {
     Input(Input),
     Flush,
     Read(Epoch, Option<Vec<u8>>),
 }
 
-struct Device {
-    replica: Option<Replica>,
-    store: Store,
+pub(super) struct Device {
+    pub(super) replica: Option<Replica>,
+    pub(super) store: Store,
     /// Counts restarts: what was scheduled for an earlier run is dropped.
-    run: u64,
+    pub(super) run: u64,
+    /// Its clock: where it began, and per mille of true time.
+    pub(super) clock_ms: u64,
+    pub(super) rate: u64,
+    pub(super) paused_until_ms: u64,
+    /// Until then it hears nothing of the control plane.
+    pub(super) deaf_until_ms: u64,
     flushing: bool,
     dead: bool,
     /// Holds all rows once it has applied this: began empty with the partition, or was promoted.
@@ -57,15 +68,23 @@ pub(in crate::replication) struct Outcome {
     pub(in crate::replication) epochs: u64,
     pub(in crate::replication) crashes: u64,
     pub(in crate::replication) promoted: u64,
+    /// Operations of clients.
+    pub(in crate::replication) answered: u64,
+    pub(in crate::replication) handed_over: u64,
 }
 
-struct World {
-    now_ms: u64,
-    random: Random,
+pub(super) struct World {
+    pub(super) now_ms: u64,
+    pub(super) random: Random,
     events: BTreeMap<(u64, u64), Event>,
     scheduled: u64,
-    devices: Vec<Device>,
-    control: Control,
+    pub(super) devices: Vec<Device>,
+    pub(super) control: Control,
+    pub(super) clients: Clients,
+    pub(super) lease_times: LeaseTimes,
+    /// Messages from the first to the second are lost until then.
+    pub(super) cuts: BTreeMap<(DeviceId, DeviceId), u64>,
+    pub(super) control_down_until_ms: u64,
     checker: Checker,
     defects: Defects,
     min_copies: usize,
@@ -82,6 +101,7 @@ pub(in crate::replication) fn run(seed: u64, defects: Defects) -> Result<Outcome
     for time in (0..CHAOS_MS + HEALED_MS).step_by(usize::try_from(TICK_MS).unwrap()) {
         world.schedule_at(time, Event::Tick);
     }
+    world.start_clients();
     world.schedule_at(50, Event::Propose);
     world.schedule_at(300, Event::Fault);
     let mut healed = false;
@@ -105,6 +125,7 @@ pub(in crate::replication) fn run(seed: u64, defects: Defects) -> Result<Outcome
 impl World {
     fn new(seed: u64, defects: Defects) -> Self {
         let mut random = Random::new(seed);
+        let grant_ms = 300 + random.below(900);
         let device_count = 3 + random.below(3);
         let copies = usize::try_from(2 + random.below(2)).unwrap();
         let mut world = Self {
@@ -114,6 +135,10 @@ impl World {
             scheduled: 0,
             devices: Vec::new(),
             control: Control::new(copies),
+            clients: Clients::default(),
+            lease_times: LeaseTimes::new(grant_ms),
+            cuts: BTreeMap::new(),
+            control_down_until_ms: 0,
             checker: Checker::new(),
             defects,
             min_copies: 2,
@@ -125,10 +150,15 @@ impl World {
         for id in 0..device_count {
             let replica = world.new_replica(DeviceId(id), RecoveredLog::default());
             let whole = world.control.is_member(DeviceId(id)).then_some(Sequence(0));
+            let (clock_ms, rate) = (1 + world.random.below(100_000), 955 + world.random.below(91));
             world.devices.push(Device {
                 replica: Some(replica),
                 store: Store::default(),
                 run: 0,
+                clock_ms,
+                rate,
+                paused_until_ms: 0,
+                deaf_until_ms: 0,
                 flushing: false,
                 dead: false,
                 whole,
@@ -139,7 +169,7 @@ impl World {
     }
 
     fn new_replica(&self, id: DeviceId, log: RecoveredLog) -> Replica {
-        let mut replica = Replica::recover(PARTITION, id, self.min_copies, log);
+        let mut replica = Replica::recover(PARTITION, id, self.min_copies, log, Some(self.lease_times));
         replica.defects = self.defects;
         replica
     }
@@ -149,30 +179,30 @@ impl World {
         self.events.insert((time_ms, self.scheduled), event);
     }
 
-    fn schedule(&mut self, delay_ms: u64, event: Event) {
+    pub(super) fn schedule(&mut self, delay_ms: u64, event: Event) {
         self.schedule_at(self.now_ms + delay_ms, event);
     }
 
-    fn chaos(&self) -> bool {
+    pub(super) fn chaos(&self) -> bool {
         self.now_ms < CHAOS_MS
     }
 
-    fn delay(&mut self, usual_ms: u64) -> u64 {
+    pub(super) fn delay(&mut self, usual_ms: u64) -> u64 {
         if self.chaos() && self.random.chance(5) {
             return self.random.below(2_000);
         }
         1 + self.random.below(usual_ms)
     }
 
-    fn device(&mut self, id: DeviceId) -> &mut Device {
+    pub(super) fn device(&mut self, id: DeviceId) -> &mut Device {
         &mut self.devices[usize::try_from(id.0).unwrap()]
     }
 
-    fn ids(&self) -> Vec<DeviceId> {
+    pub(super) fn ids(&self) -> Vec<DeviceId> {
         (0..self.devices.len() as u64).map(DeviceId).collect()
     }
 
-    fn up(&self) -> BTreeSet<DeviceId> {
+    pub(super) fn up(&self) -> BTreeSet<DeviceId> {
         let up = |id: &DeviceId| self.devices[usize::try_from(id.0).unwrap()].replica.is_some();
         let dead = |id: &DeviceId| self.devices[usize::try_from(id.0).unwrap()].dead;
         self.ids().into_iter().filter(|id| up(id) && !dead(id)).collect()
@@ -186,30 +216,49 @@ impl World {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Tick => self.ids().into_iter().for_each(|id| self.step(id, Input::Tick)),
+            Event::Tick => self.running().into_iter().for_each(|id| self.step(id, Input::Tick)),
             Event::Fault => self.fault(),
             Event::Propose => self.propose(),
             Event::Deliver(frame) => {
                 let Envelope { from, to, message, .. } = Envelope::decode(&frame).unwrap();
+                if let Some(until) = self.paused_until(to) {
+                    return self.schedule_at(until, Event::Deliver(frame));
+                }
                 self.step(to, Input::Receive { from, message });
             }
             Event::Host(id, run, host) => {
+                if let Some(until) = self.paused_until(id) {
+                    return self.schedule_at(until, Event::Host(id, run, host));
+                }
                 if self.device(id).run == run && self.device(id).replica.is_some() {
                     self.host(id, host);
                 }
             }
             Event::Activate(id, epoch) => {
-                if self.control.activate(id, epoch) {
+                if !self.control_is_down() && self.control.activate(id, epoch) {
                     self.schedule_host(id, 20, Host::Input(Input::Activated { epoch }));
                 }
             }
             Event::Detect(id) => {
                 let up = self.up();
+                if self.control_is_down() {
+                    return self.schedule(500, Event::Detect(id));
+                }
                 if !up.contains(&id) && self.control.evict(id, |d| up.contains(&d), &mut self.random) {
                     self.spread_config();
                 }
             }
             Event::Restart(id) => self.restart(id),
+            Event::Suspect(id) => self.suspect(id),
+            Event::SendConfig(id) => self.send_config(id),
+            Event::Client(event) => {
+                if let ClientEvent::Arrive(_, id) | ClientEvent::Look(_, id, ..) = &event
+                    && let Some(until) = self.paused_until(*id)
+                {
+                    return self.schedule_at(until, Event::Client(event));
+                }
+                self.client_event(event);
+            }
         }
     }
 
@@ -258,12 +307,12 @@ impl World {
         inputs.into_iter().for_each(|input| self.step(id, input));
     }
 
-    fn step(&mut self, id: DeviceId, input: Input) {
-        let now_ms = self.now_ms;
+    pub(super) fn step(&mut self, id: DeviceId, input: Input) {
+        let now_ms = self.local_ms(id);
         let mut out = Vec::new();
         let Some(replica) = &mut self.device(id).replica else { return };
         replica.step(now_ms, input, &mut out);
-        let (epoch, serving) = (replica.epoch(), replica.is_serving_primary());
+        let (epoch, serving) = (replica.epoch(), replica.is_serving_primary(now_ms));
         for output in out {
             self.execute(id, epoch, output);
         }
@@ -298,7 +347,7 @@ impl World {
             Output::Apply { sequence, payload } => self.apply(id, sequence, &payload),
             Output::Send { to, message } => {
                 let frame = Envelope { partition: PARTITION, from: id, to, message }.encode().unwrap();
-                self.send(frame);
+                self.send(id, to, frame);
             }
             Output::Resolve { token, result } => self.resolved(id, epoch, token, result),
             Output::Activate { epoch } => {
@@ -329,9 +378,13 @@ impl World {
             Err(_) => Ok(()),
         };
         self.fail(checked);
+        self.client_resolved(token, result.map(|_| ()));
     }
 
-    fn send(&mut self, frame: Bytes) {
+    fn send(&mut self, from: DeviceId, to: DeviceId, frame: Bytes) {
+        if self.cuts.get(&(from, to)).is_some_and(|until| self.now_ms < *until) {
+            return;
+        }
         let copies = match self.random.below(100) {
             0..10 if self.chaos() => 0,
             10..20 if self.chaos() => 2,
@@ -366,6 +419,9 @@ impl World {
     }
 
     fn report(&mut self, id: DeviceId, report: Report) {
+        if self.control_is_down() || self.now_ms < self.device(id).deaf_until_ms {
+            return;
+        }
         match report {
             Report::Joined { device, epoch } => {
                 if self.control.joined(device, epoch) {
@@ -382,27 +438,41 @@ impl World {
                     self.spread_config();
                 }
             }
+            Report::ReadyToHandOver { epoch } => self.handed_over(epoch),
             Report::Outdated { .. } => self.send_config(id),
             Report::NewEpochNeeded { epoch } if epoch == self.control.config.epoch => self.renew(),
             Report::NewEpochNeeded { .. } => {}
         }
     }
 
-    fn renew(&mut self) {
+    pub(super) fn renew(&mut self) {
+        if self.control_is_down() {
+            return;
+        }
         let up = self.up();
         self.control.renew(|d| up.contains(&d), &mut self.random);
         self.spread_config();
     }
 
-    fn send_config(&mut self, id: DeviceId) {
+    pub(super) fn send_config(&mut self, id: DeviceId) {
+        if self.now_ms < self.device(id).deaf_until_ms {
+            return;
+        }
         let config: PartitionConfig = self.control.config.clone();
         self.schedule_host(id, 40, Host::Input(Input::Configure(config)));
     }
 
-    fn spread_config(&mut self) {
+    pub(super) fn spread_config(&mut self) {
         for id in self.ids() {
             self.send_config(id);
         }
+    }
+
+    pub(super) fn new_token(&mut self) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.open.insert(token);
+        token
     }
 
     fn propose(&mut self) {
@@ -417,14 +487,12 @@ impl World {
         if self.device(id).replica.is_none() {
             return;
         }
-        let token = self.next_token;
-        self.next_token += 1;
-        self.open.insert(token);
+        let token = self.new_token();
         if self.random.chance(10) {
             self.step(id, Input::Barrier { token });
             return;
         }
-        let key = vec![u8::try_from(self.random.below(12)).unwrap()];
+        let key = vec![220 + u8::try_from(self.random.below(12)).unwrap()];
         let value = self.random.chance(70).then(|| token.to_le_bytes().to_vec());
         let stamp = Row { key: vec![200], value: Some(token.to_le_bytes().to_vec()) };
         let payload = Payload::Mutations(vec![Row { key, value }, stamp]).encode().unwrap();
@@ -432,7 +500,7 @@ impl World {
         self.step(id, Input::Propose { token, payload });
     }
 
-    fn crash(&mut self, id: DeviceId) {
+    pub(super) fn crash(&mut self, id: DeviceId) {
         let device = self.device(id);
         if device.replica.take().is_none() {
             return;
@@ -458,42 +526,15 @@ impl World {
         self.device(id).replica = Some(replica);
         self.check_whole(id);
         // Mostly the control plane notices; sometimes the replica has to say that it needs a new epoch.
-        if self.control.is_member(id) && self.random.chance(70) {
+        if self.control.is_member(id) && !self.control_is_down() && self.random.chance(70) {
             self.renew();
         } else {
             self.send_config(id);
         }
     }
 
-    fn fault(&mut self) {
-        if !self.chaos() {
-            return;
-        }
-        let next = 50 + self.random.below(900);
-        self.schedule(next, Event::Fault);
-        let ids = self.ids();
-        let id = *self.random.pick(&ids);
-        let up = self.up();
-        match self.random.below(100) {
-            0..30 => self.crash(id),
-            30..36 => ids.into_iter().for_each(|id| self.crash(id)),
-            36..56 => self.renew(),
-            56..70 => {
-                if self.control.evict(id, |d| up.contains(&d), &mut self.random) {
-                    self.spread_config();
-                }
-            }
-            70..72 => self.kill(id),
-            _ => {
-                if up.contains(&id) && self.control.join(id) {
-                    self.spread_config();
-                }
-            }
-        }
-    }
-
     /// The device fails for good; at most one does, and never the last in-sync one.
-    fn kill(&mut self, id: DeviceId) {
+    pub(super) fn kill(&mut self, id: DeviceId) {
         let another = self.control.config.replicas.iter().any(|replica| *replica != id);
         if !another || self.devices.iter().any(|device| device.dead) || !self.up().contains(&id) {
             return;
@@ -505,6 +546,7 @@ impl World {
 
     fn heal(&mut self) {
         self.now_ms = CHAOS_MS + 1;
+        self.end_faults();
         for id in self.ids() {
             self.restart(id);
             if self.device(id).dead {
@@ -520,9 +562,11 @@ impl World {
 
     fn finish(mut self) -> Result<Outcome, String> {
         let config = self.control.config.clone();
+        self.check_histories()?;
+        let local_ms = self.local_ms(config.primary);
         let before = self.checker.acknowledged_count();
         let primary = self.device(config.primary);
-        let serving = primary.replica.as_ref().is_some_and(Replica::is_serving_primary);
+        let serving = primary.replica.as_ref().is_some_and(|replica| replica.is_serving_primary(local_ms));
         if !serving {
             return Err(format!("healed, but {} does not serve {}", config.primary, config.epoch));
         }
@@ -541,6 +585,8 @@ impl World {
             epochs: config.epoch.0,
             crashes: self.crashes,
             promoted: self.checker.promoted,
+            answered: self.clients.answered,
+            handed_over: self.control.handed_over,
         })
     }
 }

@@ -1,0 +1,126 @@
+//! What goes wrong in a run, beside what the network does to each message.
+
+use quarry_clustermap::{DeviceId, Epoch};
+
+use super::world::{Event, World};
+use crate::replication::Input;
+
+impl World {
+    /// A device's own monotonic clock.
+    pub(super) fn local_ms(&self, id: DeviceId) -> u64 {
+        let device = &self.devices[usize::try_from(id.0).unwrap()];
+        device.clock_ms + self.now_ms * device.rate / 1000
+    }
+
+    /// Whether it believes that it may answer.
+    pub(super) fn is_serving(&self, id: DeviceId) -> bool {
+        let device = &self.devices[usize::try_from(id.0).unwrap()];
+        device.replica.as_ref().is_some_and(|replica| replica.is_serving_primary(self.local_ms(id)))
+    }
+
+    pub(super) fn paused_until(&self, id: DeviceId) -> Option<u64> {
+        let until_ms = self.devices[usize::try_from(id.0).unwrap()].paused_until_ms;
+        (self.now_ms < until_ms).then_some(until_ms)
+    }
+
+    pub(super) fn running(&self) -> Vec<DeviceId> {
+        self.ids().into_iter().filter(|id| self.paused_until(*id).is_none()).collect()
+    }
+
+    pub(super) fn control_is_down(&self) -> bool {
+        self.now_ms < self.control_down_until_ms
+    }
+
+    pub(super) fn fault(&mut self) {
+        if !self.chaos() {
+            return;
+        }
+        let next = 50 + self.random.below(900);
+        self.schedule(next, Event::Fault);
+        let ids = self.ids();
+        let id = *self.random.pick(&ids);
+        let primary = self.control.config.primary;
+        match self.random.below(100) {
+            0..20 => self.crash(id),
+            20..24 => ids.into_iter().for_each(|id| self.crash(id)),
+            24..36 => self.renew(),
+            36..44 => self.suspect(id),
+            44..46 => self.kill(id),
+            46..52 => self.pause(id),
+            52..56 => self.pause(primary),
+            56..62 => self.cut_off(id),
+            62..68 => self.cut_off(primary),
+            68..72 => self.control_down_until_ms = self.now_ms + self.random.below(3_000),
+            72..78 => {
+                self.step(primary, Input::HandOver { wanted: true });
+                if self.random.chance(40) {
+                    let soon = self.random.below(400);
+                    let run = self.device(primary).run;
+                    let back = super::world::Host::Input(Input::HandOver { wanted: false });
+                    self.schedule(soon, Event::Host(primary, run, back));
+                }
+            }
+            _ => {
+                if self.up().contains(&id) && !self.control_is_down() && self.control.join(id) {
+                    self.spread_config();
+                }
+            }
+        }
+    }
+
+    /// As SIGSTOP does it: its clock goes on.
+    fn pause(&mut self, id: DeviceId) {
+        self.device(id).paused_until_ms = self.now_ms + 100 + self.random.below(3_000);
+        self.suspect_soon(id);
+    }
+
+    /// It hears nothing of the control plane, which believes it gone; perhaps it loses some or all of its peers too, in
+    /// one direction or both.
+    fn cut_off(&mut self, id: DeviceId) {
+        let until_ms = self.now_ms + 300 + self.random.below(3_000);
+        self.device(id).deaf_until_ms = until_ms;
+        self.schedule(until_ms - self.now_ms + 1, Event::SendConfig(id));
+        let (out, back) = (self.random.chance(50), self.random.chance(50));
+        for other in self.ids() {
+            if self.random.chance(60) {
+                if out {
+                    self.cuts.insert((id, other), until_ms);
+                }
+                if back {
+                    self.cuts.insert((other, id), until_ms);
+                }
+            }
+        }
+        self.suspect_soon(id);
+    }
+
+    fn suspect_soon(&mut self, id: DeviceId) {
+        if self.random.chance(80) {
+            let delay = 10 + self.random.below(600);
+            self.schedule(delay, Event::Suspect(id));
+        }
+    }
+
+    pub(super) fn suspect(&mut self, id: DeviceId) {
+        let up = self.up();
+        if !self.control_is_down() && self.control.evict(id, |d| up.contains(&d), &mut self.random) {
+            self.spread_config();
+        }
+    }
+
+    pub(super) fn handed_over(&mut self, epoch: Epoch) {
+        let up = self.up();
+        if self.control.hand_over(epoch, |d| up.contains(&d)) {
+            self.spread_config();
+        }
+    }
+
+    pub(super) fn end_faults(&mut self) {
+        self.cuts.clear();
+        self.control_down_until_ms = 0;
+        for device in &mut self.devices {
+            device.paused_until_ms = 0;
+            device.deaf_until_ms = 0;
+        }
+    }
+}
