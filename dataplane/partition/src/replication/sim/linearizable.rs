@@ -41,7 +41,7 @@ pub(super) struct Operation {
 }
 
 /// Most worlds at a time; beyond, the history is not decided.
-const WORLDS_MAX: usize = 20_000;
+const WORLDS_MAX: usize = 2_000;
 
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct World {

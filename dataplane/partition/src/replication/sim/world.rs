@@ -70,6 +70,8 @@ pub(in crate::replication) struct Outcome {
     pub(in crate::replication) promoted: u64,
     /// Operations of clients.
     pub(in crate::replication) answered: u64,
+    /// Histories of a key that were too large to decide.
+    pub(in crate::replication) undecided: u64,
     pub(in crate::replication) handed_over: u64,
 }
 
@@ -562,7 +564,7 @@ impl World {
 
     fn finish(mut self) -> Result<Outcome, String> {
         let config = self.control.config.clone();
-        self.check_histories()?;
+        let undecided = self.check_histories()?;
         let local_ms = self.local_ms(config.primary);
         let before = self.checker.acknowledged_count();
         let primary = self.device(config.primary);
@@ -586,6 +588,7 @@ impl World {
             crashes: self.crashes,
             promoted: self.checker.promoted,
             answered: self.clients.answered,
+            undecided,
             handed_over: self.control.handed_over,
         })
     }
