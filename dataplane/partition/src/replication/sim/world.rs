@@ -551,6 +551,7 @@ impl World {
         self.end_faults();
         for id in self.ids() {
             self.restart(id);
+            self.step(id, Input::HandOver { wanted: false });
             if self.device(id).dead {
                 self.schedule(1, Event::Detect(id));
             }
