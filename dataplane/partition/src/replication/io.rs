@@ -66,8 +66,9 @@ pub enum Input {
         next: Option<Vec<u8>>,
     },
     /// The node shuts down or drains: finish what is in flight, admit nothing, give the leases back, and report
-    /// [`Report::ReadyToHandOver`]. `wanted: false` takes it back: the primary asks for leases anew and serves. Means
-    /// nothing unless this device serves as primary.
+    /// [`Report::ReadyToHandOver`]. `wanted: false` takes it back: the primary asks for leases anew and serves; it does
+    /// so by itself after [`super::HAND_OVER_MS`]. A primary that cannot says [`Report::NotHandedOver`]; others ignore
+    /// this.
     HandOver {
         /// Whether to hand over.
         wanted: bool,
@@ -172,6 +173,11 @@ pub enum Report {
     /// This primary has stopped, nothing is in flight, and its leases are given back: name another one.
     ReadyToHandOver {
         /// The epoch in which it was primary.
+        epoch: Epoch,
+    },
+    /// This primary does not serve, has no in-sync peer, or was not replaced in time: it stays what it is.
+    NotHandedOver {
+        /// The epoch in which it is primary.
         epoch: Epoch,
     },
     /// A peer has a newer epoch than the configuration here: fetch the map.

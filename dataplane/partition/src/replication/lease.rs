@@ -12,6 +12,7 @@
 //! - **Restart.** A replica that starts again has forgotten what it granted, so it counts one whole grant from its
 //!   first step.
 //! - **Giving back.** A primary that hands over stops for good, or until it has asked anew, and says so by `Release`.
+//!   If nobody takes over in time it asks anew by itself; a granter that became primary refuses it by its epoch.
 //!
 //! **Argument.** Claim: once the primary N of epoch f serves, the primary O of an epoch e < f (another device) does
 //! not serve any more. By induction over f. N is in-sync in f.
@@ -106,6 +107,8 @@ impl Grants {
             && given_back(grant)
         {
             grant.until_ms = 0;
+            // A message that the release has overtaken asks for nothing any more.
+            grant.asked_ms = asked_ms;
         }
     }
 

@@ -5,8 +5,8 @@ use quarry_clustermap::{DeviceId, Epoch, PartitionConfig, Sequence};
 
 use super::replica::Role;
 use super::{
-    ACTIVATE_RETRY_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX, LAGGING_MS, Message, Output, RESEND_MS,
-    Refusal, Replica, Report,
+    ACTIVATE_RETRY_MS, HAND_OVER_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX, LAGGING_MS, Message, Output,
+    RESEND_MS, Refusal, Replica, Report,
 };
 use crate::{Entry, Payload, Row};
 
@@ -84,6 +84,8 @@ pub(super) struct Primary {
     asked_ms: u64,
     /// Leases asked for up to here are given back.
     released_ms: u64,
+    /// When handing over began.
+    handing_over_ms: u64,
 }
 
 impl Primary {
@@ -112,6 +114,7 @@ impl Primary {
             backfill: Backfill::Idle,
             asked_ms: now_ms,
             released_ms: 0,
+            handing_over_ms: 0,
         }
     }
 
@@ -203,14 +206,36 @@ impl Replica {
         peer.lease_ms = peer.lease_ms.max(lease_ms);
     }
 
+    /// Refused if nobody could follow: then serving until the end is the shorter gap.
     pub(super) fn hand_over(&mut self, now_ms: u64, wanted: bool, out: &mut Vec<Output>) {
+        let epoch = self.epoch;
         let Some(primary) = self.primary_mut() else { return };
+        let another = primary.peers.iter().any(|peer| !peer.joining);
         match (primary.phase, wanted) {
-            (Phase::Serving, true) => primary.phase = Phase::HandingOver,
+            (Phase::HandingOver | Phase::HandedOver, true) => return,
+            (Phase::Serving, true) if another => {
+                primary.phase = Phase::HandingOver;
+                primary.handing_over_ms = now_ms;
+            }
+            (_, true) => {
+                out.push(Output::Report(Report::NotHandedOver { epoch }));
+                return;
+            }
             (Phase::HandingOver | Phase::HandedOver, false) => primary.phase = Phase::Serving,
-            _ => return,
+            (_, false) => return,
         }
         self.progress(now_ms, out);
+    }
+
+    /// Nobody took over in time: serves again.
+    fn give_up_handing_over(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let epoch = self.epoch;
+        let Some(primary) = self.primary_mut() else { return };
+        let handing_over = matches!(primary.phase, Phase::HandingOver | Phase::HandedOver);
+        if handing_over && now_ms.saturating_sub(primary.handing_over_ms) >= HAND_OVER_MS {
+            primary.phase = Phase::Serving;
+            out.push(Output::Report(Report::NotHandedOver { epoch }));
+        }
     }
 
     fn admit(&self, now_ms: u64, payload: &[u8]) -> Result<(), Refusal> {
@@ -337,7 +362,8 @@ impl Replica {
 
     /// What a message sent now says of leases.
     fn asked_ms(&self, now_ms: u64) -> u64 {
-        if self.lease_times.is_some() { now_ms } else { 0 }
+        let over = self.primary().is_some_and(|primary| primary.phase == Phase::HandedOver);
+        if self.lease_times.is_some() && !over { now_ms } else { 0 }
     }
 
     /// Nothing is in flight any more: gives the leases back.
@@ -417,6 +443,7 @@ impl Replica {
         if !self.epoch_durable {
             return;
         }
+        self.give_up_handing_over(now_ms, out);
         let asked_ms = self.asked_ms(now_ms);
         let renew_ms = self.lease_times.map_or(u64::MAX, |times| times.renew_ms());
         let Role::Primary(primary) = &mut self.role else { return };

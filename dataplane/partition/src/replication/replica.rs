@@ -19,6 +19,8 @@ pub const TICK_MS: u64 = 20;
 pub const RESEND_MS: u64 = 200;
 /// Activation is asked for again after this, in milliseconds.
 pub const ACTIVATE_RETRY_MS: u64 = 1_000;
+/// A hand-over that nobody has taken by then is over, and the primary serves again; in milliseconds.
+pub const HAND_OVER_MS: u64 = 2_000;
 /// A member that keeps the partition waiting, and silent this long, is reported; in milliseconds.
 pub const LAGGING_MS: u64 = 3_000;
 /// Most uncommitted entries before proposals are refused.
@@ -35,7 +37,7 @@ pub const BACKFILL_BYTES_MAX: usize = 1024 * 1024;
 ///   Idle <------> Follower <------> Primary          any --PersistFailed--> Failed
 ///
 ///   Follower:  InSync                                Joining: AwaitingBase -> Resetting -> Appending
-///   Primary:   Recovering -> Activating -> Serving <-> HandingOver -> HandedOver -> Serving
+///   Primary:   Recovering -> Activating -> Serving <-> HandingOver -> HandedOver -> Serving   (HAND_OVER_MS)
 ///              any phase --higher epoch heard--> Fenced
 /// ```
 #[derive(Debug)]
@@ -71,6 +73,8 @@ pub struct Replica {
     /// `None`: all replicas share a process, and no leases are needed.
     pub(super) lease_times: Option<LeaseTimes>,
     pub(super) grants: Grants,
+    /// When a new epoch was last asked for, while this one is spent.
+    spent_asked_ms: Option<u64>,
     /// Whether a step was made: what an earlier run may have granted counts from the first one.
     started: bool,
     pub(super) latency: Latency,
@@ -105,6 +109,7 @@ impl Replica {
             waiting: BTreeSet::new(),
             lease_times,
             grants: Grants::default(),
+            spent_asked_ms: None,
             started: false,
             latency: Latency::default(),
             defects: Defects::default(),
@@ -186,9 +191,11 @@ impl Replica {
         }
         let joining = config.joining.contains(&self.me);
         if again && (config.primary == self.me || joining) {
+            self.spent_asked_ms = Some(now_ms);
             out.push(Output::Report(Report::NewEpochNeeded { epoch: self.epoch }));
             return;
         }
+        self.spent_asked_ms = None;
         if !again {
             self.epoch = config.epoch;
             self.epoch_durable = false;
@@ -281,7 +288,13 @@ impl Replica {
     fn tick(&mut self, now_ms: u64, out: &mut Vec<Output>) {
         match &self.role {
             Role::Primary(_) => self.tick_primary(now_ms, out),
-            Role::Follower(_) | Role::Idle | Role::Failed => {}
+            Role::Idle => {
+                if self.spent_asked_ms.is_some_and(|at| now_ms.saturating_sub(at) >= ACTIVATE_RETRY_MS) {
+                    self.spent_asked_ms = Some(now_ms);
+                    out.push(Output::Report(Report::NewEpochNeeded { epoch: self.epoch }));
+                }
+            }
+            Role::Follower(_) | Role::Failed => {}
         }
     }
 

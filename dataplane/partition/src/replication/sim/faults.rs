@@ -2,7 +2,7 @@
 
 use quarry_clustermap::{DeviceId, Epoch};
 
-use super::world::{Event, World};
+use super::world::{Event, Host, World};
 use crate::replication::Input;
 
 impl World {
@@ -35,7 +35,7 @@ impl World {
         if !self.chaos() {
             return;
         }
-        let next = 50 + self.random.below(900);
+        let next = 50 + self.random.below(self.fault_ms);
         self.schedule(next, Event::Fault);
         let ids = self.ids();
         let id = *self.random.pick(&ids);
@@ -51,20 +51,46 @@ impl World {
             56..62 => self.cut_off(id),
             62..68 => self.cut_off(primary),
             68..72 => self.control_down_until_ms = self.now_ms + self.random.below(3_000),
-            72..78 => {
-                self.step(primary, Input::HandOver { wanted: true });
-                if self.random.chance(40) {
-                    let soon = self.random.below(400);
-                    let run = self.device(primary).run;
-                    let back = super::world::Host::Input(Input::HandOver { wanted: false });
-                    self.schedule(soon, Event::Host(primary, run, back));
-                }
+            72..80 => self.ask_to_hand_over(primary),
+            80..86 => self.cut_off_and_replace(primary),
+            _ => self.replace(),
+        }
+    }
+
+    /// Somebody who is up joins, if members are missing.
+    pub(super) fn replace(&mut self) {
+        let up: Vec<DeviceId> = self.up().into_iter().collect();
+        if !up.is_empty() {
+            let id = *self.random.pick(&up);
+            if !self.control_is_down() && self.control.join(id) {
+                self.spread_config();
             }
-            _ => {
-                if self.up().contains(&id) && !self.control_is_down() && self.control.join(id) {
-                    self.spread_config();
-                }
+        }
+    }
+
+    /// The case that leases are for: clients still reach the primary, nobody else does.
+    fn cut_off_and_replace(&mut self, id: DeviceId) {
+        let until_ms = self.now_ms + 500 + self.random.below(3_000);
+        self.device(id).deaf_until_ms = until_ms;
+        self.schedule(until_ms - self.now_ms + 1, Event::SendConfig(id));
+        for other in self.ids() {
+            self.cuts.insert((id, other), until_ms);
+            self.cuts.insert((other, id), until_ms);
+        }
+        self.suspect(id);
+    }
+
+    /// A node that shuts down, mostly; or one that thinks better of it, or only rebalances.
+    fn ask_to_hand_over(&mut self, primary: DeviceId) {
+        let (soon, run) = (self.random.below(400), self.device(primary).run);
+        self.step(primary, Input::HandOver { wanted: true });
+        match self.random.below(100) {
+            0..40 => self.schedule(soon, Event::ShutDown(primary, run)),
+            40..60 => {
+                let back = Host::Input(Input::HandOver { wanted: false });
+                self.schedule(soon, Event::Host(primary, run, back));
             }
+            _ => {}
         }
     }
 

@@ -3,7 +3,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::{Outcome, run};
 use crate::replication::defects::Defects;
 
-const SEEDS_DEFAULT: u64 = 40;
+const SEEDS_DEFAULT: u64 = 300;
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
@@ -33,12 +33,12 @@ fn seeds_hold() {
         total.crashes += outcome.crashes;
         total.promoted += outcome.promoted;
         total.answered += outcome.answered;
-        total.undecided += outcome.undecided;
         total.handed_over += outcome.handed_over;
+        total.serving_ticks += outcome.serving_ticks;
     }
     println!("{total:?}");
     if many {
-        assert!(total.acknowledged > 1_000 && total.crashes > 50 && total.promoted > 10, "{total:?}");
+        assert!(total.acknowledged > 10_000 && total.crashes > 500 && total.promoted > 100, "{total:?}");
     }
 }
 

@@ -30,9 +30,13 @@ pub(super) enum Event {
     Activate(DeviceId, Epoch),
     Detect(DeviceId),
     Restart(DeviceId),
+    /// Ends one run of it.
+    ShutDown(DeviceId, u64),
     /// The control plane believes that it is gone, rightly or not.
     Suspect(DeviceId),
     SendConfig(DeviceId),
+    /// The control plane looks for a replacement.
+    Replace,
     Client(ClientEvent),
 }
 
@@ -70,9 +74,9 @@ pub(in crate::replication) struct Outcome {
     pub(in crate::replication) promoted: u64,
     /// Operations of clients.
     pub(in crate::replication) answered: u64,
-    /// Histories of a key that were too large to decide.
-    pub(in crate::replication) undecided: u64,
     pub(in crate::replication) handed_over: u64,
+    /// Ticks of the faulty part at which somebody served.
+    pub(in crate::replication) serving_ticks: u64,
 }
 
 pub(super) struct World {
@@ -84,6 +88,8 @@ pub(super) struct World {
     pub(super) control: Control,
     pub(super) clients: Clients,
     pub(super) lease_times: LeaseTimes,
+    /// Longest pause between faults: some runs are calmer than others.
+    pub(super) fault_ms: u64,
     /// Messages from the first to the second are lost until then.
     pub(super) cuts: BTreeMap<(DeviceId, DeviceId), u64>,
     pub(super) control_down_until_ms: u64,
@@ -93,6 +99,7 @@ pub(super) struct World {
     next_token: u64,
     open: BTreeSet<u64>,
     crashes: u64,
+    serving_ticks: u64,
     violation: Option<String>,
 }
 
@@ -127,7 +134,8 @@ pub(in crate::replication) fn run(seed: u64, defects: Defects) -> Result<Outcome
 impl World {
     fn new(seed: u64, defects: Defects) -> Self {
         let mut random = Random::new(seed);
-        let grant_ms = 300 + random.below(900);
+        let grant_ms = 300 + random.below(1_500);
+        let fault_ms = [400, 900, 2_500][usize::try_from(random.below(3)).unwrap()];
         let device_count = 3 + random.below(3);
         let copies = usize::try_from(2 + random.below(2)).unwrap();
         let mut world = Self {
@@ -139,6 +147,7 @@ impl World {
             control: Control::new(copies),
             clients: Clients::default(),
             lease_times: LeaseTimes::new(grant_ms),
+            fault_ms,
             cuts: BTreeMap::new(),
             control_down_until_ms: 0,
             checker: Checker::new(),
@@ -147,12 +156,15 @@ impl World {
             next_token: 1,
             open: BTreeSet::new(),
             crashes: 0,
+            serving_ticks: 0,
             violation: None,
         };
         for id in 0..device_count {
             let replica = world.new_replica(DeviceId(id), RecoveredLog::default());
             let whole = world.control.is_member(DeviceId(id)).then_some(Sequence(0));
-            let (clock_ms, rate) = (1 + world.random.below(100_000), 955 + world.random.below(91));
+            let clock_ms = 1 + world.random.below(100_000);
+            let rates = [955, 1045, 955 + world.random.below(91)];
+            let rate = *world.random.pick(&rates);
             world.devices.push(Device {
                 replica: Some(replica),
                 store: Store::default(),
@@ -218,7 +230,11 @@ impl World {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Tick => self.running().into_iter().for_each(|id| self.step(id, Input::Tick)),
+            Event::Tick => {
+                self.running().into_iter().for_each(|id| self.step(id, Input::Tick));
+                let served = self.chaos() && self.ids().into_iter().any(|id| self.is_serving(id));
+                self.serving_ticks += u64::from(served);
+            }
             Event::Fault => self.fault(),
             Event::Propose => self.propose(),
             Event::Deliver(frame) => {
@@ -251,8 +267,14 @@ impl World {
                 }
             }
             Event::Restart(id) => self.restart(id),
+            Event::ShutDown(id, run) => {
+                if self.device(id).run == run {
+                    self.crash(id);
+                }
+            }
             Event::Suspect(id) => self.suspect(id),
             Event::SendConfig(id) => self.send_config(id),
+            Event::Replace => self.replace(),
             Event::Client(event) => {
                 if let ClientEvent::Arrive(_, id) | ClientEvent::Look(_, id, ..) = &event
                     && let Some(until) = self.paused_until(*id)
@@ -443,7 +465,7 @@ impl World {
             Report::ReadyToHandOver { epoch } => self.handed_over(epoch),
             Report::Outdated { .. } => self.send_config(id),
             Report::NewEpochNeeded { epoch } if epoch == self.control.config.epoch => self.renew(),
-            Report::NewEpochNeeded { .. } => {}
+            Report::NewEpochNeeded { .. } | Report::NotHandedOver { .. } => {}
         }
     }
 
@@ -468,6 +490,8 @@ impl World {
         for id in self.ids() {
             self.send_config(id);
         }
+        let soon = 1 + self.random.below(1_500);
+        self.schedule(soon, Event::Replace);
     }
 
     pub(super) fn new_token(&mut self) -> u64 {
@@ -551,7 +575,6 @@ impl World {
         self.end_faults();
         for id in self.ids() {
             self.restart(id);
-            self.step(id, Input::HandOver { wanted: false });
             if self.device(id).dead {
                 self.schedule(1, Event::Detect(id));
             }
@@ -565,7 +588,7 @@ impl World {
 
     fn finish(mut self) -> Result<Outcome, String> {
         let config = self.control.config.clone();
-        let undecided = self.check_histories()?;
+        self.check_histories()?;
         let local_ms = self.local_ms(config.primary);
         let before = self.checker.acknowledged_count();
         let primary = self.device(config.primary);
@@ -589,8 +612,8 @@ impl World {
             crashes: self.crashes,
             promoted: self.checker.promoted,
             answered: self.clients.answered,
-            undecided,
             handed_over: self.control.handed_over,
+            serving_ticks: self.serving_ticks,
         })
     }
 }
