@@ -51,7 +51,7 @@ impl World {
             56..62 => self.cut_off(id),
             62..68 => self.cut_off(primary),
             68..72 => self.control_down_until_ms = self.now_ms + self.random.below(3_000),
-            72..80 => self.ask_to_hand_over(primary),
+            72..80 => self.ask_to_hand_over(20),
             80..86 => self.cut_off_and_replace(primary),
             _ => self.replace(),
         }
@@ -81,7 +81,12 @@ impl World {
     }
 
     /// A node that shuts down, mostly; or one that thinks better of it, or only rebalances.
-    fn ask_to_hand_over(&mut self, primary: DeviceId) {
+    pub(super) fn ask_to_hand_over(&mut self, tries: u64) {
+        let primary = self.control.config.primary;
+        let alone = self.control.config.replicas.len() == 1;
+        if tries > 0 && self.chaos() && (alone || !self.is_serving(primary)) {
+            return self.schedule(100, Event::HandOver(tries - 1));
+        }
         let (soon, run) = (self.random.below(400), self.device(primary).run);
         self.step(primary, Input::HandOver { wanted: true });
         match self.random.below(100) {

@@ -37,6 +37,8 @@ pub(super) enum Event {
     SendConfig(DeviceId),
     /// The control plane looks for a replacement.
     Replace,
+    /// The primary is asked to hand over, when it serves; so many more attempts.
+    HandOver(u64),
     Client(ClientEvent),
 }
 
@@ -88,8 +90,11 @@ pub(super) struct World {
     pub(super) control: Control,
     pub(super) clients: Clients,
     pub(super) lease_times: LeaseTimes,
-    /// Longest pause between faults: some runs are calmer than others.
+    /// Longest pause between faults, per cent of messages lost, per cent of everything much too late: some runs are
+    /// calmer than others.
     pub(super) fault_ms: u64,
+    lost_percent: u64,
+    late_percent: u64,
     /// Messages from the first to the second are lost until then.
     pub(super) cuts: BTreeMap<(DeviceId, DeviceId), u64>,
     pub(super) control_down_until_ms: u64,
@@ -135,7 +140,8 @@ impl World {
     fn new(seed: u64, defects: Defects) -> Self {
         let mut random = Random::new(seed);
         let grant_ms = 300 + random.below(1_500);
-        let fault_ms = [400, 900, 2_500][usize::try_from(random.below(3)).unwrap()];
+        let fault_ms = *random.pick(&[400, 900, 2_500, 6_000]);
+        let (lost_percent, late_percent) = *random.pick(&[(10, 5), (10, 1), (2, 1), (1, 5)]);
         let device_count = 3 + random.below(3);
         let copies = usize::try_from(2 + random.below(2)).unwrap();
         let mut world = Self {
@@ -148,6 +154,8 @@ impl World {
             clients: Clients::default(),
             lease_times: LeaseTimes::new(grant_ms),
             fault_ms,
+            lost_percent,
+            late_percent,
             cuts: BTreeMap::new(),
             control_down_until_ms: 0,
             checker: Checker::new(),
@@ -202,7 +210,7 @@ impl World {
     }
 
     pub(super) fn delay(&mut self, usual_ms: u64) -> u64 {
-        if self.chaos() && self.random.chance(5) {
+        if self.chaos() && self.random.chance(self.late_percent) {
             return self.random.below(2_000);
         }
         1 + self.random.below(usual_ms)
@@ -275,6 +283,7 @@ impl World {
             Event::Suspect(id) => self.suspect(id),
             Event::SendConfig(id) => self.send_config(id),
             Event::Replace => self.replace(),
+            Event::HandOver(tries) => self.ask_to_hand_over(tries),
             Event::Client(event) => {
                 if let ClientEvent::Arrive(_, id) | ClientEvent::Look(_, id, ..) = &event
                     && let Some(until) = self.paused_until(*id)
@@ -409,9 +418,10 @@ impl World {
         if self.cuts.get(&(from, to)).is_some_and(|until| self.now_ms < *until) {
             return;
         }
+        let (chaos, percent) = (self.chaos(), self.lost_percent);
         let copies = match self.random.below(100) {
-            0..10 if self.chaos() => 0,
-            10..20 if self.chaos() => 2,
+            drawn if chaos && drawn < percent => 0,
+            drawn if chaos && drawn < 2 * percent => 2,
             _ => 1,
         };
         for _ in 0..copies {
