@@ -51,7 +51,7 @@ impl World {
             56..62 => self.cut_off(id),
             62..68 => self.cut_off(primary),
             68..72 => self.control_down_until_ms = self.now_ms + self.random.below(3_000),
-            72..80 => self.ask_to_hand_over(20),
+            72..80 => self.ask_to_hand_over(60),
             80..86 => self.cut_off_and_replace(primary),
             _ => self.replace(),
         }
