@@ -68,8 +68,8 @@ impl World {
         }
     }
 
-    /// The case that leases are for: clients still reach the primary, nobody else does.
-    fn cut_off_and_replace(&mut self, id: DeviceId) {
+    /// The case that leases are for: clients still reach it, nobody else does.
+    fn isolate(&mut self, id: DeviceId) {
         let until_ms = self.now_ms + 500 + self.random.below(3_000);
         self.device(id).deaf_until_ms = until_ms;
         self.schedule(until_ms - self.now_ms + 1, Event::SendConfig(id));
@@ -77,7 +77,20 @@ impl World {
             self.cuts.insert((id, other), until_ms);
             self.cuts.insert((other, id), until_ms);
         }
-        self.suspect(id);
+    }
+
+    /// Isolates the primary, and perhaps restarts those who might follow it.
+    fn cut_off_and_replace(&mut self, id: DeviceId) {
+        self.isolate(id);
+        if self.random.chance(60) {
+            return self.suspect(id);
+        }
+        for other in self.ids().into_iter().filter(|other| *other != id) {
+            let down_ms = 5 + self.random.below(100);
+            self.crash_for(other, down_ms);
+        }
+        let soon = 50 + self.random.below(100);
+        self.schedule(soon, Event::Suspect(id));
     }
 
     /// A node that shuts down, mostly; or one that thinks better of it, or only rebalances.
@@ -139,11 +152,25 @@ impl World {
         }
     }
 
-    pub(super) fn handed_over(&mut self, epoch: Epoch) {
+    pub(super) fn handed_over(&mut self, id: DeviceId, epoch: Epoch) {
         let up = self.up();
         if self.control.hand_over(epoch, |d| up.contains(&d)) {
+            if self.chaos() && self.random.chance(30) {
+                self.isolate(id);
+            }
             self.spread_config();
         }
+    }
+
+    /// A primary says that a joiner is whole.
+    pub(super) fn joined(&mut self, primary: DeviceId, joiner: DeviceId, epoch: Epoch) -> bool {
+        let joined = self.control.joined(joiner, epoch);
+        if joined && self.chaos() && self.random.chance(20) {
+            self.isolate(primary);
+            let soon = 10 + self.random.below(200);
+            self.schedule(soon, Event::Suspect(primary));
+        }
+        joined
     }
 
     pub(super) fn end_faults(&mut self) {

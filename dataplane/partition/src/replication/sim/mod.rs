@@ -15,4 +15,4 @@ mod random;
 mod tests;
 mod world;
 
-use world::{Outcome, run};
+use world::{Outcome, run, run_unwatched};

@@ -1,6 +1,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::{Outcome, run};
+use super::{Outcome, run, run_unwatched};
 use crate::replication::defects::Defects;
 
 const SEEDS_DEFAULT: u64 = 300;
@@ -48,7 +48,9 @@ fn runs_repeat() {
     assert_eq!(run(3, Defects::default()), run(3, Defects::default()));
 }
 
-fn violation(seed: u64, defects: Defects) -> Option<String> {
+type Run = fn(u64, Defects) -> Result<Outcome, String>;
+
+fn violation(run: Run, seed: u64, defects: Defects) -> Option<String> {
     match catch_unwind(AssertUnwindSafe(|| run(seed, defects))) {
         Ok(result) => result.err(),
         Err(panic) => {
@@ -85,21 +87,34 @@ fn defects_are_caught() {
         ("serve after release", Defects { serve_after_release: true, ..none() }, 0),
         ("no lease of joiners", Defects { no_lease_of_joiners: true, ..none() }, 0),
     ];
-    for (name, defects, seed) in cases {
-        if variable("QUARRY_SIM_HUNT").is_some() {
-            let found: Vec<_> = (0..2_000)
-                .filter_map(|seed| Some((seed, violation(seed, defects)?)))
-                .filter(|(_, found)| is_caught(found))
-                .take(3)
-                .collect();
-            println!("{name}: {found:#?}");
-            continue;
-        }
-        let found = violation(seed, defects);
-        assert!(
-            found.as_ref().is_some_and(|found| is_caught(found)),
-            "{name}: seed {seed} does not catch it: {found:?}"
-        );
-        assert_eq!(violation(seed, none()), None, "{name}: seed {seed} fails without the defect");
+    cases.into_iter().for_each(|(name, defects, seed)| catches(run, name, defects, seed));
+}
+
+/// What clients see is enough to find stale reads, without looking into the replicas.
+#[test]
+fn histories_show_stale_reads() {
+    let cases = [
+        ("serve without lease", Defects { serve_without_lease: true, ..none() }, 0),
+        ("ignore grants", Defects { ignore_grants: true, ..none() }, 0),
+        ("serve after release", Defects { serve_after_release: true, ..none() }, 0),
+    ];
+    cases.into_iter().for_each(|(name, defects, seed)| catches(run_unwatched, name, defects, seed));
+}
+
+fn catches(run: Run, name: &str, defects: Defects, seed: u64) {
+    if variable("QUARRY_SIM_HUNT").is_some() {
+        let found: Vec<_> = (0..2_000)
+            .filter_map(|seed| Some((seed, violation(run, seed, defects)?)))
+            .filter(|(_, found)| is_caught(found))
+            .take(3)
+            .collect();
+        println!("{name}: {found:#?}");
+        return;
     }
+    let found = violation(run, seed, defects);
+    assert!(
+        found.as_ref().is_some_and(|found| is_caught(found)),
+        "{name}: seed {seed} does not catch it: {found:?}"
+    );
+    assert_eq!(violation(run, seed, none()), None, "{name}: seed {seed} fails without the defect");
 }

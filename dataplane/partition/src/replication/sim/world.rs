@@ -100,6 +100,8 @@ pub(super) struct World {
     pub(super) control_down_until_ms: u64,
     checker: Checker,
     defects: Defects,
+    /// Whether two who serve at once are a violation by themselves.
+    watches_serving: bool,
     min_copies: usize,
     next_token: u64,
     open: BTreeSet<u64>,
@@ -110,33 +112,43 @@ pub(super) struct World {
 
 /// Runs one seed; the error is the first violation.
 pub(in crate::replication) fn run(seed: u64, defects: Defects) -> Result<Outcome, String> {
+    World::new(seed, defects).run()
+}
+
+/// The same, judged by the entries and by what clients see alone.
+pub(in crate::replication) fn run_unwatched(seed: u64, defects: Defects) -> Result<Outcome, String> {
     let mut world = World::new(seed, defects);
-    world.spread_config();
-    for time in (0..CHAOS_MS + HEALED_MS).step_by(usize::try_from(TICK_MS).unwrap()) {
-        world.schedule_at(time, Event::Tick);
-    }
-    world.start_clients();
-    world.schedule_at(50, Event::Propose);
-    world.schedule_at(300, Event::Fault);
-    let mut healed = false;
-    while let Some(((time, _), event)) = world.events.pop_first() {
-        if time > CHAOS_MS && !healed {
-            healed = true;
-            world.heal();
-        }
-        if time > CHAOS_MS + HEALED_MS {
-            break;
-        }
-        world.now_ms = time;
-        world.handle(event);
-        if let Some(violation) = world.violation.take() {
-            return Err(format!("at {time} ms: {violation}"));
-        }
-    }
-    world.finish()
+    world.watches_serving = false;
+    world.run()
 }
 
 impl World {
+    fn run(mut self) -> Result<Outcome, String> {
+        self.spread_config();
+        for time in (0..CHAOS_MS + HEALED_MS).step_by(usize::try_from(TICK_MS).unwrap()) {
+            self.schedule_at(time, Event::Tick);
+        }
+        self.start_clients();
+        self.schedule_at(50, Event::Propose);
+        self.schedule_at(300, Event::Fault);
+        let mut healed = false;
+        while let Some(((time, _), event)) = self.events.pop_first() {
+            if time > CHAOS_MS && !healed {
+                healed = true;
+                self.heal();
+            }
+            if time > CHAOS_MS + HEALED_MS {
+                break;
+            }
+            self.now_ms = time;
+            self.handle(event);
+            if let Some(violation) = self.violation.take() {
+                return Err(format!("at {time} ms: {violation}"));
+            }
+        }
+        self.finish()
+    }
+
     fn new(seed: u64, defects: Defects) -> Self {
         let mut random = Random::new(seed);
         let grant_ms = 300 + random.below(1_500);
@@ -160,6 +172,7 @@ impl World {
             control_down_until_ms: 0,
             checker: Checker::new(),
             defects,
+            watches_serving: true,
             min_copies: 2,
             next_token: 1,
             open: BTreeSet::new(),
@@ -349,12 +362,23 @@ impl World {
         for output in out {
             self.execute(id, epoch, output);
         }
+        if serving {
+            self.check_alone(id, epoch);
+        }
         let device = self.device(id);
         if serving && device.serving != Some(epoch) {
             device.serving = Some(epoch);
             let device = &self.devices[usize::try_from(id.0).unwrap()];
             let result = self.checker.serves(id, device.store.applied, &device.store.rows);
             self.fail(result);
+        }
+    }
+
+    /// What leases are to ensure; checked besides what clients see, who are not always there in the right moment.
+    fn check_alone(&mut self, id: DeviceId, epoch: Epoch) {
+        let other = self.ids().into_iter().find(|other| *other != id && self.is_serving(*other));
+        if let Some(other) = other.filter(|_| self.watches_serving) {
+            self.fail(Err(format!("{id} serves in {epoch}, and {other} believes to serve too")));
         }
     }
 
@@ -458,7 +482,7 @@ impl World {
         }
         match report {
             Report::Joined { device, epoch } => {
-                if self.control.joined(device, epoch) {
+                if self.joined(id, device, epoch) {
                     self.device(device).whole = Some(self.checker.committed());
                     self.checker.promoted += 1;
                     self.spread_config();
@@ -472,7 +496,7 @@ impl World {
                     self.spread_config();
                 }
             }
-            Report::ReadyToHandOver { epoch } => self.handed_over(epoch),
+            Report::ReadyToHandOver { epoch } => self.handed_over(id, epoch),
             Report::Outdated { .. } => self.send_config(id),
             Report::NewEpochNeeded { epoch } if epoch == self.control.config.epoch => self.renew(),
             Report::NewEpochNeeded { .. } | Report::NotHandedOver { .. } => {}
@@ -537,6 +561,11 @@ impl World {
     }
 
     pub(super) fn crash(&mut self, id: DeviceId) {
+        let down_ms = 20 + self.random.below(2_500);
+        self.crash_for(id, down_ms);
+    }
+
+    pub(super) fn crash_for(&mut self, id: DeviceId, down_ms: u64) {
         let device = self.device(id);
         if device.replica.take().is_none() {
             return;
@@ -545,7 +574,6 @@ impl World {
         device.flushing = false;
         device.serving = None;
         self.crashes += 1;
-        let down_ms = 20 + self.random.below(2_500);
         let detect_ms = 100 + self.random.below(1_500);
         self.schedule(down_ms, Event::Restart(id));
         self.schedule(detect_ms, Event::Detect(id));
