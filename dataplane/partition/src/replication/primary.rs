@@ -118,6 +118,12 @@ impl Primary {
         }
     }
 
+    /// After a hand-over that was not taken: the next tick asks for leases.
+    fn serve_again(&mut self) {
+        self.phase = Phase::Serving;
+        self.peers.iter_mut().for_each(|peer| peer.sent_ms = 0);
+    }
+
     fn peer_mut(&mut self, device: DeviceId) -> Option<&mut Peer> {
         self.peers.iter_mut().find(|peer| peer.device == device)
     }
@@ -221,7 +227,7 @@ impl Replica {
                 out.push(Output::Report(Report::NotHandedOver { epoch }));
                 return;
             }
-            (Phase::HandingOver | Phase::HandedOver, false) => primary.phase = Phase::Serving,
+            (Phase::HandingOver | Phase::HandedOver, false) => primary.serve_again(),
             (_, false) => return,
         }
         self.progress(now_ms, out);
@@ -233,7 +239,7 @@ impl Replica {
         let Some(primary) = self.primary_mut() else { return };
         let handing_over = matches!(primary.phase, Phase::HandingOver | Phase::HandedOver);
         if handing_over && now_ms.saturating_sub(primary.handing_over_ms) >= HAND_OVER_MS {
-            primary.phase = Phase::Serving;
+            primary.serve_again();
             out.push(Output::Report(Report::NotHandedOver { epoch }));
         }
     }

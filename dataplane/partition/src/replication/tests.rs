@@ -1,5 +1,7 @@
 //! Single rules, one replica at a time; their interplay is the simulator's business.
 
+mod leases;
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;

@@ -9,6 +9,7 @@ mod checker;
 mod clients;
 mod control;
 mod faults;
+mod host;
 mod journal;
 mod linearizable;
 mod random;
