@@ -7,5 +7,5 @@ set -eu
 cd "$(dirname "$0")/.."
 sh deploy/packages.sh build
 echo "Building (a few minutes the first time) ..."
-cargo build --release --locked -p quarryd -p quarry-loadgen
+cargo build --release --locked -p quarryd -p quarryctl -p quarry-loadgen
 exec target/release/quarryd --standalone --data ./quarry-data "$@"

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use quarry_clustermap::{ClusterMap, Epoch};
+use quarry_identity::UserTable;
 use quarry_metastore::{Entry, Metastore};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Bucket, BucketTable, ControllerError, Published, bucket::BucketCounters};
+use crate::{Bucket, BucketTable, ControllerError, Published, bucket::BucketCounters, user};
 
 pub(crate) const MAP_KEY: &str = "map";
 pub(crate) const ACTIVATED_KEY: &str = "activated";
@@ -24,6 +25,8 @@ pub(crate) struct Loaded {
     pub(crate) buckets: Arc<BucketTable>,
     pub(crate) counters: BucketCounters,
     pub(crate) counters_entry: Option<Entry>,
+    pub(crate) users: Arc<UserTable>,
+    pub(crate) users_entry: Option<Entry>,
 }
 
 impl Loaded {
@@ -45,6 +48,7 @@ impl Loaded {
         let of_buckets = range.entries.iter().filter(|entry| entry.key.starts_with(BUCKET_PREFIX));
         let by_name: BTreeMap<String, Bucket> =
             of_buckets.map(bucket).collect::<Result<_, ControllerError>>()?;
+        let (users, users_entry) = user::read(metastore).await?;
         Ok(Self {
             map: map.map(Arc::new),
             activated: activated_entry.as_ref().map(parse).transpose()?.unwrap_or_default(),
@@ -53,16 +57,18 @@ impl Loaded {
             activated_entry,
             counters,
             counters_entry,
+            users: Arc::new(users),
+            users_entry,
         })
     }
 
     /// For the subscribers, once there is a map.
     pub(crate) fn published(&self) -> Option<Published> {
-        Some(Published { map: self.map.clone()?, buckets: self.buckets.clone() })
+        Some(Published { map: self.map.clone()?, buckets: self.buckets.clone(), users: self.users.clone() })
     }
 }
 
-fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, ControllerError> {
+pub(crate) fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, ControllerError> {
     serde_json::from_slice(&entry.value).map_err(|error| damaged(&entry.key, &error))
 }
 

@@ -1,9 +1,12 @@
 //! One executor: its ring, its devices, its listener. Everything on a core is built here, in this order: ring and
 //! buffers, recovery of the devices it owns, transport, map, jobs; and, once every core is that far, connections.
 
+mod messages;
+
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     collections::BTreeMap,
+    net::SocketAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -12,12 +15,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use event_listener::Event;
+use event_listener::{Event, EventListener};
 use futures::{FutureExt, future::LocalBoxFuture};
-use glommio::{Latency, Shares, TaskQueueHandle, net::TcpListener};
+use glommio::{
+    Latency, Shares, TaskQueueHandle,
+    net::{TcpListener, TcpStream},
+};
 use quarry_clustermap::{DeviceId, Incarnation, NodeId, PartitionId};
 use quarry_controller::Published;
-use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
+use quarry_gateway::{Client, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
 use quarry_object::{
     objects::{ObjectOptions, Objects},
     repair::Budget,
@@ -28,6 +34,7 @@ use quarry_storage::{
     store::{Mend, Store, StoreOptions},
 };
 
+use self::messages::{start_mesh, start_net};
 use crate::{
     cluster::{CoreParts, NodeCluster, Progress, Reads, Repairs},
     config::Config,
@@ -45,7 +52,9 @@ use crate::{
         clock::CoreTimer,
         fd::{CompletionEvents, HyperStream},
         mesh::{Inbox, Mesh},
+        net::{ClusterKey, Net},
         pulse::CorePulse,
+        tls::Tls,
     },
 };
 
@@ -76,6 +85,7 @@ impl Platform for Production {
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    pub(crate) tls: Option<Tls>,
     pub(crate) credentials: Credentials,
     pub(crate) node: NodeId,
     pub(crate) incarnation: Incarnation,
@@ -84,6 +94,8 @@ pub(crate) struct Shared {
     pub(crate) published: Published,
     pub(crate) inboxes: Vec<Arc<Inbox>>,
     pub(crate) pulses: Vec<Arc<CorePulse>>,
+    /// Where other nodes reach this one, and what they prove to each other; `None`: there are none.
+    pub(crate) peers: Option<(SocketAddr, ClusterKey)>,
     pub(crate) progress: Progress,
     pub(crate) space: SpaceTable,
     pub(crate) reads: Reads,
@@ -140,7 +152,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     let buffers = BufferPool::new(shared.config.buffers_per_core_bytes / BUFFER_BYTES)?;
     let ring = start_ring(&buffers, queues)?;
     let gauges = Arc::new(CoreGauges::default());
-    let serving = start_pulse(&shared, index, &buffers, &ring, &gauges);
+    let net = Rc::new(OnceCell::new());
+    let serving = start_pulse(&shared, index, (&buffers, &ring), &gauges, &net);
     let devices = open_devices(&shared, &ring);
     let stores = recover(&shared, index, &devices, queues).await;
     report_losses(&shared, &stores).await?;
@@ -178,11 +191,17 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     mesh.set_handler(Rc::new(move |to, frame| handler.handle(to, frame)));
     // Primaries talk to replicas on other cores at once: all must be there first.
     wait_for_all(&shared.recovered, shared.config.cores).await;
-    follow_map(&shared, &host, &cluster, queues).await?;
+    start_net(&shared, &mesh, &cluster, queues, &net)?;
+    follow_map(&shared, (&host, &cluster), &net, queues).await?;
     start_ticks(&host, queues);
     let background = spawner(queues.background);
     background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
     background(Box::pin(jobs::leftovers::run(Rc::clone(&host), Rc::clone(&cluster))));
+    if shared.peers.is_some() {
+        background(Box::pin(jobs::room::run(Rc::clone(&host), Rc::clone(&cluster))));
+    }
+    let reading = Budget::new(shared.config.scrub_bytes_per_second / shared.config.cores as u64);
+    background(Box::pin(jobs::expiry::run(Rc::clone(&host), Rc::clone(&cluster), reading)));
     let budget = Rc::new(Budget::new(shared.config.repair_bytes_per_second / shared.config.cores as u64));
     background(Box::pin(jobs::mover::run(Rc::clone(&cluster), Rc::clone(&budget))));
     background(Box::pin(jobs::repair::run(Rc::clone(&host), Rc::clone(&cluster), budget)));
@@ -198,7 +217,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
         },
     )));
     let collector =
-        jobs::collector::run(Rc::clone(&host), Rc::clone(&cluster), shared.node, shared.incarnation);
+        jobs::collector::follow(Rc::clone(&host), Rc::clone(&cluster), shared.node, shared.incarnation);
     background(Box::pin(collector));
 
     wait_until_serving(&shared, &host).await;
@@ -300,12 +319,12 @@ async fn recover(
 /// Keeps what other cores know of a device's space at most a moment old.
 fn watch_space(store: &Store<NodeDevice>, known: Arc<DeviceSpace>, queues: Queues) {
     const EVERY: Duration = Duration::from_millis(20);
-    known.set(store.space());
+    known.set(store);
     let store = store.clone();
     spawner(queues.device)(Box::pin(async move {
         loop {
             glommio::timer::sleep(EVERY).await;
-            known.set(store.space());
+            known.set(&store);
         }
     }));
 }
@@ -333,17 +352,6 @@ fn checkpoint_when_quiet(store: &Store<NodeDevice>, queues: Queues) {
 
 fn decode_entry(payload: &[u8]) -> Result<Vec<quarry_storage::store::Mutation>, String> {
     Payload::decode(payload).map(into_mutations).map_err(|error| error.to_string())
-}
-
-fn start_mesh(shared: &Shared, index: usize, queues: Queues) -> Rc<Mesh> {
-    let owners = shared.clone();
-    let route = Rc::new(move |to| match to {
-        quarry_object::transport::Address::Device(device) => owners.owner(device),
-        quarry_object::transport::Address::Core(core) => (core < owners.config.cores).then_some(core),
-    });
-    let mesh = Mesh::new(index, shared.inboxes.clone(), route, spawner(queues.device));
-    spawner(queues.device)(Box::pin(Rc::clone(&mesh).receive()));
-    mesh
 }
 
 async fn wait_for_all(count: &AtomicU64, cores: usize) {
@@ -374,15 +382,19 @@ async fn report_losses(shared: &Shared, stores: &[Store<NodeDevice>]) -> anyhow:
 /// Acts on the newest map, and on every newer one from then on.
 async fn follow_map(
     shared: &Shared,
-    host: &Rc<CoreHost<Production>>,
-    cluster: &Rc<NodeCluster<Production>>,
+    (host, cluster): (&Rc<CoreHost<Production>>, &Rc<NodeCluster<Production>>),
+    net: &Rc<OnceCell<Rc<Net>>>,
     queues: Queues,
 ) -> anyhow::Result<()> {
     let newest = shared.control.controller().subscribe().await?;
     // There is one, and it is not older than the registration of this node.
     let published = newest.recv().await?;
-    let (host, cluster) = (Rc::clone(host), Rc::clone(cluster));
+    let (host, cluster, net) = (Rc::clone(host), Rc::clone(cluster), Rc::clone(net));
     let act = move |published: &Published| {
+        // First, so that replicas find the nodes of their new peers.
+        if let Some(net) = net.get() {
+            net.set_map(&published.map);
+        }
         host.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
         cluster.set_published(published);
     };
@@ -410,21 +422,24 @@ fn start_ticks(host: &Rc<CoreHost<Production>>, queues: Queues) {
 fn start_pulse(
     shared: &Shared,
     index: usize,
-    buffers: &BufferPool,
-    ring: &Ring,
+    (buffers, ring): (&BufferPool, &Ring),
     gauges: &Arc<CoreGauges>,
+    net: &Rc<OnceCell<Rc<Net>>>,
 ) -> Rc<Cell<bool>> {
     let pulse = Arc::clone(&shared.pulses[index]);
     shared.metrics.add_core(index, Arc::clone(gauges), Arc::clone(&pulse));
     pulse.set_busy(true);
     let serving = Rc::new(Cell::new(false));
     let (buffers, ring, known) = (buffers.clone(), ring.clone(), Rc::clone(&serving));
+    let net = Rc::clone(net);
     let (shown, answered, stopping) = (Arc::clone(gauges), Arc::clone(&pulse), Arc::clone(&shared.stopping));
     let on_beat = move || {
         // The ring may have work that arrived while the executor wrongly slept.
         ring.submit();
         ring.reap();
-        let idle = known.get() && ring.in_flight() == 0 && shown.connections.load(Ordering::Relaxed) == 0;
+        let asked = net.get().is_some_and(|net| net.is_busy());
+        let idle =
+            known.get() && !asked && ring.in_flight() == 0 && shown.connections.load(Ordering::Relaxed) == 0;
         answered.set_busy(!idle || stopping.load(Ordering::Relaxed));
         shown.buffers.store(buffers.slots() as u64, Ordering::Relaxed);
         shown.buffers_free.store(buffers.free_slots() as u64, Ordering::Relaxed);
@@ -494,15 +509,21 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>)
     let options = ObjectOptions { inline_below_bytes: shared.config.inline_below_bytes };
     let objects = Objects::new(Rc::clone(cluster), options);
     let started = Instant::now();
+    let clock = Rc::clone(cluster);
+    let identities = Rc::clone(cluster);
+    let unix_ms = move || quarry_object::cluster::Cluster::now_ms(&*clock);
     let (node, incarnation, count) = (shared.node, shared.incarnation, Cell::new(0_u64));
     Gateway::new(
         Rc::new(objects),
         GatewayOptions {
             access_key: shared.credentials.access_key.clone(),
             secret_key: shared.credentials.secret_key.clone(),
+            users: Rc::new(move || identities.users()),
             region: shared.config.region.clone(),
+            domains: shared.config.domains.clone(),
             limits: Limits::default(),
             clock: Rc::new(move || started.elapsed()),
+            unix_ms: Rc::new(unix_ms),
             sleep: Rc::new(|duration| Box::pin(glommio::timer::sleep(duration))),
             request_ids: Rc::new(move || {
                 count.set(count.get() + 1);
@@ -572,15 +593,29 @@ async fn take_connections(
         }
         gauges.connections.fetch_add(1, Ordering::Relaxed);
         shared.pulses[index].set_busy(true);
-        let (gateway, gauges, stopped) = (gateway.clone(), Arc::clone(gauges), stop.listen());
+        let address = stream.peer_addr().ok().map(|address| address.ip());
+        let tls = shared.tls.clone();
+        let client = Client { address, tls: tls.is_some() };
+        let (gateway, gauges, stopped) = (gateway.of_client(client), Arc::clone(gauges), stop.listen());
         spawner(queues.client)(Box::pin(async move {
-            if let Err(error) = gateway.serve_connection(HyperStream::new(stream), stopped).await
-                && !error.is_client_gone()
-            {
-                tracing::debug!(event = "connection_failed", %error);
-            }
+            serve_connection(&gateway, tls, stream, stopped).await;
             gauges.connections.fetch_sub(1, Ordering::Relaxed);
         }));
     }
     Ok(())
+}
+
+async fn serve_connection(gateway: &Gateway, tls: Option<Tls>, stream: TcpStream, stopped: EventListener) {
+    let served = match tls {
+        None => gateway.serve_connection(HyperStream::new(stream), stopped).await,
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => gateway.serve_connection(stream, stopped).await,
+            Err(error) => return tracing::debug!(event = "tls_handshake_failed", %error),
+        },
+    };
+    if let Err(error) = served
+        && !error.is_client_gone()
+    {
+        tracing::debug!(event = "connection_failed", %error);
+    }
 }

@@ -1,6 +1,7 @@
 //! Metrics of the node, for Prometheus. Names: `quarry_subsystem_noun_unit_total`; the list is in docs/operations.md.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -12,9 +13,14 @@ use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,
 };
+use quarry_clustermap::NodeId;
+use quarry_object::transport::Class;
 use quarry_storage::store::SharedStats;
 
-use crate::{host::DeviceSpace, runtime::pulse::CorePulse};
+use crate::{
+    host::DeviceSpace,
+    runtime::{net::LinkStats, pulse::CorePulse},
+};
 
 /// Upper bounds of request durations, seconds.
 const DURATION_BUCKETS: [f64; 14] =
@@ -50,8 +56,11 @@ pub(crate) struct Metrics {
     pub(crate) bytes: IntCounterVec,
     pub(crate) damage: IntCounter,
     pub(crate) devices_failed: IntCounter,
+    pub(crate) writes_given_up: IntCounter,
     pub(crate) blobs_freed: IntCounter,
     pub(crate) blobs_collected: IntCounter,
+    pub(crate) objects_expired: IntCounter,
+    pub(crate) uploads_expired: IntCounter,
     pub(crate) shards_rebuilt: IntCounter,
     pub(crate) rebuilt_bytes: IntCounter,
     pub(crate) shards_lost: IntCounter,
@@ -66,6 +75,8 @@ pub(crate) struct Metrics {
     device_bytes: IntGaugeVec,
     device_sources: Mutex<Vec<DeviceSource>>,
     core_sources: Mutex<Vec<CoreSource>>,
+    peer_link: IntGaugeVec,
+    links: Mutex<BTreeMap<(NodeId, Class), Arc<LinkStats>>>,
 }
 
 impl Metrics {
@@ -103,6 +114,21 @@ impl Metrics {
                 "Missing, unreadable or corrupt shards met by reads",
             )?,
             devices_failed: counter(&registry, "quarry_device_failures_total", "Devices reported as failed")?,
+            writes_given_up: counter(
+                &registry,
+                "quarry_device_slow_writes_total",
+                "Shards that a write went on without because their device was slow",
+            )?,
+            objects_expired: counter(
+                &registry,
+                "quarry_object_expired_total",
+                "Objects deleted by their lifecycle",
+            )?,
+            uploads_expired: counter(
+                &registry,
+                "quarry_upload_expired_total",
+                "Uploads aborted by their lifecycle",
+            )?,
             blobs_freed: counter(
                 &registry,
                 "quarry_blob_freed_total",
@@ -167,6 +193,14 @@ impl Metrics {
             )?,
             device_sources: Mutex::default(),
             core_sources: Mutex::default(),
+            peer_link: add(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("quarry_peer_link", "Traffic with another node, by class"),
+                    &["peer", "class", "what"],
+                )?,
+            )?,
+            links: Mutex::default(),
             registry,
         };
         Ok(Arc::new(metrics))
@@ -182,6 +216,12 @@ impl Metrics {
     pub(crate) fn add_core(&self, core: usize, gauges: Arc<CoreGauges>, pulse: Arc<CorePulse>) {
         let source = CoreSource { core: core.to_string(), gauges, pulse };
         self.core_sources.lock().expect("nothing panics under this lock").push(source);
+    }
+
+    /// The counters of the traffic with a node in a class.
+    pub(crate) fn link(&self, node: NodeId, class: Class) -> Arc<LinkStats> {
+        let mut links = self.links.lock().expect("nothing panics under this lock");
+        Arc::clone(links.entry((node, class)).or_default())
     }
 
     /// The map in use.
@@ -232,6 +272,12 @@ impl Metrics {
             let delay_us = i64::try_from(delay.as_micros()).unwrap_or(i64::MAX);
             self.scheduling_delay_us.with_label_values(&[&source.core]).set(delay_us);
         }
+        for ((node, class), stats) in &*self.links.lock().expect("nothing panics under this lock") {
+            let (peer, class) = (node.to_string(), format!("{class:?}").to_lowercase());
+            for (what, value) in stats.values() {
+                self.peer_link.with_label_values(&[&peer, &class, what]).set(signed(value));
+            }
+        }
         for source in self.device_sources.lock().expect("nothing panics under this lock").iter() {
             for (what, value) in source.stats.counters() {
                 self.journal.with_label_values(&[&source.device, what]).set(signed(value));
@@ -241,6 +287,7 @@ impl Metrics {
             };
             bytes("free", source.space.free_bytes());
             bytes("capacity", source.space.capacity_bytes());
+            bytes("quarantined", source.space.quarantined_bytes());
         }
     }
 }

@@ -11,11 +11,11 @@ use std::{
 
 use futures::future::LocalBoxFuture;
 use quarry_clustermap::{DeviceId, Epoch, PartitionId};
-use quarry_controller::{Controller, ControllerHandle, ControllerOptions, Published};
+use quarry_controller::{Controller, ControllerHandle, ControllerOptions};
 use quarry_metastore::Embedded;
 use quarry_planner::Policy;
 
-pub(crate) use self::admin::{AdminState, FaultSwitches};
+pub(crate) use self::admin::{AdminAccess, AdminState, AdminToken, FaultSwitches};
 use crate::{config::Config, metrics::Metrics, runtime::clock};
 
 /// Reports that may wait for the controller; those that repeat themselves are dropped beyond.
@@ -132,8 +132,8 @@ impl Control {
                 local.spawn_local(pass_events(inbox, controller_handle.clone(), |task| {
                     tokio::task::spawn_local(task);
                 }));
-                local.spawn_local(watch_map(controller_handle, Arc::clone(&admin)));
-                local.spawn_local(admin::serve(listener, admin));
+                local.spawn_local(watch_map(controller_handle.clone(), Arc::clone(&admin)));
+                local.spawn_local(admin::serve(listener, admin, controller_handle));
                 local.spawn_local(wait_for_signal(stopping));
                 local.spawn_local(tick(ticking));
                 local
@@ -194,10 +194,14 @@ async fn tick(controller: ControllerHandle) {
 
 async fn watch_map(controller: ControllerHandle, admin: Arc<AdminState>) {
     let Ok(newest) = controller.subscribe().await else { return };
-    while let Ok(Published { map, .. }) = newest.recv().await {
-        admin.metrics.set_map(&map);
-        tracing::info!(event = "map_changed", version = map.version.0);
-        admin.set_map(map);
+    let mut version = None;
+    while let Ok(published) = newest.recv().await {
+        let map = Arc::clone(&published.map);
+        admin.set_published(published);
+        if version.replace(map.version) != Some(map.version) {
+            admin.metrics.set_map(&map);
+            tracing::info!(event = "map_changed", version = map.version.0);
+        }
     }
 }
 

@@ -1,24 +1,31 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::future::LocalBoxFuture;
-use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId};
+use futures::future::{LocalBoxFuture, join_all};
+use quarry_clustermap::{BucketId, DeviceId, Epoch, NodeId, PartitionId, Versioning};
 use quarry_controller::{BucketState, BucketTable};
 use quarry_object::{
-    peer::PeerRequest,
-    transport::{Address, Transport},
+    peer::{PeerFault, PeerRequest, PeerResponse},
+    transport::{Address, Parcel, Transport, TransportError},
 };
 
 use quarry_storage::store::Store;
 
 use super::SpaceTable;
 use crate::{
-    cluster::Progress,
+    cluster::{Progress, to_fault},
     control::ControlHandle,
     platform::{Platform, Timer},
 };
+
+/// What a primary must know of a bucket.
+#[derive(Clone, Copy)]
+struct BucketRules {
+    is_open: bool,
+    versioning: Versioning,
+}
 
 /// See the module.
 pub(crate) struct Links<P: Platform> {
@@ -30,7 +37,9 @@ pub(crate) struct Links<P: Platform> {
     progress: Progress,
     space: SpaceTable,
     timer: P::Timer,
-    open_buckets: RefCell<BTreeSet<BucketId>>,
+    buckets: RefCell<BTreeMap<BucketId, BucketRules>>,
+    /// Devices of other nodes that are full, as of a moment ago.
+    full_elsewhere: RefCell<BTreeMap<NodeId, Vec<DeviceId>>>,
 }
 
 impl<P: Platform> Links<P> {
@@ -42,22 +51,46 @@ impl<P: Platform> Links<P> {
         progress: Progress,
         space: SpaceTable,
     ) -> Self {
-        Self { transport, spawn, control, progress, space, timer, open_buckets: RefCell::default() }
+        let (buckets, full_elsewhere) = (RefCell::default(), RefCell::default());
+        Self { transport, spawn, control, progress, space, timer, buckets, full_elsewhere }
     }
 
-    /// From now on only these buckets take writes.
+    /// From now on only buckets that are active here take writes, and this is what they keep of older versions.
     pub(super) fn set_buckets(&self, table: &Arc<BucketTable>) {
-        let active = table.by_name.values().filter(|bucket| bucket.state == BucketState::Active);
-        *self.open_buckets.borrow_mut() = active.map(|bucket| bucket.id).collect();
+        let rules = |bucket: &quarry_controller::Bucket| BucketRules {
+            is_open: bucket.state == BucketState::Active,
+            versioning: bucket.config.versioning,
+        };
+        let buckets = table.by_name.values();
+        *self.buckets.borrow_mut() = buckets.map(|bucket| (bucket.id, rules(bucket))).collect();
     }
 
     pub(super) fn bucket_is_open(&self, bucket: BucketId) -> bool {
-        self.open_buckets.borrow().contains(&bucket)
+        self.buckets.borrow().get(&bucket).is_some_and(|rules| rules.is_open)
+    }
+
+    pub(super) fn versioning(&self, bucket: BucketId) -> Versioning {
+        self.buckets.borrow().get(&bucket).map(|rules| rules.versioning).unwrap_or_default()
     }
 
     /// Whether a device has only its reserve left.
     pub(super) fn is_full(&self, device: DeviceId) -> bool {
-        self.space.is_full(device)
+        self.space.is_full(device) || self.full_elsewhere.borrow().values().any(|full| full.contains(&device))
+    }
+
+    /// Devices of this node that have only their reserve left.
+    pub(super) fn full(&self) -> Vec<DeviceId> {
+        self.space.full()
+    }
+
+    /// What another node says of its devices.
+    pub(super) fn set_full(&self, node: NodeId, devices: Vec<DeviceId>) {
+        self.full_elsewhere.borrow_mut().insert(node, devices);
+    }
+
+    /// Whether a device's journal has too much to do to begin more.
+    pub(super) fn is_busy(&self, device: DeviceId) -> bool {
+        self.space.is_busy(device)
     }
 
     /// Asks the control plane to record a new primary, and waits until no core takes the old one for it any more:
@@ -70,6 +103,24 @@ impl<P: Platform> Links<P> {
             self.timer.sleep(Duration::from_millis(1)).await;
         }
         true
+    }
+
+    /// Asks every core of this node the same, itself too.
+    pub(super) async fn ask_cores(&self, request: &PeerRequest) -> Result<Vec<PeerResponse>, PeerFault> {
+        let frame = Bytes::from(request.encode());
+        let ask = |core| {
+            let parcel = Parcel { message: frame.clone(), bulk: Bytes::new() };
+            self.transport.call(Address::Core(core), request.class(), parcel)
+        };
+        let answers = join_all((0..self.progress.cores()).map(ask)).await;
+        let decode = |answer: Result<Parcel, TransportError>| match PeerResponse::decode(
+            &answer.map_err(to_fault)?.message,
+        ) {
+            Ok(PeerResponse::Failed(fault)) => Err(fault),
+            Ok(response) => Ok(response),
+            Err(error) => Err(PeerFault::Damaged { detail: error.to_string() }),
+        };
+        answers.into_iter().map(decode).collect()
     }
 
     pub(super) fn monotonic_ms(&self) -> u64 {
@@ -95,7 +146,8 @@ impl<P: Platform> Links<P> {
     /// Sends a replication message; it may be lost, the state machine sends it again.
     pub(super) fn send(&self, from: DeviceId, to: DeviceId, partition: PartitionId, message: Bytes) {
         let request = PeerRequest::Replicate { partition, from, message: message.to_vec() };
-        if let Err(error) = self.transport.send(Address::Device(to), request.encode().into()) {
+        let (class, frame) = (request.class(), request.encode());
+        if let Err(error) = self.transport.send(Address::Device(to), class, frame.into()) {
             tracing::debug!(event = "replication_message_lost", %partition, %to, %error);
         }
     }

@@ -1,15 +1,15 @@
-//! Listings over all primaries of one core: each partition is asked for a little, and for more only when the merge
+//! Listings over all primaries of one core, and of its node: each partition is asked for a little, and for more only when the merge
 //! has used up what it gave. Never a scan of everything.
 
 use std::{cmp::Reverse, collections::BinaryHeap, collections::VecDeque, rc::Rc};
 
 use futures::future::join_all;
-use quarry_clustermap::BucketId;
+use quarry_clustermap::{BucketId, PartitionId};
 use quarry_object::{
     metadata::ExecuteError,
     peer::{PeerFault, PeerResponse},
 };
-use quarry_partition::command::{Command, Entry, Framed, List, Reply};
+use quarry_partition::command::{Command, Entry, Framed, List, Position, Reply};
 
 use super::PartitionHost;
 use crate::platform::Platform;
@@ -23,18 +23,21 @@ struct Source<P: Platform> {
     entries: VecDeque<Entry>,
     /// More can be fetched after the last entry fetched.
     truncated: bool,
-    last: Option<String>,
+    last: Option<(String, Option<Position>)>,
 }
 
 impl<P: Platform> Source<P> {
     async fn fetch(&mut self, list: &List, max: u32) -> Result<(), PeerFault> {
-        let after = self.last.clone().or_else(|| list.after.clone());
-        let command = Command::List(List { after, max, ..list.clone() });
+        let mut list = List { max, ..list.clone() };
+        if let Some((after, position)) = self.last.clone() {
+            (list.after, list.after_position) = (Some(after), position);
+        }
+        let command = Command::List(list);
         match self.replica.execute(&command).await {
             Ok(Reply::Page { entries, truncated }) => {
                 self.truncated = truncated && !entries.is_empty();
                 if let Some(last) = entries.last() {
-                    self.last = Some(last.name().to_owned());
+                    self.last = Some((last.name().to_owned(), last.position()));
                 }
                 self.entries.extend(entries);
                 Ok(())
@@ -51,11 +54,7 @@ pub(crate) async fn list<P: Platform>(
     primaries: &[Rc<PartitionHost<P>>],
     list: &[u8],
 ) -> Result<PeerResponse, PeerFault> {
-    let list = match Command::decode(list) {
-        Ok(Command::List(list)) => list,
-        Ok(_) => return Err(PeerFault::Damaged { detail: "not a listing".into() }),
-        Err(error) => return Err(PeerFault::Damaged { detail: error.to_string() }),
-    };
+    let list = decode_list(list)?;
     let partitions = u32::try_from(primaries.len()).unwrap_or(u32::MAX).max(1);
     let share = (list.max / partitions * 5 / 4 + SLACK).min(list.max);
     let mut sources: Vec<Source<P>> = primaries
@@ -90,11 +89,11 @@ async fn merge<P: Platform>(
         }
     }
     let mut merged: Vec<Entry> = Vec::with_capacity(list.max as usize);
-    while let Some(Reverse((name, index))) = heap.pop() {
+    while let Some(Reverse((_, index))) = heap.pop() {
         let source = &mut sources[index];
         let entry = source.entries.pop_front().expect("the heap names sources that have an entry");
         // The same rolled-up prefix comes from every partition that has a key below it.
-        if merged.last().is_none_or(|last| last.name() != name) {
+        if !matches!(entry, Entry::Prefix(_)) || merged.last() != Some(&entry) {
             if merged.len() == list.max as usize {
                 return Ok((merged, true));
             }
@@ -108,6 +107,61 @@ async fn merge<P: Platform>(
         }
     }
     Ok((merged, false))
+}
+
+/// Pages of several cores or nodes as one.
+pub(crate) struct Merged {
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) truncated: bool,
+    pub(crate) partitions: Vec<PartitionId>,
+}
+
+/// Merges the answers to one `List`. Every one gave its first `max` entries, so the first `max` of all are among them.
+pub(crate) fn merge_pages(answers: Vec<PeerResponse>, max: usize) -> Result<Merged, PeerFault> {
+    let damaged = || PeerFault::Damaged { detail: "a listing was answered with something else".into() };
+    let mut merged = Merged { entries: Vec::new(), truncated: false, partitions: Vec::new() };
+    for answer in answers {
+        let PeerResponse::Listed { page, partitions } = answer else { return Err(damaged()) };
+        let Ok(Reply::Page { entries, truncated }) = Reply::decode(&page) else { return Err(damaged()) };
+        merged.entries.extend(entries);
+        merged.truncated |= truncated;
+        merged.partitions.extend(partitions);
+    }
+    // Stable: versions of a key are all in one partition, and stay in their order.
+    merged.entries.sort_by(|a, b| a.name().cmp(b.name()));
+    // Only rolled-up prefixes come from several partitions.
+    merged.entries.dedup_by(|a, b| matches!(a, Entry::Prefix(_)) && a == b);
+    merged.truncated |= merged.entries.len() > max;
+    merged.entries.truncate(max);
+    Ok(merged)
+}
+
+/// One answer to a `List` for all cores of a node.
+pub(crate) fn join_lists(list: &[u8], answers: Vec<PeerResponse>) -> Result<PeerResponse, PeerFault> {
+    let max = decode_list(list)?.max as usize;
+    let Merged { entries, truncated, partitions } = merge_pages(answers, max)?;
+    Ok(PeerResponse::Listed { page: Reply::Page { entries, truncated }.encode(), partitions })
+}
+
+/// One answer to a `BucketIsEmpty` for all cores of a node.
+pub(crate) fn join_empty(answers: Vec<PeerResponse>) -> Result<PeerResponse, PeerFault> {
+    let mut all = Vec::new();
+    for answer in answers {
+        match answer {
+            PeerResponse::Empty { empty: true, partitions } => all.extend(partitions),
+            PeerResponse::Empty { empty: false, .. } => return Ok(answer),
+            _ => return Err(PeerFault::Damaged { detail: "an unexpected answer".into() }),
+        }
+    }
+    Ok(PeerResponse::Empty { empty: true, partitions: all })
+}
+
+fn decode_list(list: &[u8]) -> Result<List, PeerFault> {
+    match Command::decode(list) {
+        Ok(Command::List(list)) => Ok(list),
+        Ok(_) => Err(PeerFault::Damaged { detail: "not a listing".into() }),
+        Err(error) => Err(PeerFault::Damaged { detail: error.to_string() }),
+    }
 }
 
 /// Whether none of the given primaries holds anything of a bucket.

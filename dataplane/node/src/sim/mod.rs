@@ -9,14 +9,20 @@ mod clients;
 mod crash;
 mod devices;
 mod executor;
+mod expiry;
 mod flush_order;
 mod history;
+mod life;
 mod loss;
 mod machine;
+mod network;
+mod nodes;
 mod repair;
 pub(crate) mod stopped;
 mod transport;
 mod verify;
+mod versions;
+mod world;
 
 /// Seeds of a normal run of a test, or those that the environment asks for.
 fn seeds(normal: u64) -> std::ops::Range<u64> {
