@@ -396,8 +396,12 @@ impl<P: Platform> PartitionHost<P> {
             Report::Lagging { device, epoch } => {
                 tracing::debug!(event = "replica_lagging", partition = %self.partition, %device, %epoch);
             }
-            Report::Outdated { epoch } | Report::ReadyToHandOver { epoch } | Report::NewEpochNeeded { epoch } => {
+            Report::Outdated { epoch } | Report::NewEpochNeeded { epoch } => {
                 tracing::debug!(event = "replica_outdated", partition = %self.partition, %epoch);
+            }
+            // Nobody asks for it within one process.
+            Report::ReadyToHandOver { epoch } | Report::NotHandedOver { epoch } => {
+                tracing::debug!(event = "replica_handing_over", partition = %self.partition, %epoch);
             }
         }
     }

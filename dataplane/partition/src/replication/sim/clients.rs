@@ -13,8 +13,8 @@ use super::linearizable::{Action, Operation, Told, Value, check};
 use super::world::{Event, World};
 use crate::Payload;
 use crate::command::{
-    Command, Conditions, Content, Entry, EvaluateError, List, Put, Reply, StoredAttributes, View, ViewError,
-    evaluate,
+    Command, Conditions, Content, Entry, EvaluateError, EvaluationContext, List, Listed, Lookup, Put, Reply,
+    StoredAttributes, Versioning, View, ViewError, evaluate,
 };
 use crate::replication::{Input, Refusal};
 
@@ -55,6 +55,8 @@ pub(super) struct Clients {
     pending: BTreeMap<u64, (u64, Vec<Told>)>,
     next: u64,
     seen: BTreeMap<u64, Value>,
+    /// Of the bucket, for the whole run.
+    versioning: Versioning,
     pub(super) answered: u64,
 }
 
@@ -80,23 +82,37 @@ fn etag(value: u64) -> String {
     value.to_string()
 }
 
+fn request(counter: u64) -> BlobId {
+    BlobId { writer: NodeId(1), incarnation: Incarnation(1), counter: WriterCounter(counter) }
+}
+
 fn put(key: u64, value: u64, conditions: Conditions) -> Command {
-    let request = BlobId { writer: NodeId(1), incarnation: Incarnation(1), counter: WriterCounter(value) };
+    let request = request(value);
     Command::Put(Put {
         bucket: BUCKET,
         key: name(key),
         etag: etag(value),
         attributes: StoredAttributes::default(),
+        tags: Vec::new(),
         checksums: Vec::new(),
         content: Content::Inline { request, bytes: value.to_le_bytes().to_vec() },
         conditions,
     })
 }
 
-fn command(wanted: Wanted) -> Command {
+fn command(id: u64, wanted: Wanted) -> Command {
     let Wanted::One(key, action) = wanted else {
-        let (prefix, delimiter, after) = (String::new(), None, None);
-        return Command::List(List { bucket: BUCKET, prefix, delimiter, after, max: 100 });
+        let (prefix, delimiter, after, after_position) = (String::new(), None, None, None);
+        let listed = Listed::Objects;
+        return Command::List(List {
+            bucket: BUCKET,
+            listed,
+            prefix,
+            delimiter,
+            after,
+            after_position,
+            max: 100,
+        });
     };
     let conditions = Conditions::default();
     match action {
@@ -107,8 +123,11 @@ fn command(wanted: Wanted) -> Command {
         Action::Replace(old, new) => {
             put(key, new, Conditions { if_match: Some(vec![etag(old)]), ..conditions })
         }
-        Action::Delete => Command::Delete { bucket: BUCKET, key: name(key), conditions },
-        Action::Get => Command::Get { bucket: BUCKET, key: name(key), conditions },
+        Action::Delete => {
+            let (key, version, request) = (name(key), None, request(id));
+            Command::Delete { bucket: BUCKET, key, version, request, conditions }
+        }
+        Action::Get => Command::Get(Lookup::newest(BUCKET, name(key))),
     }
 }
 
@@ -119,14 +138,14 @@ fn told(wanted: Wanted, result: Result<Reply, EvaluateError>) -> Vec<Told> {
             vec![Told::Read(Some(u64::from_le_bytes(inline[0].as_slice().try_into().unwrap())))]
         }
         (Wanted::One(_, Action::Get), Err(EvaluateError::Refused(_))) => vec![Told::Read(None)],
-        (Wanted::One(..), Ok(Reply::Stored(_) | Reply::Done)) => vec![Told::Done],
+        (Wanted::One(..), Ok(Reply::Stored(_) | Reply::Deleted { .. })) => vec![Told::Done],
         (Wanted::One(..), Err(EvaluateError::Refused(_))) => vec![Told::Refused],
         (Wanted::List, Ok(Reply::Page { entries, .. })) => {
             let listed: BTreeMap<String, u64> = entries
                 .into_iter()
                 .map(|entry| match entry {
                     Entry::Object { key, stored } => (key, stored.etag.parse().unwrap()),
-                    Entry::Prefix(prefix) => panic!("no delimiter was given, but {prefix} is rolled up"),
+                    other => panic!("objects were asked for, not {other:?}"),
                 })
                 .collect();
             (0..KEYS).map(|key| Told::Read(listed.get(&name(key)).copied())).collect()
@@ -137,6 +156,8 @@ fn told(wanted: Wanted, result: Result<Reply, EvaluateError>) -> Vec<Told> {
 
 impl World {
     pub(super) fn start_clients(&mut self) {
+        self.clients.versioning =
+            *self.random.pick(&[Versioning::Unversioned, Versioning::Enabled, Versioning::Suspended]);
         for client in 0..CLIENTS {
             self.schedule(60 + client, Event::Client(ClientEvent::Next(client)));
         }
@@ -219,11 +240,12 @@ impl World {
         if !self.is_serving(device) {
             return self.try_again(id);
         }
-        let now_ms = self.local_ms(device);
+        let context =
+            EvaluationContext { now_ms: self.local_ms(device), versioning: self.clients.versioning };
         let reads = matches!(wanted, Wanted::List | Wanted::One(_, Action::Get));
         let store = &self.device(device).store;
         let rows = if reads { store.rows.clone() } else { store.newest_rows() };
-        let evaluated = block_on(evaluate(&RowsView(&rows), now_ms, &command(wanted)));
+        let evaluated = block_on(evaluate(&RowsView(&rows), context, &command(id, wanted)));
         let changes = evaluated.as_ref().map(|evaluated| evaluated.rows.clone()).unwrap_or_default();
         let told = told(wanted, evaluated.map(|evaluated| evaluated.reply));
         if reads {
