@@ -72,20 +72,20 @@ fn none() -> Defects {
 #[test]
 fn defects_are_caught() {
     let cases = [
-        ("no fencing", Defects { no_fencing: true, ..none() }, 21),
-        ("acknowledge before flush", Defects { acknowledge_before_flush: true, ..none() }, 28),
-        ("commit without joiners", Defects { commit_without_joiners: true, ..none() }, 1),
+        ("no fencing", Defects { no_fencing: true, ..none() }, 46),
+        ("acknowledge before flush", Defects { acknowledge_before_flush: true, ..none() }, 10),
+        ("commit without joiners", Defects { commit_without_joiners: true, ..none() }, 5),
         ("commit without slowest", Defects { commit_without_slowest: true, ..none() }, 1),
-        ("keep differing tails", Defects { keep_differing_tails: true, ..none() }, 7),
-        ("serve before activation", Defects { serve_before_activation: true, ..none() }, 2),
-        ("report joined early", Defects { report_joined_early: true, ..none() }, 5),
-        ("serve without lease", Defects { serve_without_lease: true, ..none() }, 14),
-        ("forget grants", Defects { forget_grants: true, ..none() }, 28),
-        ("ignore grants", Defects { ignore_grants: true, ..none() }, 3),
-        ("ignore clock rates", Defects { ignore_clock_rates: true, ..none() }, 17),
-        ("lease from arrival", Defects { lease_from_arrival: true, ..none() }, 14),
-        ("serve after release", Defects { serve_after_release: true, ..none() }, 25),
-        ("no lease of joiners", Defects { no_lease_of_joiners: true, ..none() }, 95),
+        ("keep differing tails", Defects { keep_differing_tails: true, ..none() }, 30),
+        ("serve before activation", Defects { serve_before_activation: true, ..none() }, 1),
+        ("report joined early", Defects { report_joined_early: true, ..none() }, 15),
+        ("serve without lease", Defects { serve_without_lease: true, ..none() }, 43),
+        ("forget grants", Defects { forget_grants: true, ..none() }, 15),
+        ("ignore grants", Defects { ignore_grants: true, ..none() }, 9),
+        ("ignore clock rates", Defects { ignore_clock_rates: true, ..none() }, 147),
+        ("lease from arrival", Defects { lease_from_arrival: true, ..none() }, 43),
+        ("serve after release", Defects { serve_after_release: true, ..none() }, 99),
+        ("no lease of joiners", Defects { no_lease_of_joiners: true, ..none() }, 19),
     ];
     cases.into_iter().for_each(|(name, defects, seed)| catches(run, name, defects, seed));
 }
@@ -94,8 +94,8 @@ fn defects_are_caught() {
 #[test]
 fn histories_show_stale_reads() {
     let cases = [
-        ("serve without lease", Defects { serve_without_lease: true, ..none() }, 14),
-        ("ignore grants", Defects { ignore_grants: true, ..none() }, 66),
+        ("serve without lease", Defects { serve_without_lease: true, ..none() }, 558),
+        ("ignore grants", Defects { ignore_grants: true, ..none() }, 229),
     ];
     cases.into_iter().for_each(|(name, defects, seed)| catches(run_unwatched, name, defects, seed));
 }
