@@ -18,10 +18,11 @@ impl World {
         match host {
             Host::Input(input) => self.step(id, input),
             Host::Read(epoch, cursor) => {
+                let page_rows = if self.chaos() { PAGE_ROWS.0 } else { PAGE_ROWS.1 };
                 let rows = self.device(id).store.newest_rows();
                 let mut page = rows.into_iter().skip_while(|(key, _)| Some(key) < cursor.as_ref());
                 let row = |(key, value)| Row { key, value: Some(value) };
-                let rows: Vec<Row> = page.by_ref().take(PAGE_ROWS).map(row).collect();
+                let rows: Vec<Row> = page.by_ref().take(page_rows).map(row).collect();
                 let next = page.next().map(|(key, _)| key);
                 self.step(id, Input::BackfillRows { epoch, rows, next });
             }

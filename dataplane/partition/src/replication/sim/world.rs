@@ -18,7 +18,8 @@ pub(super) const PARTITION: PartitionId = PartitionId(7);
 const CHAOS_MS: u64 = 12_000;
 const HEALED_MS: u64 = 14_000;
 const TICK_MS: u64 = 40;
-pub(super) const PAGE_ROWS: usize = 3;
+/// Rows of a page: small enough to be interrupted, and after healing large enough to come to an end.
+pub(super) const PAGE_ROWS: (usize, usize) = (3, 60);
 
 pub(super) enum Event {
     Tick,
