@@ -84,7 +84,7 @@ impl<P: Platform> PartitionHost<P> {
             device,
             store,
             links,
-            replica: RefCell::new(Replica::recover(partition, device, min_copies, log)),
+            replica: RefCell::new(Replica::recover(partition, device, min_copies, log, None)),
             members: RefCell::default(),
             inputs: RefCell::default(),
             stepping: Cell::new(false),
@@ -103,7 +103,7 @@ impl<P: Platform> PartitionHost<P> {
     }
 
     pub(crate) fn is_serving_primary(&self) -> bool {
-        self.replica.borrow().is_serving_primary()
+        self.replica.borrow().is_serving_primary(self.links.monotonic_ms())
     }
 
     /// Committed rows from a key on, keys without the partition's prefix: for the scrub.
@@ -398,6 +398,10 @@ impl<P: Platform> PartitionHost<P> {
             }
             Report::Outdated { epoch } | Report::NewEpochNeeded { epoch } => {
                 tracing::debug!(event = "replica_outdated", partition = %self.partition, %epoch);
+            }
+            // Nobody asks for it within one process.
+            Report::ReadyToHandOver { epoch } | Report::NotHandedOver { epoch } => {
+                tracing::debug!(event = "replica_handing_over", partition = %self.partition, %epoch);
             }
         }
     }

@@ -17,4 +17,18 @@ pub(super) struct Defects {
     pub(super) serve_before_activation: bool,
     /// A joiner is reported whole when its last page was proposed, not when it is committed.
     pub(super) report_joined_early: bool,
+    /// A primary serves without leases.
+    pub(super) serve_without_lease: bool,
+    /// A granter that restarts does not wait for what it may have granted.
+    pub(super) forget_grants: bool,
+    /// A new primary does not wait for what it has granted.
+    pub(super) ignore_grants: bool,
+    /// A primary holds a lease as long as it is granted, as if all clocks had one rate.
+    pub(super) ignore_clock_rates: bool,
+    /// A lease is counted from when the acknowledgement arrives.
+    pub(super) lease_from_arrival: bool,
+    /// A primary that hands over gives its leases back, and serves on.
+    pub(super) serve_after_release: bool,
+    /// The leases of joiners that are whole are not needed.
+    pub(super) no_lease_of_joiners: bool,
 }

@@ -38,7 +38,13 @@ impl Follower {
 }
 
 impl Replica {
-    pub(super) fn receive_from_primary(&mut self, from: DeviceId, message: Message, out: &mut Vec<Output>) {
+    pub(super) fn receive_from_primary(
+        &mut self,
+        now_ms: u64,
+        from: DeviceId,
+        message: Message,
+        out: &mut Vec<Output>,
+    ) {
         let Role::Follower(follower) = &mut self.role else { return };
         if self.defects.no_fencing {
             follower.primary = from;
@@ -47,6 +53,13 @@ impl Replica {
             return;
         }
         let takes_entries = matches!(follower.stage, Stage::InSync | Stage::Appending);
+        if let Message::Append { asked_ms, .. } | Message::Commit { asked_ms, .. } = &message
+            && let Some(times) = self.lease_times
+            && takes_entries
+            && *asked_ms > 0
+        {
+            self.grants.grant(from, self.epoch, *asked_ms, now_ms + times.grant_ms);
+        }
         match message {
             Message::Join { base, .. } => self.receive_join(base, out),
             Message::Commit { committed, .. } if takes_entries => {
@@ -150,7 +163,8 @@ impl Replica {
             self.flushed.min(follower.matched)
         };
         let applied = self.tail.committed();
-        let message = Message::Ack { epoch: self.epoch, flushed, applied };
+        let message =
+            Message::Ack { epoch: self.epoch, flushed, applied, lease_ms: self.grants.echo(self.epoch) };
         out.push(Output::Send { to: follower.primary, message });
     }
 }

@@ -65,6 +65,14 @@ pub enum Input {
         /// Where the next page starts; `None` after the last one.
         next: Option<Vec<u8>>,
     },
+    /// The node shuts down or drains: finish what is in flight, admit nothing, give the leases back, and report
+    /// [`Report::ReadyToHandOver`]. `wanted: false` takes it back: the primary asks for leases anew and serves; it does
+    /// so by itself after [`super::HAND_OVER_MS`]. A primary that cannot says [`Report::NotHandedOver`]; others ignore
+    /// this.
+    HandOver {
+        /// Whether to hand over.
+        wanted: bool,
+    },
     /// Time has passed. Wanted about every [`super::TICK_MS`].
     Tick,
 }
@@ -154,11 +162,22 @@ pub enum Report {
         /// The epoch in which it joined; a joiner of any other epoch is not whole.
         epoch: Epoch,
     },
-    /// A member has not answered for [`super::LAGGING_MS`], and the partition waits for it.
+    /// The partition waits for a member longer than members usually take (between [`super::SLOW_MS_MIN`] and
+    /// [`super::LAGGING_MS`], early at most once per [`super::EVICTION_WINDOW_MS`]): evict it.
     Lagging {
         /// The member.
         device: DeviceId,
         /// The epoch in which it lags.
+        epoch: Epoch,
+    },
+    /// This primary has stopped, nothing is in flight, and its leases are given back: name another one.
+    ReadyToHandOver {
+        /// The epoch in which it was primary.
+        epoch: Epoch,
+    },
+    /// This primary does not serve, has no in-sync peer, or was not replaced in time: it stays what it is.
+    NotHandedOver {
+        /// The epoch in which it is primary.
         epoch: Epoch,
     },
     /// A peer has a newer epoch than the configuration here: fetch the map.

@@ -6,7 +6,10 @@
 //! | `Append` | primary -> member | entries that follow `previous`; also tells the committed sequence |
 //! | `Commit` | primary -> member | the committed sequence alone |
 //! | `Ack` | member -> primary | equal to your log and flushed through here; applied through there |
+//! | `Release` | primary -> member | the leases asked for until now are given back |
 //! | `Rejected` | any -> any | your epoch is over, this is mine |
+//!
+//! `asked_ms` is the primary's clock when it asks for a lease, and `lease_ms` its echo; see `lease`.
 //!
 //! A frame (see `crate::frame`) of kind 2 holds one [`Envelope`] as an rkyv archive, schema version 1.
 
@@ -46,6 +49,8 @@ pub enum Message {
         entries: Vec<Entry>,
         /// Committed at the primary.
         committed: Sequence,
+        /// Sender's clock if it asks for a lease, else 0.
+        asked_ms: u64,
     },
     /// Order to a joiner: wipe rows and log, continue after `base`. Repeats within one epoch are equal.
     Join {
@@ -60,6 +65,8 @@ pub enum Message {
         epoch: Epoch,
         /// Committed at the primary.
         committed: Sequence,
+        /// Sender's clock if it asks for a lease, else 0.
+        asked_ms: u64,
     },
     /// What a member holds.
     Ack {
@@ -69,6 +76,15 @@ pub enum Message {
         flushed: Sequence,
         /// Applied through here.
         applied: Sequence,
+        /// The newest `asked_ms` for which a lease is granted; 0: none.
+        lease_ms: u64,
+    },
+    /// The sender stops to serve, or has to ask for leases anew.
+    Release {
+        /// Epoch of the sender.
+        epoch: Epoch,
+        /// Leases asked for up to this reading of its clock are given back.
+        asked_ms: u64,
     },
     /// Answer to a message of a lower epoch.
     Rejected {
@@ -85,6 +101,7 @@ impl Message {
             | Self::Join { epoch, .. }
             | Self::Commit { epoch, .. }
             | Self::Ack { epoch, .. }
+            | Self::Release { epoch, .. }
             | Self::Rejected { epoch } => *epoch,
         }
     }
@@ -161,6 +178,7 @@ enum WireMessage {
         previous_epoch: Epoch,
         entries: Vec<WireEntry>,
         committed: Sequence,
+        asked_ms: u64,
     },
     Join {
         epoch: Epoch,
@@ -169,39 +187,51 @@ enum WireMessage {
     Commit {
         epoch: Epoch,
         committed: Sequence,
+        asked_ms: u64,
     },
     Ack {
         epoch: Epoch,
         flushed: Sequence,
         applied: Sequence,
+        lease_ms: u64,
     },
     Rejected {
         epoch: Epoch,
+    },
+    Release {
+        epoch: Epoch,
+        asked_ms: u64,
     },
 }
 
 impl WireMessage {
     fn from_message(message: &Message) -> Self {
         match message {
-            Message::Append { epoch, previous, previous_epoch, entries, committed } => Self::Append {
-                epoch: *epoch,
-                previous: *previous,
-                previous_epoch: *previous_epoch,
-                entries: entries
-                    .iter()
-                    .map(|entry| WireEntry {
-                        epoch: entry.epoch,
-                        sequence: entry.sequence,
-                        payload: entry.payload.to_vec(),
-                    })
-                    .collect(),
-                committed: *committed,
-            },
-            Message::Join { epoch, base } => Self::Join { epoch: *epoch, base: *base },
-            Message::Commit { epoch, committed } => Self::Commit { epoch: *epoch, committed: *committed },
-            Message::Ack { epoch, flushed, applied } => {
-                Self::Ack { epoch: *epoch, flushed: *flushed, applied: *applied }
+            Message::Append { epoch, previous, previous_epoch, entries, committed, asked_ms } => {
+                Self::Append {
+                    epoch: *epoch,
+                    previous: *previous,
+                    previous_epoch: *previous_epoch,
+                    entries: entries
+                        .iter()
+                        .map(|entry| WireEntry {
+                            epoch: entry.epoch,
+                            sequence: entry.sequence,
+                            payload: entry.payload.to_vec(),
+                        })
+                        .collect(),
+                    committed: *committed,
+                    asked_ms: *asked_ms,
+                }
             }
+            Message::Join { epoch, base } => Self::Join { epoch: *epoch, base: *base },
+            Message::Commit { epoch, committed, asked_ms } => {
+                Self::Commit { epoch: *epoch, committed: *committed, asked_ms: *asked_ms }
+            }
+            Message::Ack { epoch, flushed, applied, lease_ms } => {
+                Self::Ack { epoch: *epoch, flushed: *flushed, applied: *applied, lease_ms: *lease_ms }
+            }
+            Message::Release { epoch, asked_ms } => Self::Release { epoch: *epoch, asked_ms: *asked_ms },
             Message::Rejected { epoch } => Self::Rejected { epoch: *epoch },
         }
     }
@@ -210,23 +240,32 @@ impl WireMessage {
 impl ArchivedWireMessage {
     fn to_message(&self, frame: &Bytes) -> Result<Message, FrameError> {
         Ok(match self {
-            Self::Append { epoch, previous, previous_epoch, entries, committed } => Message::Append {
-                epoch: Epoch(epoch.0.into()),
-                previous: Sequence(previous.0.into()),
-                previous_epoch: Epoch(previous_epoch.0.into()),
-                entries: decode_entries(previous.0.into(), entries, frame)?,
-                committed: Sequence(committed.0.into()),
-            },
+            Self::Append { epoch, previous, previous_epoch, entries, committed, asked_ms } => {
+                Message::Append {
+                    epoch: Epoch(epoch.0.into()),
+                    previous: Sequence(previous.0.into()),
+                    previous_epoch: Epoch(previous_epoch.0.into()),
+                    entries: decode_entries(previous.0.into(), entries, frame)?,
+                    committed: Sequence(committed.0.into()),
+                    asked_ms: asked_ms.into(),
+                }
+            }
             Self::Join { epoch, base } => {
                 Message::Join { epoch: Epoch(epoch.0.into()), base: Sequence(base.0.into()) }
             }
-            Self::Commit { epoch, committed } => {
-                Message::Commit { epoch: Epoch(epoch.0.into()), committed: Sequence(committed.0.into()) }
+            Self::Commit { epoch, committed, asked_ms } => Message::Commit {
+                epoch: Epoch(epoch.0.into()),
+                committed: Sequence(committed.0.into()),
+                asked_ms: asked_ms.into(),
+            },
+            Self::Release { epoch, asked_ms } => {
+                Message::Release { epoch: Epoch(epoch.0.into()), asked_ms: asked_ms.into() }
             }
-            Self::Ack { epoch, flushed, applied } => Message::Ack {
+            Self::Ack { epoch, flushed, applied, lease_ms } => Message::Ack {
                 epoch: Epoch(epoch.0.into()),
                 flushed: Sequence(flushed.0.into()),
                 applied: Sequence(applied.0.into()),
+                lease_ms: lease_ms.into(),
             },
             Self::Rejected { epoch } => Message::Rejected { epoch: Epoch(epoch.0.into()) },
         })

@@ -25,12 +25,14 @@
 //!
 //! Failure model: messages are lost, duplicated, reordered, delayed without bound; devices lose unflushed journal
 //! suffixes in a crash; a failed write or flush ends the replica. Not covered: a device that lost what it had
-//! flushed must not be recovered as a member. Peer leases are not needed among replicas of one process, and come
-//! later: time already enters every step, so they fit where `Ack`s are received and `is_serving_primary` is asked.
+//! flushed must not be recovered as a member. Reads of a deposed primary are excluded by peer leases (`lease`);
+//! replicas of one process use none.
 
 mod defects;
 mod follower;
 mod io;
+mod latency;
+mod lease;
 mod message;
 mod primary;
 mod replica;
@@ -41,8 +43,10 @@ mod tail;
 mod tests;
 
 pub use io::{Input, Output, Refusal, Report};
+pub use latency::{EVICTION_WINDOW_MS, SLOW_MS_MIN};
+pub use lease::{CLOCK_RATE_PERCENT, LeaseTimes};
 pub use message::{APPEND_BYTES_MAX, APPEND_ENTRIES_MAX, ENVELOPE_BYTES_MAX, Envelope, Message};
 pub use replica::{
-    ACTIVATE_RETRY_MS, BACKFILL_BYTES_MAX, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX, LAGGING_MS, RESEND_MS,
-    Replica, TICK_MS,
+    ACTIVATE_RETRY_MS, BACKFILL_BYTES_MAX, HAND_OVER_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX,
+    LAGGING_MS, RESEND_MS, Replica, TICK_MS,
 };

@@ -5,8 +5,8 @@ use quarry_clustermap::{DeviceId, Epoch, PartitionConfig, Sequence};
 
 use super::replica::Role;
 use super::{
-    ACTIVATE_RETRY_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX, LAGGING_MS, Message, Output, RESEND_MS,
-    Refusal, Replica, Report,
+    ACTIVATE_RETRY_MS, HAND_OVER_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX, LAGGING_MS, Message, Output,
+    RESEND_MS, Refusal, Replica, Report,
 };
 use crate::{Entry, Payload, Row};
 
@@ -17,8 +17,12 @@ pub(super) enum Phase {
     Recovering,
     /// Logs are equal; waits for the control plane to record that.
     Activating,
-    /// Commits and answers.
+    /// Commits and answers, while it holds its leases.
     Serving,
+    /// Commits what is in flight, and admits nothing.
+    HandingOver,
+    /// Nothing is in flight, and the leases are given back.
+    HandedOver,
     /// Heard of a higher epoch: commits and answers nothing until it is configured.
     Fenced,
 }
@@ -62,6 +66,8 @@ struct Peer {
     retry_ms: u64,
     /// When it last advanced, or had nothing to do, or was reported.
     progress_ms: u64,
+    /// Own clock when the newest lease it granted was asked for; 0: none.
+    lease_ms: u64,
 }
 
 /// State of a primary; lives as long as its epoch.
@@ -76,6 +82,10 @@ pub(super) struct Primary {
     backfill: Backfill,
     /// When activation was last asked for, or joiners last reported.
     asked_ms: u64,
+    /// Leases asked for up to here are given back.
+    released_ms: u64,
+    /// When handing over began.
+    handing_over_ms: u64,
 }
 
 impl Primary {
@@ -91,6 +101,7 @@ impl Primary {
             sent_ms: now_ms,
             retry_ms: now_ms,
             progress_ms: now_ms,
+            lease_ms: 0,
         };
         let in_sync = config.replicas.iter().filter(|device| **device != config.primary);
         let peers = in_sync.map(|device| peer(device, false));
@@ -102,7 +113,15 @@ impl Primary {
             peers,
             backfill: Backfill::Idle,
             asked_ms: now_ms,
+            released_ms: 0,
+            handing_over_ms: 0,
         }
+    }
+
+    /// After a hand-over that was not taken: the next tick asks for leases.
+    fn serve_again(&mut self) {
+        self.phase = Phase::Serving;
+        self.peers.iter_mut().for_each(|peer| peer.sent_ms = 0);
     }
 
     fn peer_mut(&mut self, device: DeviceId) -> Option<&mut Peer> {
@@ -142,7 +161,7 @@ impl Replica {
     }
 
     pub(super) fn propose(&mut self, now_ms: u64, token: u64, payload: Bytes, out: &mut Vec<Output>) {
-        if let Err(refusal) = self.admit(&payload) {
+        if let Err(refusal) = self.admit(now_ms, &payload) {
             out.push(Output::Resolve { token, result: Err(refusal) });
             return;
         }
@@ -152,8 +171,8 @@ impl Replica {
         self.progress(now_ms, out);
     }
 
-    pub(super) fn barrier(&mut self, token: u64, out: &mut Vec<Output>) {
-        let result = match self.serving() {
+    pub(super) fn barrier(&mut self, now_ms: u64, token: u64, out: &mut Vec<Output>) {
+        let result = match self.serving(now_ms) {
             Err(refusal) => Err(refusal),
             Ok(_) if self.tail.committed() < self.tail.last() => {
                 self.waiting.insert((self.tail.last(), token));
@@ -164,13 +183,69 @@ impl Replica {
         out.push(Output::Resolve { token, result });
     }
 
-    fn serving(&self) -> Result<&Primary, Refusal> {
+    pub(super) fn serving(&self, now_ms: u64) -> Result<&Primary, Refusal> {
         let primary = self.primary().ok_or(Refusal::NotPrimary)?;
-        if primary.phase == Phase::Serving { Ok(primary) } else { Err(Refusal::NotServing) }
+        let releasing = matches!(primary.phase, Phase::HandingOver | Phase::HandedOver);
+        if releasing && self.defects.serve_after_release {
+            return Ok(primary);
+        }
+        let serves = primary.phase == Phase::Serving && self.holds_leases(primary, now_ms);
+        if serves { Ok(primary) } else { Err(Refusal::NotServing) }
     }
 
-    fn admit(&self, payload: &[u8]) -> Result<(), Refusal> {
-        let primary = self.serving()?;
+    /// Whether no later primary can serve yet; the argument is in `lease`.
+    fn holds_leases(&self, primary: &Primary, now_ms: u64) -> bool {
+        let Some(times) = self.lease_times else { return true };
+        if self.defects.serve_without_lease {
+            return true;
+        }
+        let hold_ms = if self.defects.ignore_clock_rates { times.grant_ms } else { times.hold_ms };
+        let whole = primary.backfill == Backfill::Whole && !self.defects.no_lease_of_joiners;
+        let mut granters = primary.peers.iter().filter(|peer| !peer.joining || whole);
+        granters.all(|peer| peer.lease_ms > primary.released_ms && now_ms < peer.lease_ms + hold_ms)
+    }
+
+    pub(super) fn receive_lease(&mut self, now_ms: u64, from: DeviceId, lease_ms: u64) {
+        let from_arrival = self.defects.lease_from_arrival && lease_ms > 0;
+        let Some(peer) = self.primary_mut().and_then(|primary| primary.peer_mut(from)) else { return };
+        let lease_ms = if from_arrival { now_ms } else { lease_ms.min(now_ms) };
+        peer.lease_ms = peer.lease_ms.max(lease_ms);
+    }
+
+    /// Refused if nobody could follow: then serving until the end is the shorter gap.
+    pub(super) fn hand_over(&mut self, now_ms: u64, wanted: bool, out: &mut Vec<Output>) {
+        let epoch = self.epoch;
+        let Some(primary) = self.primary_mut() else { return };
+        let another = primary.peers.iter().any(|peer| !peer.joining);
+        match (primary.phase, wanted) {
+            (Phase::HandingOver | Phase::HandedOver, true) => return,
+            (Phase::Serving, true) if another => {
+                primary.phase = Phase::HandingOver;
+                primary.handing_over_ms = now_ms;
+            }
+            (_, true) => {
+                out.push(Output::Report(Report::NotHandedOver { epoch }));
+                return;
+            }
+            (Phase::HandingOver | Phase::HandedOver, false) => primary.serve_again(),
+            (_, false) => return,
+        }
+        self.progress(now_ms, out);
+    }
+
+    /// Nobody took over in time: serves again.
+    fn give_up_handing_over(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let epoch = self.epoch;
+        let Some(primary) = self.primary_mut() else { return };
+        let handing_over = matches!(primary.phase, Phase::HandingOver | Phase::HandedOver);
+        if handing_over && now_ms.saturating_sub(primary.handing_over_ms) >= HAND_OVER_MS {
+            primary.serve_again();
+            out.push(Output::Report(Report::NotHandedOver { epoch }));
+        }
+    }
+
+    fn admit(&self, now_ms: u64, payload: &[u8]) -> Result<(), Refusal> {
+        let primary = self.serving(now_ms)?;
         if primary.peers.len() + 1 < self.min_copies {
             return Err(Refusal::TooFewCopies);
         }
@@ -194,6 +269,7 @@ impl Replica {
         if !self.epoch_durable {
             return;
         }
+        let asked_ms = self.asked_ms(now_ms);
         let Role::Primary(primary) = &mut self.role else { return };
         for peer in &mut primary.peers {
             if peer.joining && !peer.heard {
@@ -203,7 +279,7 @@ impl Replica {
                 Backfill::Proposed { page, payload, .. } if peer.joining => Some((*page, payload)),
                 _ => None,
             };
-            send_entries(self.epoch, &self.tail, peer, page, now_ms, out);
+            send_entries(self.epoch, &self.tail, peer, page, (now_ms, asked_ms), out);
         }
     }
 
@@ -218,6 +294,8 @@ impl Replica {
         let (last, committed) = (self.tail.last(), self.tail.committed());
         let Some(peer) = self.primary_mut().and_then(|primary| primary.peer_mut(from)) else { return };
         let flushed = flushed.min(last);
+        let waited_ms = now_ms.saturating_sub(peer.progress_ms);
+        let advanced = flushed > peer.acked && peer.heard;
         if flushed > peer.acked || !peer.heard {
             peer.progress_ms = now_ms;
             peer.retry_ms = now_ms;
@@ -228,6 +306,9 @@ impl Replica {
         peer.applied = peer.applied.max(applied);
         // What was sent before it had adopted the epoch was dropped there.
         peer.sent = if first { peer.acked.max(committed) } else { peer.sent.max(peer.acked) };
+        if advanced {
+            self.latency.learn(waited_ms);
+        }
         if first {
             self.send_to_all(now_ms, out);
         }
@@ -252,7 +333,7 @@ impl Replica {
         let Some(primary) = self.primary() else { return };
         let flushed = self.flushed_by_all(primary);
         match primary.phase {
-            Phase::Recovering if flushed >= primary.noop => {
+            Phase::Recovering if flushed >= primary.noop && self.may_activate(now_ms) => {
                 let epoch = self.epoch;
                 let serve = self.defects.serve_before_activation;
                 let Some(primary) = self.primary_mut() else { return };
@@ -263,12 +344,44 @@ impl Replica {
                     self.activated(now_ms, epoch, out);
                 }
             }
-            Phase::Serving => {
+            Phase::Serving if self.holds_leases(primary, now_ms) => {
                 self.commit_through(flushed, out);
                 self.continue_backfill(now_ms, out);
             }
-            Phase::Recovering | Phase::Activating | Phase::Fenced => {}
+            Phase::HandingOver if self.holds_leases(primary, now_ms) => {
+                self.commit_through(flushed, out);
+                self.release(now_ms, out);
+            }
+            Phase::Recovering
+            | Phase::Activating
+            | Phase::Serving
+            | Phase::HandingOver
+            | Phase::HandedOver
+            | Phase::Fenced => {}
         }
+    }
+
+    /// Whether no earlier primary can serve any more, as far as that depends on this replica's grants.
+    fn may_activate(&self, now_ms: u64) -> bool {
+        self.lease_times.is_none() || self.defects.ignore_grants || self.grants.are_over(now_ms)
+    }
+
+    /// What a message sent now says of leases.
+    fn asked_ms(&self, now_ms: u64) -> u64 {
+        let over = self.primary().is_some_and(|primary| primary.phase == Phase::HandedOver);
+        if self.lease_times.is_some() && !over { now_ms } else { 0 }
+    }
+
+    /// Nothing is in flight any more: gives the leases back.
+    fn release(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        if self.tail.committed() < self.tail.last() {
+            return;
+        }
+        let (epoch, leased) = (self.epoch, self.lease_times.is_some());
+        let Some(primary) = self.primary_mut() else { return };
+        primary.phase = Phase::HandedOver;
+        primary.released_ms = now_ms;
+        report_handed_over(primary, epoch, leased, now_ms, out);
     }
 
     pub(super) fn activated(&mut self, now_ms: u64, epoch: Epoch, out: &mut Vec<Output>) {
@@ -295,7 +408,10 @@ impl Replica {
         next: Option<Vec<u8>>,
         out: &mut Vec<Output>,
     ) {
-        let reading = self.serving().is_ok_and(|primary| primary.backfill == Backfill::Reading);
+        // Not whether leases are held: an entry may always be appended, and one page lost would end the backfill.
+        let reading = self
+            .primary()
+            .is_some_and(|primary| primary.phase == Phase::Serving && primary.backfill == Backfill::Reading);
         if epoch != self.epoch || !reading {
             return;
         }
@@ -333,8 +449,11 @@ impl Replica {
         if !self.epoch_durable {
             return;
         }
+        self.give_up_handing_over(now_ms, out);
+        let asked_ms = self.asked_ms(now_ms);
+        let renew_ms = self.lease_times.map_or(u64::MAX, |times| times.renew_ms());
         let Role::Primary(primary) = &mut self.role else { return };
-        if primary.phase == Phase::Fenced {
+        if matches!(primary.phase, Phase::Fenced) {
             return;
         }
         for peer in &mut primary.peers {
@@ -359,23 +478,33 @@ impl Replica {
                     Backfill::Proposed { page, payload, .. } if peer.joining => Some((*page, payload)),
                     _ => None,
                 };
-                send_entries(epoch, &self.tail, peer, page, now_ms, out);
-            } else if peer.told < committed || (peer.applied < committed && overdue) {
+                send_entries(epoch, &self.tail, peer, page, (now_ms, asked_ms), out);
+            } else if peer.told < committed
+                || (peer.applied < committed && overdue)
+                || (primary.phase != Phase::HandedOver && now_ms.saturating_sub(peer.sent_ms) >= renew_ms)
+            {
                 peer.told = committed;
                 peer.sent_ms = now_ms;
-                out.push(Output::Send { to: peer.device, message: Message::Commit { epoch, committed } });
+                out.push(Output::Send {
+                    to: peer.device,
+                    message: Message::Commit { epoch, committed, asked_ms },
+                });
             }
-            if now_ms.saturating_sub(peer.progress_ms) >= LAGGING_MS {
+            let waited_ms = now_ms.saturating_sub(peer.progress_ms);
+            if self.latency.is_too_slow(now_ms, waited_ms, LAGGING_MS) {
                 peer.progress_ms = now_ms;
                 out.push(Output::Report(Report::Lagging { device: peer.device, epoch }));
             }
         }
-        ask_again(primary, epoch, now_ms, out);
+        ask_again(primary, epoch, renew_ms != u64::MAX, now_ms, out);
+        if renew_ms != u64::MAX {
+            self.progress(now_ms, out);
+        }
     }
 }
 
 /// Repeats the question or the report that the control plane has not acted on.
-fn ask_again(primary: &mut Primary, epoch: Epoch, now_ms: u64, out: &mut Vec<Output>) {
+fn ask_again(primary: &mut Primary, epoch: Epoch, leased: bool, now_ms: u64, out: &mut Vec<Output>) {
     if now_ms.saturating_sub(primary.asked_ms) < ACTIVATE_RETRY_MS {
         return;
     }
@@ -384,6 +513,7 @@ fn ask_again(primary: &mut Primary, epoch: Epoch, now_ms: u64, out: &mut Vec<Out
             primary.asked_ms = now_ms;
             out.push(Output::Activate { epoch });
         }
+        (Phase::HandedOver, _) => report_handed_over(primary, epoch, leased, now_ms, out),
         (Phase::Serving, Backfill::Whole) => report_joined(primary, epoch, now_ms, out),
         _ => {}
     }
@@ -396,13 +526,22 @@ fn report_joined(primary: &mut Primary, epoch: Epoch, now_ms: u64, out: &mut Vec
     }
 }
 
+fn report_handed_over(primary: &mut Primary, epoch: Epoch, leased: bool, now_ms: u64, out: &mut Vec<Output>) {
+    primary.asked_ms = now_ms;
+    for peer in primary.peers.iter().filter(|_| leased) {
+        let message = Message::Release { epoch, asked_ms: primary.released_ms };
+        out.push(Output::Send { to: peer.device, message });
+    }
+    out.push(Output::Report(Report::ReadyToHandOver { epoch }));
+}
+
 /// Sends everything not sent yet. `page` replaces the payload at its sequence: joiners get a page's rows.
 fn send_entries(
     epoch: Epoch,
     tail: &super::tail::Tail,
     peer: &mut Peer,
     page: Option<(Sequence, &Bytes)>,
-    now_ms: u64,
+    (now_ms, asked_ms): (u64, u64),
     out: &mut Vec<Output>,
 ) {
     let committed = tail.committed();
@@ -420,7 +559,7 @@ fn send_entries(
         peer.told = committed;
         peer.sent_ms = now_ms;
         let previous_epoch = tail.epoch_at(previous).unwrap_or_default();
-        let message = Message::Append { epoch, previous, previous_epoch, entries, committed };
+        let message = Message::Append { epoch, previous, previous_epoch, entries, committed, asked_ms };
         out.push(Output::Send { to: peer.device, message });
     }
 }

@@ -6,6 +6,8 @@ use quarry_clustermap::{DeviceId, Epoch, PartitionConfig, PartitionId, Sequence}
 
 use super::defects::Defects;
 use super::follower::Follower;
+use super::latency::Latency;
+use super::lease::{Grants, LeaseTimes};
 use super::primary::{Phase, Primary};
 use super::tail::Tail;
 use super::{Input, Message, Output, Refusal, Report};
@@ -17,6 +19,8 @@ pub const TICK_MS: u64 = 20;
 pub const RESEND_MS: u64 = 200;
 /// Activation is asked for again after this, in milliseconds.
 pub const ACTIVATE_RETRY_MS: u64 = 1_000;
+/// A hand-over that nobody has taken by then is over, and the primary serves again; in milliseconds.
+pub const HAND_OVER_MS: u64 = 2_000;
 /// A member that keeps the partition waiting, and silent this long, is reported; in milliseconds.
 pub const LAGGING_MS: u64 = 3_000;
 /// Most uncommitted entries before proposals are refused.
@@ -33,7 +37,8 @@ pub const BACKFILL_BYTES_MAX: usize = 1024 * 1024;
 ///   Idle <------> Follower <------> Primary          any --PersistFailed--> Failed
 ///
 ///   Follower:  InSync                                Joining: AwaitingBase -> Resetting -> Appending
-///   Primary:   Recovering -> Activating -> Serving   any phase --higher epoch heard--> Fenced
+///   Primary:   Recovering -> Activating -> Serving <-> HandingOver -> HandedOver -> Serving   (HAND_OVER_MS)
+///              any phase --higher epoch heard--> Fenced
 /// ```
 #[derive(Debug)]
 pub(super) enum Role {
@@ -65,16 +70,31 @@ pub struct Replica {
     pub(super) role: Role,
     /// Unanswered proposals and barriers by the sequence they wait for, in order.
     pub(super) waiting: BTreeSet<(Sequence, u64)>,
+    /// `None`: all replicas share a process, and no leases are needed.
+    pub(super) lease_times: Option<LeaseTimes>,
+    pub(super) grants: Grants,
+    /// When a new epoch was last asked for, while this one is spent.
+    spent_asked_ms: Option<u64>,
+    /// Whether a step was made: what an earlier run may have granted counts from the first one.
+    started: bool,
+    pub(super) latency: Latency,
     pub(super) defects: Defects,
 }
 
 impl Replica {
     /// A replica after a restart (or of an empty log), without a configuration: it answers no one until
     /// [`Input::Configure`]. `min_copies` is the fewest members with which writes are accepted: min(m+1, 2).
+    /// `lease_times`: the same for all replicas; `None` if they all share this process.
     ///
     /// # Panics
     /// If the log's tail is not dense after `applied`.
-    pub fn recover(partition: PartitionId, me: DeviceId, min_copies: usize, log: RecoveredLog) -> Self {
+    pub fn recover(
+        partition: PartitionId,
+        me: DeviceId,
+        min_copies: usize,
+        log: RecoveredLog,
+        lease_times: Option<LeaseTimes>,
+    ) -> Self {
         let tail = Tail::new(log.applied, log.tail);
         Self {
             partition,
@@ -87,16 +107,28 @@ impl Replica {
             tail,
             role: Role::Idle,
             waiting: BTreeSet::new(),
+            lease_times,
+            grants: Grants::default(),
+            spent_asked_ms: None,
+            started: false,
+            latency: Latency::default(),
             defects: Defects::default(),
         }
     }
 
     /// One step. `now_ms` is a monotonic clock of any origin; outputs are added to `out`, in order of execution.
     pub fn step(&mut self, now_ms: u64, input: Input, out: &mut Vec<Output>) {
+        if !std::mem::replace(&mut self.started, true)
+            && let Some(times) = self.lease_times
+            && self.epoch_recovered > Epoch(0)
+            && !self.defects.forget_grants
+        {
+            self.grants.restarted(now_ms + times.grant_ms);
+        }
         match input {
             Input::Configure(config) => self.configure(now_ms, config, out),
             Input::Propose { token, payload } => self.propose(now_ms, token, payload, out),
-            Input::Barrier { token } => self.barrier(token, out),
+            Input::Barrier { token } => self.barrier(now_ms, token, out),
             Input::Receive { from, message } => self.receive(now_ms, from, message, out),
             Input::Persisted { epoch, through } => self.persisted(now_ms, epoch, through, out),
             Input::PersistFailed => {
@@ -106,14 +138,17 @@ impl Replica {
             Input::Activated { epoch } => self.activated(now_ms, epoch, out),
             Input::ResetDone { epoch } => self.reset_done(epoch, out),
             Input::BackfillRows { epoch, rows, next } => self.backfill_rows(now_ms, epoch, rows, next, out),
+            Input::HandOver { wanted } => self.hand_over(now_ms, wanted, out),
             Input::Tick => self.tick(now_ms, out),
         }
     }
 
-    /// Whether this device may answer reads and take proposals now: it is primary, activated, and everything that
-    /// an earlier primary may have acknowledged is applied.
-    pub fn is_serving_primary(&self) -> bool {
-        matches!(&self.role, Role::Primary(primary) if primary.phase == Phase::Serving)
+    /// Whether this device may answer reads and take proposals now: it is primary, activated, everything that
+    /// an earlier primary may have acknowledged is applied, and no later one serves.
+    ///
+    /// A read must ask this *after* it has its rows, with a clock read after them.
+    pub fn is_serving_primary(&self, now_ms: u64) -> bool {
+        self.serving(now_ms).is_ok()
     }
 
     /// Whether the device failed; such a replica does nothing any more.
@@ -156,9 +191,11 @@ impl Replica {
         }
         let joining = config.joining.contains(&self.me);
         if again && (config.primary == self.me || joining) {
+            self.spent_asked_ms = Some(now_ms);
             out.push(Output::Report(Report::NewEpochNeeded { epoch: self.epoch }));
             return;
         }
+        self.spent_asked_ms = None;
         if !again {
             self.epoch = config.epoch;
             self.epoch_durable = false;
@@ -211,6 +248,13 @@ impl Replica {
             return;
         }
         let epoch = message.epoch();
+        if let Message::Release { asked_ms, .. } = message {
+            self.grants.released(from, epoch, asked_ms);
+            if matches!(&self.role, Role::Primary(_)) {
+                self.progress(now_ms, out);
+            }
+            return;
+        }
         if epoch < self.epoch && !self.defects.no_fencing {
             if !matches!(message, Message::Rejected { .. }) {
                 out.push(Output::Send { to: from, message: Message::Rejected { epoch: self.epoch } });
@@ -222,10 +266,13 @@ impl Replica {
             return;
         }
         match message {
-            Message::Ack { flushed, applied, .. } => self.receive_ack(now_ms, from, flushed, applied, out),
-            Message::Rejected { .. } => {}
+            Message::Ack { flushed, applied, lease_ms, .. } => {
+                self.receive_lease(now_ms, from, lease_ms);
+                self.receive_ack(now_ms, from, flushed, applied, out);
+            }
+            Message::Rejected { .. } | Message::Release { .. } => {}
             Message::Append { .. } | Message::Join { .. } | Message::Commit { .. } => {
-                self.receive_from_primary(from, message, out);
+                self.receive_from_primary(now_ms, from, message, out);
             }
         }
     }
@@ -241,7 +288,13 @@ impl Replica {
     fn tick(&mut self, now_ms: u64, out: &mut Vec<Output>) {
         match &self.role {
             Role::Primary(_) => self.tick_primary(now_ms, out),
-            Role::Follower(_) | Role::Idle | Role::Failed => {}
+            Role::Idle => {
+                if self.spent_asked_ms.is_some_and(|at| now_ms.saturating_sub(at) >= ACTIVATE_RETRY_MS) {
+                    self.spent_asked_ms = Some(now_ms);
+                    out.push(Output::Report(Report::NewEpochNeeded { epoch: self.epoch }));
+                }
+            }
+            Role::Follower(_) | Role::Failed => {}
         }
     }
 

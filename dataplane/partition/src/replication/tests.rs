@@ -1,5 +1,7 @@
 //! Single rules, one replica at a time; their interplay is the simulator's business.
 
+mod leases;
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
@@ -36,22 +38,23 @@ fn resolved(out: &[Output]) -> Vec<(u64, Result<Sequence, Refusal>)> {
 
 /// A primary that serves in epoch 1 with an empty log: its first entry is committed.
 fn serving(min_copies: usize, members: &[DeviceId]) -> Replica {
-    let mut replica = Replica::recover(PartitionId(0), A, min_copies, RecoveredLog::default());
+    let mut replica = Replica::recover(PartitionId(0), A, min_copies, RecoveredLog::default(), None);
     step(&mut replica, Input::Configure(config(1, members, &[])));
     step(&mut replica, Input::Persisted { epoch: Epoch(1), through: Sequence(0) });
     step(&mut replica, Input::Persisted { epoch: Epoch(1), through: Sequence(1) });
     for member in &members[1..] {
         ack(&mut replica, *member, 1, 1);
     }
-    assert!(!replica.is_serving_primary());
+    assert!(!replica.is_serving_primary(0));
     step(&mut replica, Input::Activated { epoch: Epoch(1) });
-    assert!(replica.is_serving_primary());
+    assert!(replica.is_serving_primary(0));
     assert_eq!(replica.committed(), Sequence(1));
     replica
 }
 
 fn ack(replica: &mut Replica, from: DeviceId, epoch: u64, flushed: u64) -> Vec<Output> {
-    let message = Message::Ack { epoch: Epoch(epoch), flushed: Sequence(flushed), applied: Sequence(0) };
+    let message =
+        Message::Ack { epoch: Epoch(epoch), flushed: Sequence(flushed), applied: Sequence(0), lease_ms: 0 };
     step(replica, Input::Receive { from, message })
 }
 
@@ -103,7 +106,7 @@ fn a_failed_device_answers_and_stops() {
     step(&mut replica, Input::Propose { token: 1, payload: mutation() });
     let out = step(&mut replica, Input::PersistFailed);
     assert_eq!(resolved(&out), [(1, Err(Refusal::DeviceFailed))]);
-    assert!(replica.is_failed() && !replica.is_serving_primary());
+    assert!(replica.is_failed() && !replica.is_serving_primary(0));
     assert_eq!(ack(&mut replica, B, 1, 2), []);
     assert_eq!(step(&mut replica, Input::Configure(config(2, &[A, B], &[]))), []);
 }
@@ -123,18 +126,18 @@ fn in_flight_is_bounded_and_nonsense_refused() {
 #[test]
 fn a_lower_epoch_is_rejected_and_a_higher_one_ends_serving() {
     let mut replica = serving(2, &[A, B]);
-    let stale = Message::Commit { epoch: Epoch(0), committed: Sequence(1) };
+    let stale = Message::Commit { epoch: Epoch(0), committed: Sequence(1), asked_ms: 0 };
     let out = step(&mut replica, Input::Receive { from: B, message: stale });
     assert_eq!(out, [Output::Send { to: B, message: Message::Rejected { epoch: Epoch(1) } }]);
     let out = step(&mut replica, Input::Receive { from: B, message: Message::Rejected { epoch: Epoch(2) } });
     assert_eq!(out, [Output::Report(Report::Outdated { epoch: Epoch(2) })]);
-    assert!(!replica.is_serving_primary());
+    assert!(!replica.is_serving_primary(0));
 }
 
 #[test]
 fn a_spent_epoch_is_not_used_again() {
     let log = RecoveredLog { epoch: Epoch(4), ..RecoveredLog::default() };
-    let mut replica = Replica::recover(PartitionId(0), A, 2, log);
+    let mut replica = Replica::recover(PartitionId(0), A, 2, log, None);
     for spent in [config(4, &[A, B], &[]), config(4, &[B], &[A])] {
         let out = step(&mut replica, Input::Configure(spent));
         assert_eq!(out, [Output::Report(Report::NewEpochNeeded { epoch: Epoch(4) })]);
@@ -152,7 +155,7 @@ fn a_follower_replaces_only_what_differs() {
     };
     let tail = vec![entry(1, 1), entry(1, 2), entry(1, 3)];
     let log = RecoveredLog { epoch: Epoch(1), applied: Sequence(0), tail };
-    let mut replica = Replica::recover(PartitionId(0), A, 2, log);
+    let mut replica = Replica::recover(PartitionId(0), A, 2, log, None);
     step(&mut replica, Input::Configure(config(3, &[B, A], &[])));
     let append = Message::Append {
         epoch: Epoch(3),
@@ -160,6 +163,7 @@ fn a_follower_replaces_only_what_differs() {
         previous_epoch: Epoch(0),
         entries: vec![entry(1, 1), entry(2, 2)],
         committed: Sequence(0),
+        asked_ms: 0,
     };
     let receive = || Input::Receive { from: B, message: append.clone() };
     assert_eq!(step(&mut replica, receive()), [], "the epoch is not durable yet");
@@ -173,7 +177,7 @@ fn a_follower_replaces_only_what_differs() {
         ]
     ));
     let acks = step(&mut replica, Input::Persisted { epoch: Epoch(3), through: Sequence(2) });
-    let ack = Message::Ack { epoch: Epoch(3), flushed: Sequence(2), applied: Sequence(0) };
+    let ack = Message::Ack { epoch: Epoch(3), flushed: Sequence(2), applied: Sequence(0), lease_ms: 0 };
     assert_eq!(acks, [Output::Send { to: B, message: ack.clone() }]);
     assert_eq!(
         step(&mut replica, receive()),

@@ -10,6 +10,7 @@ pub(super) struct Control {
     pub(super) config: PartitionConfig,
     pub(super) activated: BTreeMap<Epoch, DeviceId>,
     copies: usize,
+    pub(super) handed_over: u64,
 }
 
 impl Control {
@@ -22,7 +23,7 @@ impl Control {
             joining: Vec::new(),
             lost: BTreeSet::new(),
         };
-        Self { config, activated: BTreeMap::new(), copies }
+        Self { config, activated: BTreeMap::new(), copies, handed_over: 0 }
     }
 
     /// Compare-and-swap: only the newest epoch is activated, once.
@@ -76,6 +77,21 @@ impl Control {
             self.config.primary = *random.pick(&electable);
         }
         self.bump();
+    }
+
+    /// The primary has stopped: another in-sync member takes its place.
+    pub(super) fn hand_over(&mut self, epoch: Epoch, up: impl Fn(DeviceId) -> bool) -> bool {
+        let primary = self.config.primary;
+        let next = self.config.replicas.iter().copied().find(|device| *device != primary && up(*device));
+        match next {
+            Some(next) if self.config.epoch == epoch => {
+                self.config.primary = next;
+                self.handed_over += 1;
+                self.bump();
+                true
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn join(&mut self, device: DeviceId) -> bool {

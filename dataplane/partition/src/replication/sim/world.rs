@@ -1,4 +1,4 @@
-//! The event loop of a run, and the host of each replica.
+//! The event loop of a run, and what happens to devices and the configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,20 +6,22 @@ use bytes::Bytes;
 use quarry_clustermap::{DeviceId, Epoch, PartitionConfig, PartitionId, Sequence};
 
 use super::checker::Checker;
+use super::clients::{ClientEvent, Clients};
 use super::control::Control;
-use super::journal::{Op, Store};
+use super::journal::Store;
 use super::random::Random;
 use crate::replication::defects::Defects;
-use crate::replication::{Envelope, Input, Output, Replica, Report};
+use crate::replication::{Envelope, Input, LeaseTimes, Replica};
 use crate::{Payload, RecoveredLog, Row};
 
-const PARTITION: PartitionId = PartitionId(7);
+pub(super) const PARTITION: PartitionId = PartitionId(7);
 const CHAOS_MS: u64 = 12_000;
 const HEALED_MS: u64 = 14_000;
 const TICK_MS: u64 = 40;
-const PAGE_ROWS: usize = 3;
+/// Rows of a page: small enough to be interrupted, and after healing large enough to come to an end.
+pub(super) const PAGE_ROWS: (usize, usize) = (3, 60);
 
-enum Event {
+pub(super) enum Event {
     Tick,
     Fault,
     Propose,
@@ -29,24 +31,40 @@ enum Event {
     Activate(DeviceId, Epoch),
     Detect(DeviceId),
     Restart(DeviceId),
+    /// Ends one run of it.
+    ShutDown(DeviceId, u64),
+    /// The control plane believes that it is gone, rightly or not.
+    Suspect(DeviceId),
+    SendConfig(DeviceId),
+    /// The control plane looks for a replacement.
+    Replace,
+    /// The primary is asked to hand over, when it serves; so many more attempts.
+    HandOver(u64),
+    Client(ClientEvent),
 }
 
-enum Host {
+pub(super) enum Host {
     Input(Input),
     Flush,
     Read(Epoch, Option<Vec<u8>>),
 }
 
-struct Device {
-    replica: Option<Replica>,
-    store: Store,
+pub(super) struct Device {
+    pub(super) replica: Option<Replica>,
+    pub(super) store: Store,
     /// Counts restarts: what was scheduled for an earlier run is dropped.
-    run: u64,
-    flushing: bool,
+    pub(super) run: u64,
+    /// Its clock: where it began, and per mille of true time.
+    pub(super) clock_ms: u64,
+    pub(super) rate: u64,
+    pub(super) paused_until_ms: u64,
+    /// Until then it hears nothing of the control plane.
+    pub(super) deaf_until_ms: u64,
+    pub(super) flushing: bool,
     dead: bool,
     /// Holds all rows once it has applied this: began empty with the partition, or was promoted.
-    whole: Option<Sequence>,
-    serving: Option<Epoch>,
+    pub(super) whole: Option<Sequence>,
+    pub(super) serving: Option<Epoch>,
 }
 
 /// What a clean run did; shows that runs are not idle.
@@ -57,54 +75,86 @@ pub(in crate::replication) struct Outcome {
     pub(in crate::replication) epochs: u64,
     pub(in crate::replication) crashes: u64,
     pub(in crate::replication) promoted: u64,
+    /// Operations of clients.
+    pub(in crate::replication) answered: u64,
+    pub(in crate::replication) handed_over: u64,
+    /// Ticks of the faulty part at which somebody served.
+    pub(in crate::replication) serving_ticks: u64,
 }
 
-struct World {
-    now_ms: u64,
-    random: Random,
+pub(super) struct World {
+    pub(super) now_ms: u64,
+    pub(super) random: Random,
     events: BTreeMap<(u64, u64), Event>,
     scheduled: u64,
-    devices: Vec<Device>,
-    control: Control,
-    checker: Checker,
+    pub(super) devices: Vec<Device>,
+    pub(super) control: Control,
+    pub(super) clients: Clients,
+    pub(super) lease_times: LeaseTimes,
+    /// Longest pause between faults, per cent of messages lost, per cent of everything much too late: some runs are
+    /// calmer than others.
+    pub(super) fault_ms: u64,
+    pub(super) lost_percent: u64,
+    late_percent: u64,
+    /// Messages from the first to the second are lost until then.
+    pub(super) cuts: BTreeMap<(DeviceId, DeviceId), u64>,
+    pub(super) control_down_until_ms: u64,
+    pub(super) checker: Checker,
     defects: Defects,
+    /// Whether two who serve at once are a violation by themselves.
+    pub(super) watches_serving: bool,
     min_copies: usize,
     next_token: u64,
-    open: BTreeSet<u64>,
+    pub(super) open: BTreeSet<u64>,
     crashes: u64,
+    serving_ticks: u64,
     violation: Option<String>,
 }
 
 /// Runs one seed; the error is the first violation.
 pub(in crate::replication) fn run(seed: u64, defects: Defects) -> Result<Outcome, String> {
+    World::new(seed, defects).run()
+}
+
+/// The same, judged by the entries and by what clients see alone.
+pub(in crate::replication) fn run_unwatched(seed: u64, defects: Defects) -> Result<Outcome, String> {
     let mut world = World::new(seed, defects);
-    world.spread_config();
-    for time in (0..CHAOS_MS + HEALED_MS).step_by(usize::try_from(TICK_MS).unwrap()) {
-        world.schedule_at(time, Event::Tick);
-    }
-    world.schedule_at(50, Event::Propose);
-    world.schedule_at(300, Event::Fault);
-    let mut healed = false;
-    while let Some(((time, _), event)) = world.events.pop_first() {
-        if time > CHAOS_MS && !healed {
-            healed = true;
-            world.heal();
-        }
-        if time > CHAOS_MS + HEALED_MS {
-            break;
-        }
-        world.now_ms = time;
-        world.handle(event);
-        if let Some(violation) = world.violation.take() {
-            return Err(format!("at {time} ms: {violation}"));
-        }
-    }
-    world.finish()
+    world.watches_serving = false;
+    world.run()
 }
 
 impl World {
+    fn run(mut self) -> Result<Outcome, String> {
+        self.spread_config();
+        for time in (0..CHAOS_MS + HEALED_MS).step_by(usize::try_from(TICK_MS).unwrap()) {
+            self.schedule_at(time, Event::Tick);
+        }
+        self.start_clients();
+        self.schedule_at(50, Event::Propose);
+        self.schedule_at(300, Event::Fault);
+        let mut healed = false;
+        while let Some(((time, _), event)) = self.events.pop_first() {
+            if time > CHAOS_MS && !healed {
+                healed = true;
+                self.heal();
+            }
+            if time > CHAOS_MS + HEALED_MS {
+                break;
+            }
+            self.now_ms = time;
+            self.handle(event);
+            if let Some(violation) = self.violation.take() {
+                return Err(format!("at {time} ms: {violation}"));
+            }
+        }
+        self.finish()
+    }
+
     fn new(seed: u64, defects: Defects) -> Self {
         let mut random = Random::new(seed);
+        let grant_ms = 300 + random.below(1_500);
+        let fault_ms = *random.pick(&[400, 900, 2_500, 6_000]);
+        let (lost_percent, late_percent) = *random.pick(&[(10, 5), (10, 1), (2, 1), (1, 5)]);
         let device_count = 3 + random.below(3);
         let copies = usize::try_from(2 + random.below(2)).unwrap();
         let mut world = Self {
@@ -114,21 +164,37 @@ impl World {
             scheduled: 0,
             devices: Vec::new(),
             control: Control::new(copies),
+            clients: Clients::default(),
+            lease_times: LeaseTimes::new(grant_ms),
+            fault_ms,
+            lost_percent,
+            late_percent,
+            cuts: BTreeMap::new(),
+            control_down_until_ms: 0,
             checker: Checker::new(),
             defects,
+            watches_serving: true,
             min_copies: 2,
             next_token: 1,
             open: BTreeSet::new(),
             crashes: 0,
+            serving_ticks: 0,
             violation: None,
         };
         for id in 0..device_count {
             let replica = world.new_replica(DeviceId(id), RecoveredLog::default());
             let whole = world.control.is_member(DeviceId(id)).then_some(Sequence(0));
+            let clock_ms = 1 + world.random.below(100_000);
+            let rates = [955, 1045, 955 + world.random.below(91)];
+            let rate = *world.random.pick(&rates);
             world.devices.push(Device {
                 replica: Some(replica),
                 store: Store::default(),
                 run: 0,
+                clock_ms,
+                rate,
+                paused_until_ms: 0,
+                deaf_until_ms: 0,
                 flushing: false,
                 dead: false,
                 whole,
@@ -139,7 +205,7 @@ impl World {
     }
 
     fn new_replica(&self, id: DeviceId, log: RecoveredLog) -> Replica {
-        let mut replica = Replica::recover(PARTITION, id, self.min_copies, log);
+        let mut replica = Replica::recover(PARTITION, id, self.min_copies, log, Some(self.lease_times));
         replica.defects = self.defects;
         replica
     }
@@ -149,36 +215,36 @@ impl World {
         self.events.insert((time_ms, self.scheduled), event);
     }
 
-    fn schedule(&mut self, delay_ms: u64, event: Event) {
+    pub(super) fn schedule(&mut self, delay_ms: u64, event: Event) {
         self.schedule_at(self.now_ms + delay_ms, event);
     }
 
-    fn chaos(&self) -> bool {
+    pub(super) fn chaos(&self) -> bool {
         self.now_ms < CHAOS_MS
     }
 
-    fn delay(&mut self, usual_ms: u64) -> u64 {
-        if self.chaos() && self.random.chance(5) {
+    pub(super) fn delay(&mut self, usual_ms: u64) -> u64 {
+        if self.chaos() && self.random.chance(self.late_percent) {
             return self.random.below(2_000);
         }
         1 + self.random.below(usual_ms)
     }
 
-    fn device(&mut self, id: DeviceId) -> &mut Device {
+    pub(super) fn device(&mut self, id: DeviceId) -> &mut Device {
         &mut self.devices[usize::try_from(id.0).unwrap()]
     }
 
-    fn ids(&self) -> Vec<DeviceId> {
+    pub(super) fn ids(&self) -> Vec<DeviceId> {
         (0..self.devices.len() as u64).map(DeviceId).collect()
     }
 
-    fn up(&self) -> BTreeSet<DeviceId> {
+    pub(super) fn up(&self) -> BTreeSet<DeviceId> {
         let up = |id: &DeviceId| self.devices[usize::try_from(id.0).unwrap()].replica.is_some();
         let dead = |id: &DeviceId| self.devices[usize::try_from(id.0).unwrap()].dead;
         self.ids().into_iter().filter(|id| up(id) && !dead(id)).collect()
     }
 
-    fn fail(&mut self, result: Result<(), String>) {
+    pub(super) fn fail(&mut self, result: Result<(), String>) {
         if let Err(violation) = result {
             self.violation.get_or_insert(violation);
         }
@@ -186,223 +252,93 @@ impl World {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Tick => self.ids().into_iter().for_each(|id| self.step(id, Input::Tick)),
+            Event::Tick => {
+                self.running().into_iter().for_each(|id| self.step(id, Input::Tick));
+                let served = self.chaos() && self.ids().into_iter().any(|id| self.is_serving(id));
+                self.serving_ticks += u64::from(served);
+            }
             Event::Fault => self.fault(),
             Event::Propose => self.propose(),
             Event::Deliver(frame) => {
                 let Envelope { from, to, message, .. } = Envelope::decode(&frame).unwrap();
+                if let Some(until) = self.paused_until(to) {
+                    return self.schedule_at(until, Event::Deliver(frame));
+                }
                 self.step(to, Input::Receive { from, message });
             }
             Event::Host(id, run, host) => {
+                if let Some(until) = self.paused_until(id) {
+                    return self.schedule_at(until, Event::Host(id, run, host));
+                }
                 if self.device(id).run == run && self.device(id).replica.is_some() {
                     self.host(id, host);
                 }
             }
             Event::Activate(id, epoch) => {
-                if self.control.activate(id, epoch) {
+                if !self.control_is_down() && self.control.activate(id, epoch) {
                     self.schedule_host(id, 20, Host::Input(Input::Activated { epoch }));
                 }
             }
             Event::Detect(id) => {
                 let up = self.up();
+                if self.control_is_down() {
+                    return self.schedule(500, Event::Detect(id));
+                }
                 if !up.contains(&id) && self.control.evict(id, |d| up.contains(&d), &mut self.random) {
                     self.spread_config();
                 }
             }
             Event::Restart(id) => self.restart(id),
-        }
-    }
-
-    fn schedule_host(&mut self, id: DeviceId, usual_ms: u64, host: Host) {
-        let (delay, run) = (self.delay(usual_ms), self.device(id).run);
-        self.schedule(delay, Event::Host(id, run, host));
-    }
-
-    fn host(&mut self, id: DeviceId, host: Host) {
-        match host {
-            Host::Input(input) => self.step(id, input),
-            Host::Read(epoch, cursor) => {
-                let rows = self.device(id).store.newest_rows();
-                let mut page = rows.into_iter().skip_while(|(key, _)| Some(key) < cursor.as_ref());
-                let row = |(key, value)| Row { key, value: Some(value) };
-                let rows: Vec<Row> = page.by_ref().take(PAGE_ROWS).map(row).collect();
-                let next = page.next().map(|(key, _)| key);
-                self.step(id, Input::BackfillRows { epoch, rows, next });
-            }
-            Host::Flush => self.flush(id),
-        }
-    }
-
-    fn flush(&mut self, id: DeviceId) {
-        let pending = self.device(id).store.pending() as u64;
-        let count = 1 + self.random.below(pending);
-        let done = self.device(id).store.flush(usize::try_from(count).unwrap());
-        self.device(id).flushing = count < pending;
-        if count < pending {
-            self.schedule_host(id, 15, Host::Flush);
-        }
-        let mut inputs = Vec::new();
-        for op in done {
-            let persisted = match op {
-                Op::Raise { epoch, through } => Input::Persisted { epoch, through },
-                Op::Append { epoch, entry, .. } => Input::Persisted { epoch, through: entry.sequence },
-                Op::Truncate { epoch, after } => Input::Persisted { epoch, through: after },
-                Op::Reset { epoch, .. } => Input::ResetDone { epoch },
-            };
-            if matches!((inputs.last(), &persisted), (Some(Input::Persisted { .. }), Input::Persisted { .. }))
-            {
-                inputs.pop();
-            }
-            inputs.push(persisted);
-        }
-        inputs.into_iter().for_each(|input| self.step(id, input));
-    }
-
-    fn step(&mut self, id: DeviceId, input: Input) {
-        let now_ms = self.now_ms;
-        let mut out = Vec::new();
-        let Some(replica) = &mut self.device(id).replica else { return };
-        replica.step(now_ms, input, &mut out);
-        let (epoch, serving) = (replica.epoch(), replica.is_serving_primary());
-        for output in out {
-            self.execute(id, epoch, output);
-        }
-        let device = self.device(id);
-        if serving && device.serving != Some(epoch) {
-            device.serving = Some(epoch);
-            let device = &self.devices[usize::try_from(id.0).unwrap()];
-            let result = self.checker.serves(id, device.store.applied, &device.store.rows);
-            self.fail(result);
-        }
-    }
-
-    fn submit(&mut self, id: DeviceId, op: Op) {
-        let device = self.device(id);
-        device.store.submit(op);
-        if !std::mem::replace(&mut device.flushing, true) {
-            self.schedule_host(id, 15, Host::Flush);
-        }
-    }
-
-    fn execute(&mut self, id: DeviceId, epoch: Epoch, output: Output) {
-        match output {
-            Output::RaiseEpoch { epoch, through } => self.submit(id, Op::Raise { epoch, through }),
-            Output::Append { epoch, entry, committed } => {
-                self.submit(id, Op::Append { epoch, entry, committed });
-            }
-            Output::Truncate { epoch, after } => self.submit(id, Op::Truncate { epoch, after }),
-            Output::Reset { epoch, base } => {
-                self.device(id).whole = None;
-                self.submit(id, Op::Reset { epoch, base });
-            }
-            Output::Apply { sequence, payload } => self.apply(id, sequence, &payload),
-            Output::Send { to, message } => {
-                let frame = Envelope { partition: PARTITION, from: id, to, message }.encode().unwrap();
-                self.send(frame);
-            }
-            Output::Resolve { token, result } => self.resolved(id, epoch, token, result),
-            Output::Activate { epoch } => {
-                let delay = self.delay(20);
-                self.schedule(delay, Event::Activate(id, epoch));
-            }
-            Output::ReadBackfill { epoch, cursor } => self.schedule_host(id, 20, Host::Read(epoch, cursor)),
-            Output::Report(report) => self.report(id, report),
-        }
-    }
-
-    fn resolved(
-        &mut self,
-        id: DeviceId,
-        epoch: Epoch,
-        token: u64,
-        result: Result<Sequence, crate::replication::Refusal>,
-    ) {
-        if !self.open.remove(&token) {
-            self.fail(Err(format!("token {token} is answered twice")));
-        }
-        let checked = match result {
-            Ok(sequence) => {
-                let activated = self.control.activated.get(&epoch).copied();
-                self.checker.acknowledged(id, epoch, activated, token, sequence)
-            }
-            Err(refusal) if !refusal.is_outcome_unknown() => self.checker.refused(token),
-            Err(_) => Ok(()),
-        };
-        self.fail(checked);
-    }
-
-    fn send(&mut self, frame: Bytes) {
-        let copies = match self.random.below(100) {
-            0..10 if self.chaos() => 0,
-            10..20 if self.chaos() => 2,
-            _ => 1,
-        };
-        for _ in 0..copies {
-            let delay = self.delay(20);
-            self.schedule(delay, Event::Deliver(frame.clone()));
-        }
-    }
-
-    fn apply(&mut self, id: DeviceId, sequence: Sequence, payload: &Bytes) {
-        let device = &mut self.devices[usize::try_from(id.0).unwrap()];
-        let dense = sequence == device.store.applied.next();
-        let entry = device.store.log.entry(sequence).filter(|entry| entry.payload == *payload).cloned();
-        device.store.applied = sequence;
-        super::journal::apply_rows(&mut device.store.rows, payload);
-        let result = match entry {
-            Some(entry) if dense => self.checker.applied(id, &entry),
-            _ => Err(format!("{id} applies {sequence}, which is not next in its log")),
-        };
-        self.fail(result);
-        self.check_whole(id);
-    }
-
-    fn check_whole(&mut self, id: DeviceId) {
-        let device = &self.devices[usize::try_from(id.0).unwrap()];
-        if device.replica.is_some() && device.whole.is_some_and(|whole| device.store.applied >= whole) {
-            let result = self.checker.whole(id, device.store.applied, &device.store.rows);
-            self.fail(result);
-        }
-    }
-
-    fn report(&mut self, id: DeviceId, report: Report) {
-        match report {
-            Report::Joined { device, epoch } => {
-                if self.control.joined(device, epoch) {
-                    self.device(device).whole = Some(self.checker.committed());
-                    self.checker.promoted += 1;
-                    self.spread_config();
+            Event::ShutDown(id, run) => {
+                if self.device(id).run == run {
+                    self.crash(id);
                 }
             }
-            Report::Lagging { device, epoch } => {
-                let up = self.up();
-                if epoch == self.control.config.epoch
-                    && self.control.evict(device, |d| up.contains(&d), &mut self.random)
+            Event::Suspect(id) => self.suspect(id),
+            Event::SendConfig(id) => self.send_config(id),
+            Event::Replace => self.replace(),
+            Event::HandOver(tries) => self.ask_to_hand_over(tries),
+            Event::Client(event) => {
+                if let ClientEvent::Arrive(_, id) | ClientEvent::Look(_, id, ..) = &event
+                    && let Some(until) = self.paused_until(*id)
                 {
-                    self.spread_config();
+                    return self.schedule_at(until, Event::Client(event));
                 }
+                self.client_event(event);
             }
-            Report::Outdated { .. } => self.send_config(id),
-            Report::NewEpochNeeded { epoch } if epoch == self.control.config.epoch => self.renew(),
-            Report::NewEpochNeeded { .. } => {}
         }
     }
 
-    fn renew(&mut self) {
+    pub(super) fn renew(&mut self) {
+        if self.control_is_down() {
+            return;
+        }
         let up = self.up();
         self.control.renew(|d| up.contains(&d), &mut self.random);
         self.spread_config();
     }
 
-    fn send_config(&mut self, id: DeviceId) {
+    pub(super) fn send_config(&mut self, id: DeviceId) {
+        if self.now_ms < self.device(id).deaf_until_ms {
+            return;
+        }
         let config: PartitionConfig = self.control.config.clone();
         self.schedule_host(id, 40, Host::Input(Input::Configure(config)));
     }
 
-    fn spread_config(&mut self) {
+    pub(super) fn spread_config(&mut self) {
         for id in self.ids() {
             self.send_config(id);
         }
+        let soon = 1 + self.random.below(1_500);
+        self.schedule(soon, Event::Replace);
+    }
+
+    pub(super) fn new_token(&mut self) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.open.insert(token);
+        token
     }
 
     fn propose(&mut self) {
@@ -417,14 +353,12 @@ impl World {
         if self.device(id).replica.is_none() {
             return;
         }
-        let token = self.next_token;
-        self.next_token += 1;
-        self.open.insert(token);
+        let token = self.new_token();
         if self.random.chance(10) {
             self.step(id, Input::Barrier { token });
             return;
         }
-        let key = vec![u8::try_from(self.random.below(12)).unwrap()];
+        let key = vec![220 + u8::try_from(self.random.below(12)).unwrap()];
         let value = self.random.chance(70).then(|| token.to_le_bytes().to_vec());
         let stamp = Row { key: vec![200], value: Some(token.to_le_bytes().to_vec()) };
         let payload = Payload::Mutations(vec![Row { key, value }, stamp]).encode().unwrap();
@@ -432,7 +366,12 @@ impl World {
         self.step(id, Input::Propose { token, payload });
     }
 
-    fn crash(&mut self, id: DeviceId) {
+    pub(super) fn crash(&mut self, id: DeviceId) {
+        let down_ms = 20 + self.random.below(2_500);
+        self.crash_for(id, down_ms);
+    }
+
+    pub(super) fn crash_for(&mut self, id: DeviceId, down_ms: u64) {
         let device = self.device(id);
         if device.replica.take().is_none() {
             return;
@@ -441,7 +380,6 @@ impl World {
         device.flushing = false;
         device.serving = None;
         self.crashes += 1;
-        let down_ms = 20 + self.random.below(2_500);
         let detect_ms = 100 + self.random.below(1_500);
         self.schedule(down_ms, Event::Restart(id));
         self.schedule(detect_ms, Event::Detect(id));
@@ -458,42 +396,15 @@ impl World {
         self.device(id).replica = Some(replica);
         self.check_whole(id);
         // Mostly the control plane notices; sometimes the replica has to say that it needs a new epoch.
-        if self.control.is_member(id) && self.random.chance(70) {
+        if self.control.is_member(id) && !self.control_is_down() && self.random.chance(70) {
             self.renew();
         } else {
             self.send_config(id);
         }
     }
 
-    fn fault(&mut self) {
-        if !self.chaos() {
-            return;
-        }
-        let next = 50 + self.random.below(900);
-        self.schedule(next, Event::Fault);
-        let ids = self.ids();
-        let id = *self.random.pick(&ids);
-        let up = self.up();
-        match self.random.below(100) {
-            0..30 => self.crash(id),
-            30..36 => ids.into_iter().for_each(|id| self.crash(id)),
-            36..56 => self.renew(),
-            56..70 => {
-                if self.control.evict(id, |d| up.contains(&d), &mut self.random) {
-                    self.spread_config();
-                }
-            }
-            70..72 => self.kill(id),
-            _ => {
-                if up.contains(&id) && self.control.join(id) {
-                    self.spread_config();
-                }
-            }
-        }
-    }
-
     /// The device fails for good; at most one does, and never the last in-sync one.
-    fn kill(&mut self, id: DeviceId) {
+    pub(super) fn kill(&mut self, id: DeviceId) {
         let another = self.control.config.replicas.iter().any(|replica| *replica != id);
         if !another || self.devices.iter().any(|device| device.dead) || !self.up().contains(&id) {
             return;
@@ -505,6 +416,7 @@ impl World {
 
     fn heal(&mut self) {
         self.now_ms = CHAOS_MS + 1;
+        self.end_faults();
         for id in self.ids() {
             self.restart(id);
             if self.device(id).dead {
@@ -520,9 +432,11 @@ impl World {
 
     fn finish(mut self) -> Result<Outcome, String> {
         let config = self.control.config.clone();
+        self.check_histories()?;
+        let local_ms = self.local_ms(config.primary);
         let before = self.checker.acknowledged_count();
         let primary = self.device(config.primary);
-        let serving = primary.replica.as_ref().is_some_and(Replica::is_serving_primary);
+        let serving = primary.replica.as_ref().is_some_and(|replica| replica.is_serving_primary(local_ms));
         if !serving {
             return Err(format!("healed, but {} does not serve {}", config.primary, config.epoch));
         }
@@ -541,6 +455,9 @@ impl World {
             epochs: config.epoch.0,
             crashes: self.crashes,
             promoted: self.checker.promoted,
+            answered: self.clients.answered,
+            handed_over: self.control.handed_over,
+            serving_ticks: self.serving_ticks,
         })
     }
 }
