@@ -46,6 +46,7 @@ impl Server {
             endpoints: vec![format!("http://127.0.0.1:{}", self.ports[0])],
             prefix: "quarry/test/".to_owned(),
             deadline: Duration::from_secs(2),
+            ..EtcdOptions::default()
         };
         let started = Instant::now();
         loop {
