@@ -76,6 +76,12 @@ pub(crate) struct RunArgs {
     /// Address of metrics and health checks.
     #[arg(long)]
     pub(crate) admin: Option<SocketAddr>,
+    /// Address at which other nodes of the cluster reach this one.
+    #[arg(long)]
+    pub(crate) peer_listen: Option<SocketAddr>,
+    /// File with the key that the nodes of the cluster share: 64 hexadecimal digits, mode 0600.
+    #[arg(long)]
+    pub(crate) cluster_key_file: Option<PathBuf>,
     /// Executor threads, one pinned to each core. Default: all cores.
     #[arg(long)]
     pub(crate) cores: Option<usize>,
@@ -107,6 +113,8 @@ struct ConfigFile {
     profile: Option<String>,
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
+    peer_listen: Option<SocketAddr>,
+    cluster_key_file: Option<PathBuf>,
     cores: Option<usize>,
     region: Option<String>,
     cache_per_device: Option<Bytes>,
@@ -132,6 +140,8 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     /// Metrics and health.
     pub(crate) admin: SocketAddr,
+    /// Where other nodes reach this one, and the file of the cluster key.
+    pub(crate) peers: Option<(SocketAddr, PathBuf)>,
     /// Executors.
     pub(crate) cores: usize,
     /// Region name that signatures must carry.
@@ -165,6 +175,8 @@ pub(crate) enum ConfigError {
     Malformed { path: PathBuf, source: Box<toml::de::Error> },
     #[error("--standalone is required: joining a cluster (quarryd with etcd) is not built yet")]
     NotStandalone,
+    #[error("peer-listen and cluster-key-file are given together or not at all")]
+    HalfPeers,
     #[error("--data DIR is required")]
     NoData,
     #[error("profile {profile} needs {needed} devices, {given} are given")]
@@ -217,6 +229,14 @@ impl Config {
             profile,
             listen: args.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000))),
             admin: args.admin.or(file.admin).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9001))),
+            peers: match (
+                args.peer_listen.or(file.peer_listen),
+                args.cluster_key_file.clone().or(file.cluster_key_file),
+            ) {
+                (Some(address), Some(key)) => Some((address, key)),
+                (None, None) => None,
+                _ => return Err(ConfigError::HalfPeers),
+            },
             cores: args.cores.or(file.cores).unwrap_or(default_cores),
             region: file.region.unwrap_or_else(|| "us-east-1".into()),
             cache_per_device_bytes: to_usize(file.cache_per_device.map_or(DEFAULT_CACHE, |size| size.0)),

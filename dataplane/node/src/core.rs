@@ -2,8 +2,9 @@
 //! buffers, recovery of the devices it owns, transport, map, jobs; and, once every core is that far, connections.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     collections::BTreeMap,
+    net::SocketAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -45,6 +46,7 @@ use crate::{
         clock::CoreTimer,
         fd::{CompletionEvents, HyperStream},
         mesh::{Inbox, Mesh},
+        net::{ClusterKey, Identity, Net, Versions},
         pulse::CorePulse,
     },
 };
@@ -84,6 +86,8 @@ pub(crate) struct Shared {
     pub(crate) published: Published,
     pub(crate) inboxes: Vec<Arc<Inbox>>,
     pub(crate) pulses: Vec<Arc<CorePulse>>,
+    /// Where other nodes reach this one, and what they prove to each other; `None`: there are none.
+    pub(crate) peers: Option<(SocketAddr, ClusterKey)>,
     pub(crate) progress: Progress,
     pub(crate) space: SpaceTable,
     pub(crate) reads: Reads,
@@ -140,7 +144,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     let buffers = BufferPool::new(shared.config.buffers_per_core_bytes / BUFFER_BYTES)?;
     let ring = start_ring(&buffers, queues)?;
     let gauges = Arc::new(CoreGauges::default());
-    let serving = start_pulse(&shared, index, &buffers, &ring, &gauges);
+    let net = Rc::new(OnceCell::new());
+    let serving = start_pulse(&shared, index, (&buffers, &ring), &gauges, &net);
     let devices = open_devices(&shared, &ring);
     let stores = recover(&shared, index, &devices, queues).await;
     report_losses(&shared, &stores).await?;
@@ -178,11 +183,15 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     mesh.set_handler(Rc::new(move |to, frame| handler.handle(to, frame)));
     // Primaries talk to replicas on other cores at once: all must be there first.
     wait_for_all(&shared.recovered, shared.config.cores).await;
-    follow_map(&shared, &host, &cluster, queues).await?;
+    start_net(&shared, &mesh, &cluster, queues, &net)?;
+    follow_map(&shared, (&host, &cluster), &net, queues).await?;
     start_ticks(&host, queues);
     let background = spawner(queues.background);
     background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
     background(Box::pin(jobs::leftovers::run(Rc::clone(&host), Rc::clone(&cluster))));
+    if shared.peers.is_some() {
+        background(Box::pin(jobs::room::run(Rc::clone(&host), Rc::clone(&cluster))));
+    }
     let budget = Rc::new(Budget::new(shared.config.repair_bytes_per_second / shared.config.cores as u64));
     background(Box::pin(jobs::mover::run(Rc::clone(&cluster), Rc::clone(&budget))));
     background(Box::pin(jobs::repair::run(Rc::clone(&host), Rc::clone(&cluster), budget)));
@@ -198,7 +207,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
         },
     )));
     let collector =
-        jobs::collector::run(Rc::clone(&host), Rc::clone(&cluster), shared.node, shared.incarnation);
+        jobs::collector::follow(Rc::clone(&host), Rc::clone(&cluster), shared.node, shared.incarnation);
     background(Box::pin(collector));
 
     wait_until_serving(&shared, &host).await;
@@ -340,10 +349,43 @@ fn start_mesh(shared: &Shared, index: usize, queues: Queues) -> Rc<Mesh> {
     let route = Rc::new(move |to| match to {
         quarry_object::transport::Address::Device(device) => owners.owner(device),
         quarry_object::transport::Address::Core(core) => (core < owners.config.cores).then_some(core),
+        quarry_object::transport::Address::Node(_) => None,
     });
     let mesh = Mesh::new(index, shared.inboxes.clone(), route, spawner(queues.device));
     spawner(queues.device)(Box::pin(Rc::clone(&mesh).receive()));
     mesh
+}
+
+/// The way to and from other nodes, if this one has any. Nothing is sent before the first map.
+fn start_net(
+    shared: &Shared,
+    mesh: &Rc<Mesh>,
+    cluster: &Rc<NodeCluster<Production>>,
+    queues: Queues,
+    known: &OnceCell<Rc<Net>>,
+) -> anyhow::Result<()> {
+    let Some((address, key)) = &shared.peers else { return Ok(()) };
+    let me = Identity {
+        cluster: shared.published.map.cluster,
+        node: shared.node,
+        incarnation: shared.incarnation,
+        versions: Versions::OURS,
+    };
+    let (random, metrics) = (Rc::clone(cluster), Arc::clone(&shared.metrics));
+    let random = Box::new(move || quarry_object::cluster::Cluster::random(&*random));
+    let stats = Rc::new(move |node, class| metrics.link(node, class));
+    let net = Net::new(me, key.clone(), spawner(queues.device), random, stats);
+    net.set_map(&shared.published.map);
+    let answering = Rc::clone(mesh);
+    let handler = move |to, _, parcel| -> LocalBoxFuture<'static, _> {
+        let mesh = Rc::clone(&answering);
+        Box::pin(async move { mesh.call_here(to, parcel).await })
+    };
+    net.listen(*address, Rc::new(handler))
+        .map_err(|error| anyhow::anyhow!("cannot listen for other nodes on {address}: {error}"))?;
+    mesh.set_net(Rc::clone(&net));
+    assert!(known.set(net).is_ok(), "started once");
+    Ok(())
 }
 
 async fn wait_for_all(count: &AtomicU64, cores: usize) {
@@ -374,15 +416,19 @@ async fn report_losses(shared: &Shared, stores: &[Store<NodeDevice>]) -> anyhow:
 /// Acts on the newest map, and on every newer one from then on.
 async fn follow_map(
     shared: &Shared,
-    host: &Rc<CoreHost<Production>>,
-    cluster: &Rc<NodeCluster<Production>>,
+    (host, cluster): (&Rc<CoreHost<Production>>, &Rc<NodeCluster<Production>>),
+    net: &Rc<OnceCell<Rc<Net>>>,
     queues: Queues,
 ) -> anyhow::Result<()> {
     let newest = shared.control.controller().subscribe().await?;
     // There is one, and it is not older than the registration of this node.
     let published = newest.recv().await?;
-    let (host, cluster) = (Rc::clone(host), Rc::clone(cluster));
+    let (host, cluster, net) = (Rc::clone(host), Rc::clone(cluster), Rc::clone(net));
     let act = move |published: &Published| {
+        // First, so that replicas find the nodes of their new peers.
+        if let Some(net) = net.get() {
+            net.set_map(&published.map);
+        }
         host.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
         cluster.set_published(published);
     };
@@ -410,21 +456,24 @@ fn start_ticks(host: &Rc<CoreHost<Production>>, queues: Queues) {
 fn start_pulse(
     shared: &Shared,
     index: usize,
-    buffers: &BufferPool,
-    ring: &Ring,
+    (buffers, ring): (&BufferPool, &Ring),
     gauges: &Arc<CoreGauges>,
+    net: &Rc<OnceCell<Rc<Net>>>,
 ) -> Rc<Cell<bool>> {
     let pulse = Arc::clone(&shared.pulses[index]);
     shared.metrics.add_core(index, Arc::clone(gauges), Arc::clone(&pulse));
     pulse.set_busy(true);
     let serving = Rc::new(Cell::new(false));
     let (buffers, ring, known) = (buffers.clone(), ring.clone(), Rc::clone(&serving));
+    let net = Rc::clone(net);
     let (shown, answered, stopping) = (Arc::clone(gauges), Arc::clone(&pulse), Arc::clone(&shared.stopping));
     let on_beat = move || {
         // The ring may have work that arrived while the executor wrongly slept.
         ring.submit();
         ring.reap();
-        let idle = known.get() && ring.in_flight() == 0 && shown.connections.load(Ordering::Relaxed) == 0;
+        let asked = net.get().is_some_and(|net| net.is_busy());
+        let idle =
+            known.get() && !asked && ring.in_flight() == 0 && shown.connections.load(Ordering::Relaxed) == 0;
         answered.set_busy(!idle || stopping.load(Ordering::Relaxed));
         shown.buffers.store(buffers.slots() as u64, Ordering::Relaxed);
         shown.buffers_free.store(buffers.free_slots() as u64, Ordering::Relaxed);

@@ -15,6 +15,7 @@ mod inspect;
 mod jobs;
 mod metrics;
 mod platform;
+mod runs;
 mod runtime;
 #[cfg(test)]
 mod sim;
@@ -49,6 +50,7 @@ use crate::{
     metrics::Metrics,
     runtime::{
         mesh::Inbox,
+        net::ClusterKey,
         pulse::{Beginning, CorePulse},
     },
 };
@@ -86,6 +88,10 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let credentials = credentials::load(&config.data)?;
     let metastore = Embedded::open(&config.data)?;
     let map = read_map(&metastore)?;
+    let peers = match &config.peers {
+        Some((address, key)) => Some((*address, ClusterKey::read(key)?)),
+        None => None,
+    };
     let (cluster, found) = devices::prepare(&config, map.as_ref())?;
 
     let scrub = ScrubBoard::new(config.cores);
@@ -133,6 +139,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         metrics,
         faults,
         pulses,
+        peers,
     };
     let announcer = announce(&config, &credentials, admin);
     let result = run_cores(&shared);

@@ -1,6 +1,7 @@
 //! Metrics of the node, for Prometheus. Names: `quarry_subsystem_noun_unit_total`; the list is in docs/operations.md.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -12,9 +13,14 @@ use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder, core::Collector,
 };
+use quarry_clustermap::NodeId;
+use quarry_object::transport::Class;
 use quarry_storage::store::SharedStats;
 
-use crate::{host::DeviceSpace, runtime::pulse::CorePulse};
+use crate::{
+    host::DeviceSpace,
+    runtime::{net::LinkStats, pulse::CorePulse},
+};
 
 /// Upper bounds of request durations, seconds.
 const DURATION_BUCKETS: [f64; 14] =
@@ -66,6 +72,8 @@ pub(crate) struct Metrics {
     device_bytes: IntGaugeVec,
     device_sources: Mutex<Vec<DeviceSource>>,
     core_sources: Mutex<Vec<CoreSource>>,
+    peer_link: IntGaugeVec,
+    links: Mutex<BTreeMap<(NodeId, Class), Arc<LinkStats>>>,
 }
 
 impl Metrics {
@@ -167,6 +175,14 @@ impl Metrics {
             )?,
             device_sources: Mutex::default(),
             core_sources: Mutex::default(),
+            peer_link: add(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("quarry_peer_link", "Traffic with another node, by class"),
+                    &["peer", "class", "what"],
+                )?,
+            )?,
+            links: Mutex::default(),
             registry,
         };
         Ok(Arc::new(metrics))
@@ -182,6 +198,12 @@ impl Metrics {
     pub(crate) fn add_core(&self, core: usize, gauges: Arc<CoreGauges>, pulse: Arc<CorePulse>) {
         let source = CoreSource { core: core.to_string(), gauges, pulse };
         self.core_sources.lock().expect("nothing panics under this lock").push(source);
+    }
+
+    /// The counters of the traffic with a node in a class.
+    pub(crate) fn link(&self, node: NodeId, class: Class) -> Arc<LinkStats> {
+        let mut links = self.links.lock().expect("nothing panics under this lock");
+        Arc::clone(links.entry((node, class)).or_default())
     }
 
     /// The map in use.
@@ -231,6 +253,12 @@ impl Metrics {
             let delay = source.pulse.take_delay_max();
             let delay_us = i64::try_from(delay.as_micros()).unwrap_or(i64::MAX);
             self.scheduling_delay_us.with_label_values(&[&source.core]).set(delay_us);
+        }
+        for ((node, class), stats) in &*self.links.lock().expect("nothing panics under this lock") {
+            let (peer, class) = (node.to_string(), format!("{class:?}").to_lowercase());
+            for (what, value) in stats.values() {
+                self.peer_link.with_label_values(&[&peer, &class, what]).set(signed(value));
+            }
         }
         for source in self.device_sources.lock().expect("nothing panics under this lock").iter() {
             for (what, value) in source.stats.counters() {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use quarry_clustermap::{BucketId, PartitionId};
+use quarry_clustermap::{BucketId, NodeId, PartitionId};
 use quarry_controller::{BucketState, ControllerError};
 use quarry_object::{
     api::ApiError,
@@ -14,7 +14,10 @@ use quarry_object::{
 use quarry_partition::command::{Command, Conditions, Entry, Framed, List, Outcome, Refusal, Reply};
 
 use super::{NodeCluster, unexpected};
-use crate::platform::{Platform, Timer};
+use crate::{
+    host::merge_pages,
+    platform::{Platform, Timer},
+};
 
 /// How long a command is retried while a new primary takes over.
 const RETRY_FOR: Duration = Duration::from_secs(8);
@@ -54,26 +57,43 @@ impl<P: Platform> NodeCluster<P> {
         }
     }
 
-    /// Asks every core, until the answers cover all partitions.
+    /// Who answers for all primaries together: the cores of this node, and every other node that has one.
+    fn answerers(&self) -> Vec<Address> {
+        let map = self.map.borrow();
+        let node_of = |device| map.devices.get(&device).map(|entry| entry.node);
+        let nodes: BTreeSet<NodeId> =
+            map.partitions.iter().filter_map(|config| node_of(config.primary)).collect();
+        let mine = (0..self.parts.cores).map(Address::Core);
+        mine.chain(nodes.into_iter().filter(|node| *node != self.parts.node).map(Address::Node)).collect()
+    }
+
+    /// Asks every node, until the answers cover all partitions.
     async fn ask_all(&self, request: PeerRequest) -> Result<Vec<PeerResponse>, PeerFault> {
         let started = self.parts.timer.monotonic();
         loop {
-            let asked = (0..self.parts.cores).map(|core| self.ask(Address::Core(core), request.clone()));
+            let asked = self.answerers().into_iter().map(|to| self.ask(to, request.clone()));
             let answers: Result<Vec<_>, _> = join_all(asked).await.into_iter().collect();
             let fault = match answers {
                 Ok(answers) => {
-                    let covered: BTreeSet<PartitionId> = answers.iter().flat_map(covered).copied().collect();
+                    let covered: Vec<PartitionId> = answers.iter().flat_map(covered).copied().collect();
+                    let distinct: BTreeSet<PartitionId> = covered.iter().copied().collect();
+                    let partitions = self.map.borrow().partitions.len();
                     let early = answers
                         .iter()
                         .any(|answer| matches!(answer, PeerResponse::Empty { empty: false, .. }));
-                    if early || covered.len() == self.map.borrow().partitions.len() {
+                    // Two that both serve a partition: one of them has not heard yet that it does not.
+                    if early || distinct.len() == partitions && covered.len() == partitions {
                         return Ok(answers);
                     }
                     PeerFault::NotPrimary
                 }
-                Err(fault @ (PeerFault::NotPrimary | PeerFault::DeviceOut | PeerFault::Device { .. })) => {
-                    fault
-                }
+                // Nothing is changed by asking again.
+                Err(
+                    fault @ (PeerFault::NotPrimary
+                    | PeerFault::DeviceOut
+                    | PeerFault::OutcomeUnknown
+                    | PeerFault::Device { .. }),
+                ) => fault,
                 Err(fault) => return Err(fault),
             };
             if self.elapsed(started) > RETRY_FOR {
@@ -162,23 +182,8 @@ impl<P: Platform> Metadata for NodeCluster<P> {
     async fn list(&self, list: List) -> Result<(Vec<Entry>, bool), ExecuteError> {
         let max = list.max as usize;
         let answers = self.ask_all(PeerRequest::List { list: Command::List(list).encode() }).await?;
-        let (mut entries, mut truncated) = (Vec::new(), false);
-        for answer in answers {
-            let PeerResponse::Listed { page, .. } = answer else { return Err(unexpected().into()) };
-            match Reply::decode(&page) {
-                Ok(Reply::Page { entries: more, truncated: cut }) => {
-                    entries.extend(more);
-                    truncated |= cut;
-                }
-                _ => return Err(unexpected().into()),
-            }
-        }
-        // Every core gave its first `max` entries, so the first `max` of all are among them.
-        entries.sort_by(|a, b| a.name().cmp(b.name()));
-        entries.dedup_by(|a, b| a.name() == b.name());
-        truncated |= entries.len() > max;
-        entries.truncate(max);
-        Ok((entries, truncated))
+        let merged = merge_pages(answers, max)?;
+        Ok((merged.entries, merged.truncated))
     }
 
     fn bucket(&self, name: &str) -> Option<Bucket> {

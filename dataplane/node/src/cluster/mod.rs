@@ -1,5 +1,6 @@
 //! This core as the object layer sees it: the newest map, ids, clocks, memory, and the owners of devices behind the
-//! transport. Bulk bytes of local devices go through the core's own ring, whichever core owns the device.
+//! transport, on this node and on others. Bulk bytes of local devices go through the core's own ring, whichever core
+//! owns the device.
 
 mod metadata;
 mod reads;
@@ -19,13 +20,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use quarry_clustermap::{BlobId, ClusterMap, DeviceId, Epoch, Incarnation, NodeId, WriterCounter};
 use quarry_controller::{BucketTable, Published};
 use quarry_object::{
     ReadLatency,
     peer::{PeerFault, PeerRequest, PeerResponse},
-    transport::{Address, Transport, TransportError},
+    transport::{Address, Parcel, Transport, TransportError},
 };
 use quarry_storage::device::BufferPool;
 
@@ -57,6 +59,11 @@ impl Progress {
     fn set(&self, core: usize, published: &Published) {
         self.0[core].map_version.store(published.map.version.0, Ordering::Release);
         self.0[core].bucket_revision.store(published.buckets.revision, Ordering::Release);
+    }
+
+    /// Cores of this node.
+    pub(crate) fn cores(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether every core acts on this revision of the bucket table or a newer one.
@@ -138,6 +145,11 @@ impl<P: Platform> NodeCluster<P> {
         (self.parts.core, self.parts.cores)
     }
 
+    /// Whether a device is one of this node, by the map.
+    pub(crate) fn has(&self, device: DeviceId) -> bool {
+        self.map.borrow().devices.get(&device).is_some_and(|entry| entry.node == self.parts.node)
+    }
+
     /// The control plane.
     pub(crate) fn control(&self) -> &ControlHandle {
         &self.parts.control
@@ -169,14 +181,21 @@ impl<P: Platform> NodeCluster<P> {
     }
 
     pub(crate) async fn ask(&self, to: Address, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
-        let frame =
-            self.parts.transport.call(to, request.encode().into()).await.map_err(|error| match error {
-                TransportError::Overloaded => PeerFault::Busy,
-                TransportError::Unreachable => PeerFault::DeviceOut,
-            })?;
-        match PeerResponse::decode(&frame) {
+        Ok(self.ask_with(to, request, Bytes::new()).await?.0)
+    }
+
+    /// Asks with bytes beside the request; the answer may have bytes beside it.
+    async fn ask_with(
+        &self,
+        to: Address,
+        request: PeerRequest,
+        bulk: Bytes,
+    ) -> Result<(PeerResponse, Bytes), PeerFault> {
+        let parcel = Parcel { message: request.encode().into(), bulk };
+        let answer = self.parts.transport.call(to, request.class(), parcel).await.map_err(to_fault)?;
+        match PeerResponse::decode(&answer.message) {
             Ok(PeerResponse::Failed(fault)) => Err(fault),
-            Ok(response) => Ok(response),
+            Ok(response) => Ok((response, answer.bulk)),
             Err(error) => Err(PeerFault::Damaged { detail: error.to_string() }),
         }
     }
@@ -200,6 +219,15 @@ impl<P: Platform> NodeCluster<P> {
             let reason = format!("{READ_ERRORS_MAX} reads failed within a minute, the last one: {problem}");
             self.parts.control.device_failed(device, reason);
         }
+    }
+}
+
+/// What a request that got no answer means for the asker.
+pub(crate) fn to_fault(error: TransportError) -> PeerFault {
+    match error {
+        TransportError::Overloaded => PeerFault::Busy,
+        TransportError::Unreachable => PeerFault::DeviceOut,
+        TransportError::Lost => PeerFault::OutcomeUnknown,
     }
 }
 

@@ -1,8 +1,9 @@
-//! [`Cluster`]: shards on any device. Reservations, receipts and pins come from the device's owner by message; the
-//! bytes go straight to the device.
+//! [`Cluster`]: shards on any device. Reservations, receipts and pins come from the device's owner by message. The
+//! bytes go straight to a device of this node, and beside messages to and from a device of another one.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use quarry_clustermap::{BlobId, ClusterMap, DeviceId, Epoch, PartitionId, PgId, ShardIndex};
 use quarry_object::{
@@ -10,38 +11,81 @@ use quarry_object::{
     cluster::{Cluster, DamageKind, OpenShard, PeerError, ReserveShard},
     peer::{PeerFault, PeerRequest, PeerResponse, Run, ShardName},
     repair::Suspect,
-    transport::{Address, Transport},
+    transport::{Address, BULK_BYTES_MAX, Class, Transport},
 };
-use quarry_storage::device::{BufferPool, Device, DeviceError, IoBuf};
+use quarry_storage::device::{BufferPool, IoBuf};
 
 use super::{NodeCluster, reads::Reading, unexpected};
-use crate::platform::{Platform, Timer};
+use crate::{
+    platform::{Platform, Timer},
+    runs,
+};
+
+/// How the bytes of a shard are reached.
+enum Reach<D> {
+    /// The device is one of this node: through this core's own ring.
+    Here {
+        io: Rc<D>,
+        /// In shard order.
+        runs: Vec<Run>,
+    },
+    /// Beside messages to the owner.
+    There,
+}
 
 /// Space on a device for a shard that is being written.
 pub(crate) struct ReservedShard<D> {
     device: DeviceId,
     name: ShardName,
     epoch: Epoch,
-    io: Rc<D>,
-    runs: Vec<Run>,
+    reach: Reach<D>,
 }
 
 /// A pinned shard. Dropping it drops the pin.
 pub(crate) struct OpenedShard<P: Platform> {
     device: DeviceId,
+    name: ShardName,
     pin: u64,
-    io: Rc<P::Device>,
-    runs: Vec<Run>,
+    reach: Reach<P::Device>,
     transport: Rc<P::Transport>,
 }
 
 impl<P: Platform> Drop for OpenedShard<P> {
     fn drop(&mut self) {
-        let close = PeerRequest::CloseShard { pin: self.pin };
-        if let Err(error) = self.transport.send(Address::Device(self.device), close.encode().into()) {
+        let close = PeerRequest::CloseShard { name: self.name, pin: self.pin };
+        let sent = self.transport.send(Address::Device(self.device), Class::Ordinary, close.encode().into());
+        // The pin of a reader on another node ends by itself.
+        if let (Err(error), Reach::Here { .. }) = (sent, &self.reach) {
             // The extents stay pinned until the node restarts: space, not safety.
             tracing::warn!(event = "pin_left", device = %self.device, %error);
         }
+    }
+}
+
+/// A buffer whose bytes are on their way to another node; it comes back when the transport has let go of it.
+struct Lent(Arc<IoBuf>);
+
+/// What the transport holds of it.
+struct LentBytes(Arc<IoBuf>);
+
+impl AsRef<[u8]> for LentBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Lent {
+    fn new(buf: IoBuf) -> Self {
+        Self(Arc::new(buf))
+    }
+
+    fn bytes(&self) -> Bytes {
+        Bytes::from_owner(LentBytes(Arc::clone(&self.0)))
+    }
+
+    /// After a call that failed the bytes may still stand in a queue: then the caller gets other memory.
+    fn take_back(self) -> IoBuf {
+        Arc::try_unwrap(self.0).unwrap_or_else(|held| IoBuf::copy_of(&held))
     }
 }
 
@@ -59,27 +103,67 @@ fn to_peer_error(fault: &PeerFault) -> PeerError {
     }
 }
 
-/// The part of a run list that covers `offset..offset + len` of a shard, as (device offset, length) pieces.
-fn pieces(runs: &[Run], offset: u64, len: u64) -> Option<Vec<(u64, u64)>> {
-    let (mut skip, mut left, mut found) = (offset, len, Vec::with_capacity(1));
-    for run in runs {
-        if skip >= run.len_bytes {
-            skip -= run.len_bytes;
-            continue;
-        }
-        let take = left.min(run.len_bytes - skip);
-        found.push((run.offset + skip, take));
-        (skip, left) = (0, left - take);
-        if left == 0 {
-            return Some(found);
-        }
-    }
-    None
-}
-
 impl<P: Platform> NodeCluster<P> {
-    fn device(&self, device: DeviceId) -> Result<Rc<P::Device>, PeerError> {
-        self.parts.devices.get(&device).cloned().ok_or(PeerError::DeviceOut)
+    /// The device, if it is one of this node.
+    fn local(&self, device: DeviceId) -> Option<Rc<P::Device>> {
+        self.parts.devices.get(&device).cloned()
+    }
+
+    async fn write_there(
+        &self,
+        shard: &ReservedShard<P::Device>,
+        offset: u64,
+        buf: IoBuf,
+    ) -> (Result<(), PeerError>, IoBuf) {
+        let (to, lent) = (Address::Device(shard.device), Lent::new(buf));
+        let bytes = lent.bytes();
+        let mut result = Ok(());
+        for at in (0..bytes.len()).step_by(BULK_BYTES_MAX) {
+            let piece = bytes.slice(at..bytes.len().min(at + BULK_BYTES_MAX));
+            let (name, epoch) = (shard.name, shard.epoch);
+            let request = PeerRequest::WriteShard { name, epoch, offset: offset + at as u64 };
+            result = match self.ask_with(to, request, piece).await {
+                Ok(_) => Ok(()),
+                Err(fault) => {
+                    if let PeerFault::Device { detail } = &fault {
+                        self.write_failed(shard.device, detail);
+                    }
+                    Err(to_peer_error(&fault))
+                }
+            };
+            if result.is_err() {
+                break;
+            }
+        }
+        drop(bytes);
+        (result, lent.take_back())
+    }
+
+    async fn read_there(
+        &self,
+        shard: &OpenedShard<P>,
+        offset: u64,
+        buf: &mut IoBuf,
+    ) -> Result<(), PeerError> {
+        let mut offset = offset;
+        for piece in buf.chunks_mut(BULK_BYTES_MAX) {
+            let len_bytes = u32::try_from(piece.len()).expect("bounded by the chunk");
+            let request = PeerRequest::ReadShard { name: shard.name, pin: shard.pin, offset, len_bytes };
+            match self.ask_with(Address::Device(shard.device), request, Bytes::new()).await {
+                Ok((PeerResponse::Done, bytes)) if bytes.len() == piece.len() => {
+                    piece.copy_from_slice(&bytes)
+                }
+                Ok(_) => return Err(to_peer_error(&unexpected())),
+                Err(fault) => {
+                    if let PeerFault::Device { detail } = &fault {
+                        self.read_failed(shard.device, detail);
+                    }
+                    return Err(to_peer_error(&fault));
+                }
+            }
+            offset += u64::from(len_bytes);
+        }
+        Ok(())
     }
 }
 
@@ -139,13 +223,15 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         device: DeviceId,
         request: ReserveShard,
     ) -> Result<Self::Reserved, PeerError> {
-        let io = self.device(device)?;
+        let io = self.local(device);
         let ReserveShard { pg, epoch, blob, shard, len_bytes } = request;
         let name = ShardName { pg, blob, shard };
-        let answer =
-            self.ask(Address::Device(device), PeerRequest::ReserveShard { name, epoch, len_bytes }).await;
-        match answer {
-            Ok(PeerResponse::Reserved { runs }) => Ok(ReservedShard { device, name, epoch, io, runs }),
+        let request = PeerRequest::ReserveShard { name, epoch, len_bytes, remote: io.is_none() };
+        match self.ask(Address::Device(device), request).await {
+            Ok(PeerResponse::Reserved { runs }) => {
+                let reach = io.map_or(Reach::There, |io| Reach::Here { io, runs });
+                Ok(ReservedShard { device, name, epoch, reach })
+            }
             Ok(_) => Err(to_peer_error(&unexpected())),
             Err(fault) => Err(to_peer_error(&fault)),
         }
@@ -157,14 +243,14 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         offset: u64,
         buf: IoBuf,
     ) -> (Result<(), PeerError>, IoBuf) {
-        let Some(pieces) = pieces(&shard.runs, offset, buf.len() as u64) else {
+        let (io, runs) = match &shard.reach {
+            Reach::Here { io, runs } => (io, runs),
+            Reach::There => return self.write_there(shard, offset, buf).await,
+        };
+        let Some(pieces) = runs::pieces(runs, offset, buf.len() as u64) else {
             return (Err(PeerError::Io), buf);
         };
-        let (result, buf) = match pieces[..] {
-            [(at, _)] => shard.io.write(at, buf).await,
-            // A fragmented device: the block spans extents, so its pieces are copied out.
-            _ => (write_pieces(&*shard.io, &pieces, &buf).await, buf),
-        };
+        let (result, buf) = runs::write(&**io, &pieces, buf).await;
         let result = result.map_err(|error| {
             self.write_failed(shard.device, &error.to_string());
             PeerError::Io
@@ -214,12 +300,14 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         blob: BlobId,
         shard: ShardIndex,
     ) -> Result<OpenShard<Self::Opened>, PeerError> {
-        let io = self.device(device)?;
-        let request = PeerRequest::OpenShard { name: ShardName { pg, blob, shard } };
+        let io = self.local(device);
+        let name = ShardName { pg, blob, shard };
+        let request = PeerRequest::OpenShard { name, remote: io.is_none() };
         match self.ask(Address::Device(device), request).await {
             Ok(PeerResponse::Opened { pin, len_bytes, runs, checksums, owner }) => {
-                let handle =
-                    OpenedShard { device, pin, io, runs, transport: Rc::clone(&self.parts.transport) };
+                let reach = io.map_or(Reach::There, |io| Reach::Here { io, runs });
+                let transport = Rc::clone(&self.parts.transport);
+                let handle = OpenedShard { device, name, pin, reach, transport };
                 Ok(OpenShard { handle, len_bytes, checksums, owner })
             }
             Ok(_) => Err(to_peer_error(&unexpected())),
@@ -233,59 +321,21 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         offset: u64,
         buf: IoBuf,
     ) -> (Result<(), PeerError>, IoBuf) {
-        let Some(pieces) = pieces(&shard.runs, offset, buf.len() as u64) else {
+        let (io, runs) = match &shard.reach {
+            Reach::Here { io, runs } => (io, runs),
+            Reach::There => {
+                let mut buf = buf;
+                return (self.read_there(shard, offset, &mut buf).await, buf);
+            }
+        };
+        let Some(pieces) = runs::pieces(runs, offset, buf.len() as u64) else {
             return (Err(PeerError::Io), buf);
         };
-        let (result, buf) = match pieces[..] {
-            [(at, _)] => shard.io.read(at, buf).await,
-            _ => read_pieces(&*shard.io, &pieces, buf).await,
-        };
+        let (result, buf) = runs::read(&**io, &pieces, buf).await;
         let result = result.map_err(|error| {
             self.read_failed(shard.device, &error.to_string());
             PeerError::Io
         });
         (result, buf)
-    }
-}
-
-async fn write_pieces(io: &impl Device, pieces: &[(u64, u64)], buf: &IoBuf) -> Result<(), DeviceError> {
-    let mut from = 0;
-    for (at, len) in pieces {
-        let to = from + usize::try_from(*len).expect("a piece is part of one buffer");
-        io.write(*at, IoBuf::copy_of(&buf[from..to])).await.0?;
-        from = to;
-    }
-    Ok(())
-}
-
-async fn read_pieces(
-    io: &impl Device,
-    pieces: &[(u64, u64)],
-    mut buf: IoBuf,
-) -> (Result<(), DeviceError>, IoBuf) {
-    let mut from = 0;
-    for (at, len) in pieces {
-        let to = from + usize::try_from(*len).expect("a piece is part of one buffer");
-        let (result, piece) = io.read(*at, IoBuf::zeroed(to - from)).await;
-        if let Err(error) = result {
-            return (Err(error), buf);
-        }
-        buf[from..to].copy_from_slice(&piece);
-        from = to;
-    }
-    (Ok(()), buf)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_follow_the_runs() {
-        let runs = [Run { offset: 1000, len_bytes: 10 }, Run { offset: 5000, len_bytes: 20 }];
-        assert_eq!(pieces(&runs, 0, 10), Some(vec![(1000, 10)]));
-        assert_eq!(pieces(&runs, 8, 4), Some(vec![(1008, 2), (5000, 2)]));
-        assert_eq!(pieces(&runs, 10, 20), Some(vec![(5000, 20)]));
-        assert_eq!(pieces(&runs, 25, 6), None);
     }
 }

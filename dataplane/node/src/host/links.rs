@@ -1,21 +1,27 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use futures::future::LocalBoxFuture;
-use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId};
+use futures::future::{LocalBoxFuture, join_all};
+use quarry_clustermap::{BucketId, DeviceId, Epoch, NodeId, PartitionId};
 use quarry_controller::{BucketState, BucketTable};
 use quarry_object::{
-    peer::PeerRequest,
-    transport::{Address, Transport},
+    peer::{PeerFault, PeerRequest, PeerResponse},
+    transport::{Address, Parcel, Transport, TransportError},
 };
 
 use quarry_storage::store::Store;
 
 use super::SpaceTable;
 use crate::{
-    cluster::Progress,
+    cluster::{Progress, to_fault},
     control::ControlHandle,
     platform::{Platform, Timer},
 };
@@ -31,6 +37,8 @@ pub(crate) struct Links<P: Platform> {
     space: SpaceTable,
     timer: P::Timer,
     open_buckets: RefCell<BTreeSet<BucketId>>,
+    /// Devices of other nodes that are full, as of a moment ago.
+    full_elsewhere: RefCell<BTreeMap<NodeId, Vec<DeviceId>>>,
 }
 
 impl<P: Platform> Links<P> {
@@ -42,7 +50,8 @@ impl<P: Platform> Links<P> {
         progress: Progress,
         space: SpaceTable,
     ) -> Self {
-        Self { transport, spawn, control, progress, space, timer, open_buckets: RefCell::default() }
+        let (open_buckets, full_elsewhere) = (RefCell::default(), RefCell::default());
+        Self { transport, spawn, control, progress, space, timer, open_buckets, full_elsewhere }
     }
 
     /// From now on only these buckets take writes.
@@ -57,7 +66,17 @@ impl<P: Platform> Links<P> {
 
     /// Whether a device has only its reserve left.
     pub(super) fn is_full(&self, device: DeviceId) -> bool {
-        self.space.is_full(device)
+        self.space.is_full(device) || self.full_elsewhere.borrow().values().any(|full| full.contains(&device))
+    }
+
+    /// Devices of this node that have only their reserve left.
+    pub(super) fn full(&self) -> Vec<DeviceId> {
+        self.space.full()
+    }
+
+    /// What another node says of its devices.
+    pub(super) fn set_full(&self, node: NodeId, devices: Vec<DeviceId>) {
+        self.full_elsewhere.borrow_mut().insert(node, devices);
     }
 
     /// Asks the control plane to record a new primary, and waits until no core takes the old one for it any more:
@@ -70,6 +89,24 @@ impl<P: Platform> Links<P> {
             self.timer.sleep(Duration::from_millis(1)).await;
         }
         true
+    }
+
+    /// Asks every core of this node the same, itself too.
+    pub(super) async fn ask_cores(&self, request: &PeerRequest) -> Result<Vec<PeerResponse>, PeerFault> {
+        let frame = Bytes::from(request.encode());
+        let ask = |core| {
+            let parcel = Parcel { message: frame.clone(), bulk: Bytes::new() };
+            self.transport.call(Address::Core(core), request.class(), parcel)
+        };
+        let answers = join_all((0..self.progress.cores()).map(ask)).await;
+        let decode = |answer: Result<Parcel, TransportError>| match PeerResponse::decode(
+            &answer.map_err(to_fault)?.message,
+        ) {
+            Ok(PeerResponse::Failed(fault)) => Err(fault),
+            Ok(response) => Ok(response),
+            Err(error) => Err(PeerFault::Damaged { detail: error.to_string() }),
+        };
+        answers.into_iter().map(decode).collect()
     }
 
     pub(super) fn monotonic_ms(&self) -> u64 {
@@ -95,7 +132,8 @@ impl<P: Platform> Links<P> {
     /// Sends a replication message; it may be lost, the state machine sends it again.
     pub(super) fn send(&self, from: DeviceId, to: DeviceId, partition: PartitionId, message: Bytes) {
         let request = PeerRequest::Replicate { partition, from, message: message.to_vec() };
-        if let Err(error) = self.transport.send(Address::Device(to), request.encode().into()) {
+        let (class, frame) = (request.class(), request.encode());
+        if let Err(error) = self.transport.send(Address::Device(to), class, frame.into()) {
             tracing::debug!(event = "replication_message_lost", %partition, %to, %error);
         }
     }

@@ -1,10 +1,10 @@
-//! Listings over all primaries of one core: each partition is asked for a little, and for more only when the merge
+//! Listings over all primaries of one core, and of its node: each partition is asked for a little, and for more only when the merge
 //! has used up what it gave. Never a scan of everything.
 
 use std::{cmp::Reverse, collections::BinaryHeap, collections::VecDeque, rc::Rc};
 
 use futures::future::join_all;
-use quarry_clustermap::BucketId;
+use quarry_clustermap::{BucketId, PartitionId};
 use quarry_object::{
     metadata::ExecuteError,
     peer::{PeerFault, PeerResponse},
@@ -51,11 +51,7 @@ pub(crate) async fn list<P: Platform>(
     primaries: &[Rc<PartitionHost<P>>],
     list: &[u8],
 ) -> Result<PeerResponse, PeerFault> {
-    let list = match Command::decode(list) {
-        Ok(Command::List(list)) => list,
-        Ok(_) => return Err(PeerFault::Damaged { detail: "not a listing".into() }),
-        Err(error) => return Err(PeerFault::Damaged { detail: error.to_string() }),
-    };
+    let list = decode_list(list)?;
     let partitions = u32::try_from(primaries.len()).unwrap_or(u32::MAX).max(1);
     let share = (list.max / partitions * 5 / 4 + SLACK).min(list.max);
     let mut sources: Vec<Source<P>> = primaries
@@ -108,6 +104,59 @@ async fn merge<P: Platform>(
         }
     }
     Ok((merged, false))
+}
+
+/// Pages of several cores or nodes as one.
+pub(crate) struct Merged {
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) truncated: bool,
+    pub(crate) partitions: Vec<PartitionId>,
+}
+
+/// Merges the answers to one `List`. Every one gave its first `max` entries, so the first `max` of all are among them.
+pub(crate) fn merge_pages(answers: Vec<PeerResponse>, max: usize) -> Result<Merged, PeerFault> {
+    let damaged = || PeerFault::Damaged { detail: "a listing was answered with something else".into() };
+    let mut merged = Merged { entries: Vec::new(), truncated: false, partitions: Vec::new() };
+    for answer in answers {
+        let PeerResponse::Listed { page, partitions } = answer else { return Err(damaged()) };
+        let Ok(Reply::Page { entries, truncated }) = Reply::decode(&page) else { return Err(damaged()) };
+        merged.entries.extend(entries);
+        merged.truncated |= truncated;
+        merged.partitions.extend(partitions);
+    }
+    merged.entries.sort_by(|a, b| a.name().cmp(b.name()));
+    merged.entries.dedup_by(|a, b| a.name() == b.name());
+    merged.truncated |= merged.entries.len() > max;
+    merged.entries.truncate(max);
+    Ok(merged)
+}
+
+/// One answer to a `List` for all cores of a node.
+pub(crate) fn join_lists(list: &[u8], answers: Vec<PeerResponse>) -> Result<PeerResponse, PeerFault> {
+    let max = decode_list(list)?.max as usize;
+    let Merged { entries, truncated, partitions } = merge_pages(answers, max)?;
+    Ok(PeerResponse::Listed { page: Reply::Page { entries, truncated }.encode(), partitions })
+}
+
+/// One answer to a `BucketIsEmpty` for all cores of a node.
+pub(crate) fn join_empty(answers: Vec<PeerResponse>) -> Result<PeerResponse, PeerFault> {
+    let mut all = Vec::new();
+    for answer in answers {
+        match answer {
+            PeerResponse::Empty { empty: true, partitions } => all.extend(partitions),
+            PeerResponse::Empty { empty: false, .. } => return Ok(answer),
+            _ => return Err(PeerFault::Damaged { detail: "an unexpected answer".into() }),
+        }
+    }
+    Ok(PeerResponse::Empty { empty: true, partitions: all })
+}
+
+fn decode_list(list: &[u8]) -> Result<List, PeerFault> {
+    match Command::decode(list) {
+        Ok(Command::List(list)) => Ok(list),
+        Ok(_) => Err(PeerFault::Damaged { detail: "not a listing".into() }),
+        Err(error) => Err(PeerFault::Damaged { detail: error.to_string() }),
+    }
 }
 
 /// Whether none of the given primaries holds anything of a bucket.

@@ -18,12 +18,12 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{ClusterMap, DeviceId, PartitionId, Sequence};
+use quarry_clustermap::{ClusterMap, DeviceId, NodeId, PartitionId, Sequence};
 use quarry_controller::BucketTable;
 use quarry_object::{
     metadata::ExecuteError,
     peer::{PeerFault, PeerRequest, PeerResponse},
-    transport::Address,
+    transport::{Address, Parcel},
 };
 use quarry_partition::command::{Command, Framed, Outcome};
 use quarry_storage::store::{Store, StoreError};
@@ -31,6 +31,7 @@ use quarry_storage::store::{Store, StoreError};
 use self::shards::Shards;
 pub(crate) use self::{
     links::Links,
+    listing::merge_pages,
     partition::{PartitionHost, into_mutations},
     space::{DeviceSpace, SpaceTable},
 };
@@ -161,9 +162,11 @@ impl<P: Platform> CoreHost<P> {
         result
     }
 
-    /// Time passes for every replica.
+    /// Time passes for every replica, and for what was lent to other nodes.
     pub(crate) fn tick(&self) {
+        let now_ms = self.links.monotonic_ms();
         for host in self.devices.values() {
+            host.shards.tick(now_ms);
             let replicas: Vec<_> = host.partitions.borrow().values().cloned().collect();
             replicas.iter().for_each(PartitionHost::tick);
         }
@@ -182,41 +185,72 @@ impl<P: Platform> CoreHost<P> {
         primaries
     }
 
+    /// What another node says of its devices: these have only their reserve left.
+    pub(crate) fn set_full(&self, node: NodeId, devices: Vec<DeviceId>) {
+        self.links.set_full(node, devices);
+    }
+
     /// What stands on a device beside shards was found damaged: the device is out, and mended at the next start.
     pub(crate) fn index_damaged(&self, device: DeviceId, reason: String) {
         self.links.index_damaged(&self.devices[&device].store, reason);
     }
 
-    /// Answers one frame.
-    pub(crate) fn handle(self: &Rc<Self>, to: Address, frame: Bytes) -> LocalBoxFuture<'static, Bytes> {
+    /// Answers one message.
+    pub(crate) fn handle(self: &Rc<Self>, to: Address, parcel: Parcel) -> LocalBoxFuture<'static, Parcel> {
         let host = Rc::clone(self);
         Box::pin(async move {
-            let response = host.answer(to, &frame).await.unwrap_or_else(PeerResponse::Failed);
-            Bytes::from(response.encode())
+            let (response, bulk) = match host.answer(to, parcel).await {
+                Ok(answer) => answer,
+                Err(fault) => (PeerResponse::Failed(fault), Bytes::new()),
+            };
+            Parcel { message: response.encode().into(), bulk }
         })
     }
 
-    async fn answer(self: &Rc<Self>, to: Address, frame: &[u8]) -> Result<PeerResponse, PeerFault> {
-        let request =
-            PeerRequest::decode(frame).map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
-        let device = match to {
-            Address::Core(_) => return self.answer_core(request).await,
-            Address::Device(device) => device,
+    async fn answer(
+        self: &Rc<Self>,
+        to: Address,
+        parcel: Parcel,
+    ) -> Result<(PeerResponse, Bytes), PeerFault> {
+        let request = PeerRequest::decode(&parcel.message)
+            .map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
+        let response = match (to, request) {
+            (Address::Core(_), request) => self.answer_core(request).await,
+            (Address::Node(_), request) => self.answer_node(request).await,
+            (Address::Device(device), PeerRequest::ReadShard { name, pin, offset, len_bytes }) => {
+                let bytes = self.device(device)?.shards.read(name, pin, offset, len_bytes).await?;
+                return Ok((PeerResponse::Done, bytes));
+            }
+            (Address::Device(device), request) => self.answer_device(device, request, &parcel.bulk).await,
         };
+        Ok((response?, Bytes::new()))
+    }
+
+    fn device(&self, device: DeviceId) -> Result<&Rc<DeviceHost<P>>, PeerFault> {
         let host = self.devices.get(&device).ok_or(PeerFault::DeviceOut)?;
-        if !self.map.borrow().is_in(device) {
-            return Err(PeerFault::DeviceOut);
-        }
+        if self.map.borrow().is_in(device) { Ok(host) } else { Err(PeerFault::DeviceOut) }
+    }
+
+    async fn answer_device(
+        &self,
+        device: DeviceId,
+        request: PeerRequest,
+        bulk: &[u8],
+    ) -> Result<PeerResponse, PeerFault> {
+        let host = self.device(device)?;
         match request {
-            PeerRequest::ReserveShard { name, epoch, len_bytes } => {
-                host.shards.reserve(name, epoch, len_bytes)
+            PeerRequest::ReserveShard { name, epoch, len_bytes, remote } => {
+                host.shards.reserve(name, epoch, len_bytes, remote)
+            }
+            PeerRequest::WriteShard { name, epoch, offset } => {
+                host.shards.write(name, epoch, offset, bulk).await
             }
             PeerRequest::CommitShard { name, epoch, owner, checksums } => {
                 host.shards.commit(name, epoch, owner, checksums).await
             }
             PeerRequest::AbortShard { name, epoch } => host.shards.abort(name, epoch).await,
-            PeerRequest::OpenShard { name } => host.shards.open(name).await,
-            PeerRequest::CloseShard { pin } => Ok(host.shards.close(pin)),
+            PeerRequest::OpenShard { name, remote } => host.shards.open(name, remote).await,
+            PeerRequest::CloseShard { name, pin } => Ok(host.shards.close(name, pin)),
             PeerRequest::FreeShard { name, epoch } => host.shards.free(name, epoch).await,
             PeerRequest::FenceGroup { pg, epoch } => host.shards.fence(pg, epoch).await,
             PeerRequest::ListShards { pg, after, limit } => host.shards.list(pg, after, limit).await,
@@ -233,8 +267,11 @@ impl<P: Platform> CoreHost<P> {
                 }
                 Ok(PeerResponse::Done)
             }
-            PeerRequest::List { .. } | PeerRequest::BucketIsEmpty { .. } => {
-                Err(PeerFault::Damaged { detail: "a question to a core was sent to a device".into() })
+            PeerRequest::ReadShard { .. }
+            | PeerRequest::List { .. }
+            | PeerRequest::BucketIsEmpty { .. }
+            | PeerRequest::FullDevices => {
+                Err(PeerFault::Damaged { detail: "this is no question to a device".into() })
             }
         }
     }
@@ -244,6 +281,16 @@ impl<P: Platform> CoreHost<P> {
             PeerRequest::List { list } => listing::list(&self.primaries(), &list).await,
             PeerRequest::BucketIsEmpty { bucket } => listing::is_empty(&self.primaries(), bucket).await,
             _ => Err(PeerFault::Damaged { detail: "a question to a device was sent to a core".into() }),
+        }
+    }
+
+    /// For all cores of this node.
+    async fn answer_node(&self, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
+        match &request {
+            PeerRequest::List { list } => listing::join_lists(list, self.links.ask_cores(&request).await?),
+            PeerRequest::BucketIsEmpty { .. } => listing::join_empty(self.links.ask_cores(&request).await?),
+            PeerRequest::FullDevices => Ok(PeerResponse::Full { devices: self.links.full() }),
+            _ => Err(PeerFault::Damaged { detail: "a question to a device was sent to a node".into() }),
         }
     }
 }

@@ -55,6 +55,11 @@ impl SpaceTable {
         self.0.get(&device).cloned()
     }
 
+    /// Devices that have only their reserve left.
+    pub(super) fn full(&self) -> Vec<DeviceId> {
+        self.0.iter().filter(|(_, space)| space.is_full()).map(|(device, _)| *device).collect()
+    }
+
     pub(super) fn is_full(&self, device: DeviceId) -> bool {
         self.0.get(&device).is_some_and(|space| space.is_full())
     }

@@ -1,10 +1,14 @@
 //! Frees shards of blobs that no manifest names: what a crash left between the flush of shards and the commit.
 //!
-//! Runs once after each start, over the shards of earlier incarnations of this node on this core's devices. The
-//! primary of the owner partition decides: it answers `live`, or first logs that blobs of those incarnations can never
-//! be committed any more, and only then may the shard go. Age proves nothing.
+//! Runs after each start of this node, and of any other, over the shards that earlier incarnations of the writers left
+//! on this core's devices. The primary of the owner partition decides: it answers `live`, or first logs that blobs of
+//! those incarnations can never be committed any more, and only then may the shard go. Age proves nothing.
 
-use std::{collections::BTreeSet, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
 
 use quarry_clustermap::{Incarnation, NodeId, PartitionId};
 use quarry_object::{cluster::Cluster, metadata::Metadata};
@@ -23,16 +27,49 @@ const BATCH: usize = 256;
 const RETRY: Duration = Duration::from_secs(1);
 /// Pause between steps, so that clients come first.
 const BREATH: Duration = Duration::from_millis(1);
+/// Between looks for nodes that have started.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Runs to its end: all shards of incarnations before `current` have been decided.
+/// Runs to its end: all shards of incarnations before those of now have been decided. `current` is that of this node.
 pub(crate) async fn run<P: Platform>(
     host: Rc<CoreHost<P>>,
     cluster: Rc<NodeCluster<P>>,
     node: NodeId,
     current: Incarnation,
 ) {
-    let Some(last_run) = current.0.checked_sub(1).map(Incarnation) else { return };
-    let mut collector = Collector { cluster, node, last_run, revoked: BTreeSet::new(), freed: 0 };
+    let mut newest = incarnations(&cluster);
+    newest.insert(node, current);
+    pass(host, cluster, newest).await;
+}
+
+/// Runs for ever: after the first pass, one after each start of another node, whose run before may have left shards
+/// here.
+pub(crate) async fn follow<P: Platform>(
+    host: Rc<CoreHost<P>>,
+    cluster: Rc<NodeCluster<P>>,
+    node: NodeId,
+    current: Incarnation,
+) {
+    loop {
+        let before = incarnations(&cluster);
+        run(Rc::clone(&host), Rc::clone(&cluster), node, current).await;
+        while incarnations(&cluster) == before {
+            cluster.sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// The newest run of every node.
+fn incarnations<P: Platform>(cluster: &NodeCluster<P>) -> BTreeMap<NodeId, Incarnation> {
+    cluster.map().nodes.iter().map(|(node, entry)| (*node, entry.incarnation)).collect()
+}
+
+async fn pass<P: Platform>(
+    host: Rc<CoreHost<P>>,
+    cluster: Rc<NodeCluster<P>>,
+    newest: BTreeMap<NodeId, Incarnation>,
+) {
+    let mut collector = Collector { cluster, newest, revoked: BTreeSet::new(), freed: 0 };
     for (id, device) in host.devices() {
         tracing::debug!(event = "collector_started", device = %id);
         collector.device(device).await;
@@ -42,10 +79,9 @@ pub(crate) async fn run<P: Platform>(
 
 struct Collector<P: Platform> {
     cluster: Rc<NodeCluster<P>>,
-    node: NodeId,
-    last_run: Incarnation,
-    /// Partitions that have logged the revocation in this run.
-    revoked: BTreeSet<PartitionId>,
+    newest: BTreeMap<NodeId, Incarnation>,
+    /// Partitions that have logged the revocation of a writer in this run.
+    revoked: BTreeSet<(PartitionId, NodeId)>,
     freed: u64,
 }
 
@@ -60,7 +96,7 @@ impl<P: Platform> Collector<P> {
             let Some(last) = rows.last() else { return };
             after = Some(last.key());
             for row in &rows {
-                if row.blob.writer == self.node && row.blob.incarnation <= self.last_run {
+                if self.newest.get(&row.blob.writer).is_some_and(|newest| row.blob.incarnation < *newest) {
                     self.decide(device, row).await;
                 }
             }
@@ -92,14 +128,15 @@ impl<P: Platform> Collector<P> {
 
     /// What the owner says; `None`: it could not be asked.
     async fn status(&mut self, row: &ShardRow) -> Option<BlobStatus> {
-        let partition = row.owner_partition;
+        let (partition, writer) = (row.owner_partition, row.blob.writer);
         let status = self.ask(partition, row).await?;
-        if status != BlobStatus::Unknown || self.revoked.contains(&partition) {
+        if status != BlobStatus::Unknown || self.revoked.contains(&(partition, writer)) {
             return Some(status);
         }
-        let revoke = Command::RevokeWriter { writer: self.node, incarnation: self.last_run };
-        self.cluster.execute(partition, revoke).await.ok()?;
-        self.revoked.insert(partition);
+        // Blobs of runs before the newest one are looked at only, so there is one before it.
+        let incarnation = Incarnation(self.newest[&writer].0 - 1);
+        self.cluster.execute(partition, Command::RevokeWriter { writer, incarnation }).await.ok()?;
+        self.revoked.insert((partition, writer));
         self.ask(partition, row).await
     }
 

@@ -6,4 +6,5 @@ pub(crate) mod freer;
 pub(crate) mod leftovers;
 pub(crate) mod mover;
 pub(crate) mod repair;
+pub(crate) mod room;
 pub(crate) mod scrub;

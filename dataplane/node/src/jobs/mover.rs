@@ -32,9 +32,16 @@ pub(crate) async fn run<P: Platform>(cluster: Rc<NodeCluster<P>>, budget: Rc<Bud
     let (core, cores) = cluster.core();
     loop {
         let map = cluster.map();
-        let mine = |pg: &PgId| pg.0 as usize % cores == core;
-        let moving =
-            map.placement_groups.iter().filter(|(pg, group)| mine(pg) && group.state == PgState::Moving);
+        // One core of the node that has the first position to rebuild.
+        let mine = |pg: &PgId, group: &PlacementGroup| {
+            let position = group.rebuilding.keys().next().map(|position| usize::from(*position));
+            let device = position.and_then(|position| group.members.get(position));
+            pg.0 as usize % cores == core && device.is_some_and(|device| cluster.has(*device))
+        };
+        let moving = map
+            .placement_groups
+            .iter()
+            .filter(|(pg, group)| group.state == PgState::Moving && mine(pg, group));
         for (pg, group) in moving {
             let group_move = Move { cluster: &cluster, budget: &budget, map: &map, pg: *pg, group };
             match group_move.run().await {

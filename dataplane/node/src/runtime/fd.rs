@@ -28,6 +28,16 @@ impl HyperStream {
     }
 }
 
+impl AsyncRead for HyperStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
 impl hyper::rt::Read for HyperStream {
     fn poll_read(
         mut self: Pin<&mut Self>,

@@ -1,21 +1,22 @@
 //! Frames between the cores of one process: a bounded queue per core, woken across threads.
 //!
 //! A request is answered exactly once, or fails with [`TransportError`]; nothing waits for ever, because a full queue
-//! refuses at once and a dead core fails the process. Frames are serialised messages, the same that will travel
-//! between nodes: this is the in-process implementation of [`Transport`].
+//! refuses at once and a dead core fails the process. Frames are serialised messages, the same that travel between
+//! nodes: what is for another node goes on by [`Net`].
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     rc::Rc,
     sync::{Arc, OnceLock},
     task::{Poll, Waker},
 };
 
-use bytes::Bytes;
 use crossbeam::queue::ArrayQueue;
 use futures::{channel::oneshot, future::LocalBoxFuture};
-use quarry_object::transport::{Address, Transport, TransportError};
+use quarry_object::transport::{Address, Class, Parcel, Transport, TransportError};
+
+use super::net::Net;
 
 /// Frames that may wait for one core. A core handles well over 100,000 frames a second: this is under 0.1 s.
 const QUEUE_FRAMES: usize = 8192;
@@ -23,7 +24,7 @@ const QUEUE_FRAMES: usize = 8192;
 const FRAMES_PER_ROUND: usize = 64;
 
 /// What answers frames on a core.
-pub(crate) type Handler = Rc<dyn Fn(Address, Bytes) -> LocalBoxFuture<'static, Bytes>>;
+pub(crate) type Handler = Rc<dyn Fn(Address, Parcel) -> LocalBoxFuture<'static, Parcel>>;
 
 enum Kind {
     Request(u64),
@@ -35,7 +36,7 @@ struct Frame {
     from: usize,
     to: Address,
     kind: Kind,
-    body: Bytes,
+    body: Parcel,
 }
 
 /// The receiving end of one core, shared with every other core.
@@ -63,7 +64,7 @@ impl Inbox {
     }
 }
 
-/// Which core answers for an address.
+/// Which core of this node answers for an address; `None`: another node, or nobody.
 pub(crate) type Route = Rc<dyn Fn(Address) -> Option<usize>>;
 
 /// One core's access to all cores.
@@ -72,9 +73,10 @@ pub(crate) struct Mesh {
     inboxes: Vec<Arc<Inbox>>,
     route: Route,
     handler: RefCell<Option<Handler>>,
-    pending: RefCell<HashMap<u64, oneshot::Sender<Bytes>>>,
+    pending: RefCell<HashMap<u64, oneshot::Sender<Parcel>>>,
     next_request: Cell<u64>,
     spawn: Rc<dyn Fn(LocalBoxFuture<'static, ()>)>,
+    net: OnceCell<Rc<Net>>,
 }
 
 impl Mesh {
@@ -92,7 +94,18 @@ impl Mesh {
             pending: RefCell::default(),
             next_request: Cell::new(0),
             spawn,
+            net: OnceCell::new(),
         })
+    }
+
+    /// From now on other nodes are reached. Once.
+    pub(crate) fn set_net(&self, net: Rc<Net>) {
+        assert!(self.net.set(net).is_ok(), "a core has one way to other nodes");
+    }
+
+    /// The way to other nodes, if this one is part of a cluster.
+    pub(crate) fn net(&self) -> Option<&Rc<Net>> {
+        self.net.get()
     }
 
     /// From now on frames for this core are answered.
@@ -155,19 +168,18 @@ impl Mesh {
         }
     }
 
-    fn core_of(&self, to: Address) -> Result<usize, TransportError> {
-        (self.route)(to).ok_or(TransportError::Unreachable)
+    /// Asks a core of this node, for a message of another node.
+    pub(crate) async fn call_here(&self, to: Address, body: Parcel) -> Result<Parcel, TransportError> {
+        let core = match to {
+            // Any core can ask all of them.
+            Address::Node(_) => self.me,
+            Address::Device(_) => (self.route)(to).ok_or(TransportError::Unreachable)?,
+            Address::Core(_) => return Err(TransportError::Unreachable),
+        };
+        self.call_core(core, to, body).await
     }
-}
 
-impl Transport for Mesh {
-    fn send(&self, to: Address, body: Bytes) -> Result<(), TransportError> {
-        let core = self.core_of(to)?;
-        self.inboxes[core].push(Frame { from: self.me, to, kind: Kind::OneWay, body })
-    }
-
-    async fn call(&self, to: Address, body: Bytes) -> Result<Bytes, TransportError> {
-        let core = self.core_of(to)?;
+    async fn call_core(&self, core: usize, to: Address, body: Parcel) -> Result<Parcel, TransportError> {
         if core == self.me {
             let handler = self.handler.borrow().clone().ok_or(TransportError::Unreachable)?;
             return Ok(handler(to, body).await);
@@ -182,6 +194,24 @@ impl Transport for Mesh {
             self.pending.borrow_mut().remove(&id);
             return Err(error);
         }
-        receiver.await.map_err(|_| TransportError::Unreachable)
+        receiver.await.map_err(|_| TransportError::Lost)
+    }
+}
+
+impl Transport for Mesh {
+    fn send(&self, to: Address, class: Class, body: Parcel) -> Result<(), TransportError> {
+        match ((self.route)(to), self.net()) {
+            (Some(core), _) => self.inboxes[core].push(Frame { from: self.me, to, kind: Kind::OneWay, body }),
+            (None, Some(net)) => net.send(to, class, body),
+            (None, None) => Err(TransportError::Unreachable),
+        }
+    }
+
+    async fn call(&self, to: Address, class: Class, body: Parcel) -> Result<Parcel, TransportError> {
+        match ((self.route)(to), self.net()) {
+            (Some(core), _) => self.call_core(core, to, body).await,
+            (None, Some(net)) => net.call(to, class, body).await,
+            (None, None) => Err(TransportError::Unreachable),
+        }
     }
 }

@@ -1,6 +1,8 @@
-//! Executors, the pulse, and messages between cores. glommio is named here and in [`crate::core`] only.
+//! Executors, the pulse, messages between cores and between nodes. glommio is named here and in
+//! [`crate::core`] only.
 
 pub(crate) mod clock;
 pub(crate) mod fd;
 pub(crate) mod mesh;
+pub(crate) mod net;
 pub(crate) mod pulse;

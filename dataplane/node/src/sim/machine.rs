@@ -78,6 +78,28 @@ impl Limits {
     pub(super) const TIGHT: Self = Self { journal_bytes: 256 << 10, overlay_bytes_max: 8 << 10 };
 }
 
+/// Which devices the core has no hand on, as if they were of another node.
+#[derive(Clone, Copy)]
+pub(super) enum Remote {
+    None,
+    Half,
+    All,
+}
+
+impl Remote {
+    fn of_seed(seed: u64) -> Self {
+        [Self::Half, Self::None, Self::All][usize::try_from(seed % 3).unwrap()]
+    }
+
+    fn has(self, device: DeviceId) -> bool {
+        match self {
+            Self::None => false,
+            Self::Half => device.0 % 2 == 1,
+            Self::All => true,
+        }
+    }
+}
+
 /// See the module.
 pub(super) struct Machine {
     pub(super) seed: u64,
@@ -86,6 +108,8 @@ pub(super) struct Machine {
     pub(super) devices: Rc<Devices>,
     /// Devices that are not there when a node starts.
     pub(super) missing: Vec<usize>,
+    /// Devices whose bytes travel beside messages.
+    pub(super) remote: Remote,
     metastore: MetastoreImage,
     buffers: BufferPool,
 }
@@ -111,7 +135,8 @@ impl Machine {
         };
         let devices = Devices::new((0..profile.total()).map(format).collect());
         let buffers = BufferPool::new(BUFFERS).unwrap();
-        Self { seed, profile, limits, devices, missing: Vec::new(), metastore: None, buffers }
+        let (missing, remote) = (Vec::new(), Remote::of_seed(seed));
+        Self { seed, profile, limits, devices, missing, remote, metastore: None, buffers }
     }
 
     /// The same machine with other devices and another state of the controller.
@@ -269,6 +294,7 @@ impl Node {
             space.clone(),
         );
         let host = CoreHost::new(stores, Arc::clone(&published.map), Rc::new(links));
+        let devices = devices.into_iter().filter(|(id, _)| !machine.remote.has(*id)).collect();
         let cluster_parts = CoreParts {
             core: 0,
             cores: 1,

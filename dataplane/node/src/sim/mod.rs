@@ -11,12 +11,16 @@ mod devices;
 mod executor;
 mod flush_order;
 mod history;
+mod life;
 mod loss;
 mod machine;
+mod network;
+mod nodes;
 mod repair;
 pub(crate) mod stopped;
 mod transport;
 mod verify;
+mod world;
 
 /// Seeds of a normal run of a test, or those that the environment asks for.
 fn seeds(normal: u64) -> std::ops::Range<u64> {

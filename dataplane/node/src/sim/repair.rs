@@ -27,7 +27,7 @@ use super::{
     Doing, Random,
     clients::{self, BUCKET, LARGE_BYTES, Mix},
     history::{Content, History},
-    machine::{Limits, Machine, Node, NodeParts, device_id},
+    machine::{Limits, Machine, Node, NodeParts, Remote, device_id},
     seeds, verify,
 };
 use crate::platform::Timer;
@@ -387,7 +387,9 @@ fn damaged_devices_are_mended() {
 /// The scrub finds a damaged index on a device in use: the device is out, nothing stops, and the next start mends it.
 #[test]
 fn a_damaged_index_takes_the_device_out_until_it_is_mended() {
-    let machine = Machine::new("4+2", Limits::TIGHT, 11);
+    // The order in which this seed fills it leaves the index where the test damages it.
+    let mut machine = Machine::new("4+2", Limits::TIGHT, 11);
+    machine.remote = Remote::None;
     let history = Rc::new(History::default());
     let metastore = filled(&machine, &history, 11).shutdown();
     // A new node has nothing cached.

@@ -2,16 +2,15 @@
 
 use std::{cell::RefCell, future::poll_fn, rc::Rc, task::Poll};
 
-use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use quarry_object::transport::{Address, Transport, TransportError};
+use quarry_object::transport::{Address, Class, Parcel, Transport, TransportError};
 
 use super::{Random, executor::Spawn};
 
 /// Most turns of the executor that a frame is under way.
 const DELAY_TURNS_MAX: u64 = 6;
 
-type Handler = Rc<dyn Fn(Address, Bytes) -> LocalBoxFuture<'static, Bytes>>;
+type Handler = Rc<dyn Fn(Address, Parcel) -> LocalBoxFuture<'static, Parcel>>;
 
 /// See the module.
 pub(crate) struct LocalTransport {
@@ -47,7 +46,7 @@ impl LocalTransport {
 }
 
 impl Transport for LocalTransport {
-    fn send(&self, to: Address, frame: Bytes) -> Result<(), TransportError> {
+    fn send(&self, to: Address, _: Class, frame: Parcel) -> Result<(), TransportError> {
         let (handler, delay) = (self.handler()?, self.delay());
         (self.spawn)(Box::pin(async move {
             delay.await;
@@ -56,7 +55,7 @@ impl Transport for LocalTransport {
         Ok(())
     }
 
-    async fn call(&self, to: Address, frame: Bytes) -> Result<Bytes, TransportError> {
+    async fn call(&self, to: Address, _: Class, frame: Parcel) -> Result<Parcel, TransportError> {
         let handler = self.handler()?;
         self.delay().await;
         let answer = handler(to, frame).await;

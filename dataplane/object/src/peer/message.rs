@@ -10,6 +10,8 @@ use quarry_clustermap::{BlobId, BucketId, DeviceId, Epoch, PartitionId, PgId, Sh
 use quarry_partition::frame::{FrameError, FrameKind};
 use rkyv::{Archive, Deserialize, Serialize};
 
+use crate::transport::Class;
+
 /// Longest frame: the checksums of a 5 GiB shard and a command with an inline body fit many times.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
 
@@ -23,6 +25,16 @@ pub struct ShardName {
     /// Position in the erasure set.
     pub shard: ShardIndex,
 }
+
+/// How long a pin of a reader on another node lasts after its last use, milliseconds.
+pub const PIN_KEPT_MS: u64 = 60_000;
+
+/// How long a reservation of a writer on another node lasts after its last use, milliseconds: longer than any pause of
+/// a client that still sends a body.
+pub const RESERVATION_KEPT_MS: u64 = 600_000;
+
+/// Replication messages up to this size are urgent; longer ones are pages of a backfill or catch-up.
+const URGENT_BYTES_MAX: usize = 256 << 10;
 
 /// Shards of one listing or look-up.
 pub const LIST_SHARDS_MAX: u32 = 1000;
@@ -58,6 +70,9 @@ pub enum PeerRequest {
         epoch: Epoch,
         /// Bytes, a multiple of the block size.
         len_bytes: u64,
+        /// The writer is on another node and writes by messages: the reservation ends when it is not used for
+        /// [`RESERVATION_KEPT_MS`], as the writer may be gone.
+        remote: bool,
     },
     /// The data writes of a reserved shard have completed: record and flush it.
     CommitShard {
@@ -77,13 +92,39 @@ pub enum PeerRequest {
         /// Epoch of its placement group.
         epoch: Epoch,
     },
+    /// Write a piece of a reserved shard. The bytes travel beside the message; a reservation is either written by such
+    /// messages or by the writer itself, never both.
+    WriteShard {
+        /// Which shard.
+        name: ShardName,
+        /// Epoch of its placement group.
+        epoch: Epoch,
+        /// First byte in the shard, a multiple of the block size, as the number of bytes is.
+        offset: u64,
+    },
     /// Look a shard up and pin its extents.
     OpenShard {
         /// Which shard.
         name: ShardName,
+        /// The reader is on another node and reads by messages: the pin ends when it is not used for
+        /// [`PIN_KEPT_MS`], as the reader may be gone.
+        remote: bool,
+    },
+    /// Read a piece of a pinned shard: answered with [`PeerResponse::Done`] and the bytes beside it, unverified.
+    ReadShard {
+        /// Which shard: a pin of another run of the owner is not taken for one of this run.
+        name: ShardName,
+        /// As returned by open.
+        pin: u64,
+        /// First byte in the shard, a multiple of the block size.
+        offset: u64,
+        /// Bytes, a multiple of the block size.
+        len_bytes: u32,
     },
     /// Drop a pin.
     CloseShard {
+        /// Which shard.
+        name: ShardName,
         /// As returned by open.
         pin: u64,
     },
@@ -131,16 +172,29 @@ pub enum PeerRequest {
         /// Encoded message of the partition crate.
         message: Vec<u8>,
     },
-    /// List what the primaries of one core hold.
+    /// List what the primaries of one core or node hold.
     List {
         /// Encoded `Command::List` of the partition crate.
         list: Vec<u8>,
     },
-    /// Whether the primaries of one core hold nothing of a bucket.
+    /// Whether the primaries of one core or node hold nothing of a bucket.
     BucketIsEmpty {
         /// Which bucket.
         bucket: BucketId,
     },
+    /// Devices of a node that have only their reserve left.
+    FullDevices,
+}
+
+impl PeerRequest {
+    /// How urgent it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Replicate { message, .. } if message.len() <= URGENT_BYTES_MAX => Class::Urgent,
+            Self::WriteShard { .. } | Self::ReadShard { .. } => Class::Bulk,
+            _ => Class::Ordinary,
+        }
+    }
 }
 
 /// The answer to a [`PeerRequest`].
@@ -181,7 +235,7 @@ pub enum PeerResponse {
         /// Reply.
         outcome: Vec<u8>,
     },
-    /// A page over the primaries of one core, and which partitions they are: the asker must hear of all.
+    /// A page over the primaries that were asked, and which partitions they are: the asker must hear of all.
     Listed {
         /// Encoded `Reply::Page` of the partition crate.
         page: Vec<u8>,
@@ -194,6 +248,11 @@ pub enum PeerResponse {
         empty: bool,
         /// Partitions that were asked.
         partitions: Vec<PartitionId>,
+    },
+    /// Answer to `FullDevices`.
+    Full {
+        /// Those that a primary should not count on.
+        devices: Vec<DeviceId>,
     },
     /// Refused or failed.
     Failed(PeerFault),

@@ -3,5 +3,6 @@
 mod message;
 
 pub use message::{
-    FRAME_BYTES_MAX, LIST_SHARDS_MAX, PeerFault, PeerRequest, PeerResponse, Run, ShardEntry, ShardName,
+    FRAME_BYTES_MAX, LIST_SHARDS_MAX, PIN_KEPT_MS, PeerFault, PeerRequest, PeerResponse, RESERVATION_KEPT_MS,
+    Run, ShardEntry, ShardName,
 };

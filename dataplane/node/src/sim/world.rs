@@ -1,0 +1,342 @@
+//! Several machines with one control plane: what each node runs is what [`super::machine`] runs, but the devices of the
+//! others are reached over a [`Network`]. A node is killed by ending its tasks where they stand, with its devices
+//! as a power cut or the kill of a process leaves them.
+//!
+//! The control plane is reached by every node at all times, and told by the world when a node is gone for good.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
+
+use futures::{channel::oneshot, future::join_all};
+use quarry_clustermap::{ClusterId, ClusterMap, DeviceId, NodeId, Tier};
+use quarry_controller::{
+    Controller, ControllerHandle, ControllerOptions, DeviceReport, NodeRegistration, Registered,
+};
+use quarry_metastore::{Embedded, Metastore, Transaction};
+use quarry_object::objects::{ObjectOptions, Objects};
+use quarry_object::repair::Budget;
+use quarry_partition::Payload;
+use quarry_planner::{
+    DeviceObservation, Inventory, NodeObservation, PlanInput, Policy, REBUILD_AFTER_MS, Reports, plan,
+};
+use quarry_storage::{
+    device::{BufferPool, SimDevice},
+    store::{FormatParams, Mend, Store, StoreOptions},
+};
+use tempfile::TempDir;
+
+use super::{
+    executor::{SimTimer, Spawn},
+    life::Life,
+    network::{NetTransport, Network},
+};
+use crate::{
+    cluster::{CoreParts, NodeCluster, Progress, Reads, Repairs},
+    control::ControlHandle,
+    host::{CoreHost, Links, SpaceTable, into_mutations},
+    jobs,
+    metrics::Metrics,
+    platform::{Platform, Timer},
+};
+
+const CLUSTER: ClusterId = ClusterId([7; 16]);
+const PARTITIONS: u16 = 8;
+const JOURNAL_BYTES: u64 = 512 << 10;
+const OVERLAY_BYTES_MAX: usize = 64 << 10;
+/// Bodies shorter than this ride inside the commit record.
+pub(super) const INLINE_BELOW_BYTES: u64 = 4096;
+const BUFFERS: usize = 60;
+const TICK: Duration = Duration::from_millis(100);
+const REPAIR_BYTES_PER_SECOND: u64 = 50 << 20;
+const DEVICES_PER_NODE: u32 = 2;
+
+/// What the simulation of several nodes runs on.
+pub(crate) enum ClusterSim {}
+
+impl Platform for ClusterSim {
+    type Device = SimDevice;
+    type Transport = NetTransport;
+    type Timer = SimTimer;
+}
+
+/// One run of a node.
+pub(super) struct RunningNode {
+    life: Rc<Life>,
+    pub(super) host: Rc<CoreHost<ClusterSim>>,
+    pub(super) objects: Rc<Objects<NodeCluster<ClusterSim>>>,
+}
+
+impl RunningNode {
+    /// Runs work in the node; `None`: the node was killed first.
+    pub(super) async fn run<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Option<T> {
+        let (sender, receiver) = oneshot::channel();
+        (self.life.spawner())(Box::pin(async move {
+            let _gone = sender.send(work.await);
+        }));
+        receiver.await.ok()
+    }
+}
+
+/// See the module.
+pub(super) struct World {
+    pub(super) timer: SimTimer,
+    pub(super) network: Rc<Network>,
+    spawn: Spawn,
+    handle: ControllerHandle,
+    devices: RefCell<BTreeMap<DeviceId, SimDevice>>,
+    nodes: RefCell<BTreeMap<NodeId, Rc<RunningNode>>>,
+    /// Pools outlive the node, as buffers that the world still holds do.
+    buffers: BufferPool,
+    device_bytes: u64,
+    seed: u64,
+    _directory: TempDir,
+}
+
+fn owner(device: DeviceId) -> NodeId {
+    NodeId(1 + u32::try_from(device.0).expect("few devices") / DEVICES_PER_NODE)
+}
+
+fn policy() -> Policy {
+    Policy {
+        cluster: CLUSTER,
+        hot_profile: "4+2".parse().unwrap(),
+        partition_count: PARTITIONS,
+        rebuild_after_ms: REBUILD_AFTER_MS,
+    }
+}
+
+/// The first map, of all nodes at once.
+fn first_map(nodes: u32, device_bytes: u64) -> ClusterMap {
+    let node = |_| NodeObservation { address: String::new(), rack: String::new() };
+    let device = |id| DeviceObservation {
+        node: owner(id),
+        tier: Tier::Hot,
+        capacity_bytes: device_bytes,
+        location: id.to_string(),
+        present: true,
+        replaces: None,
+    };
+    let inventory = Inventory {
+        nodes: (1..=nodes).map(NodeId).map(|id| (id, node(id))).collect(),
+        devices: (0..u64::from(nodes * DEVICES_PER_NODE)).map(DeviceId).map(|id| (id, device(id))).collect(),
+    };
+    let (policy, reports) = (policy(), Reports::default());
+    let input = PlanInput { policy: &policy, inventory: &inventory, map: None, reports: &reports, now_ms: 0 };
+    plan(&input).unwrap().map.unwrap()
+}
+
+impl World {
+    /// Formatted devices, a control plane with a map of all nodes, and no node running.
+    pub(super) fn new(
+        nodes: u32,
+        device_bytes: u64,
+        (timer, spawn): (SimTimer, Spawn),
+        seed: u64,
+    ) -> Rc<Self> {
+        let map = first_map(nodes, device_bytes);
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let metastore = Embedded::open(directory.path()).unwrap();
+        let put = Transaction::default().put("map", serde_json::to_vec(&map).unwrap());
+        futures::executor::block_on(metastore.transact(&put)).unwrap();
+        let options = ControllerOptions { policy: policy(), clock_ms: || 0 };
+        let (controller, handle) = Controller::new(metastore, options);
+        spawn(Box::pin(controller.run()));
+        let format = |id: &DeviceId| {
+            let device = SimDevice::new(device_bytes, seed.wrapping_add(id.0));
+            let params = FormatParams { cluster: CLUSTER, device: *id, journal_bytes: JOURNAL_BYTES };
+            futures::executor::block_on(Store::format(Rc::new(device.clone()), params)).unwrap();
+            device.set_shuffle(true);
+            (*id, device)
+        };
+        let owners = map.devices.iter().map(|(id, entry)| (*id, entry.node)).collect();
+        Rc::new(Self {
+            network: Network::new(timer.clone(), Rc::clone(&spawn), owners, seed),
+            timer,
+            spawn,
+            handle,
+            devices: RefCell::new(map.devices.keys().map(format).collect()),
+            nodes: RefCell::default(),
+            buffers: BufferPool::new(BUFFERS).unwrap(),
+            device_bytes,
+            seed,
+            _directory: directory,
+        })
+    }
+
+    /// Nodes that run.
+    pub(super) fn running(&self) -> Vec<(NodeId, Rc<RunningNode>)> {
+        self.nodes.borrow().iter().map(|(id, node)| (*id, Rc::clone(node))).collect()
+    }
+
+    fn devices_of(&self, node: NodeId) -> Vec<(DeviceId, SimDevice)> {
+        let devices = self.devices.borrow();
+        let of_node = devices.iter().filter(|(id, _)| owner(**id) == node);
+        of_node.map(|(id, device)| (*id, device.clone())).collect()
+    }
+
+    /// Stops a node where it is.
+    pub(super) fn kill(&self, node: NodeId, power_cut: bool, seed: u64) {
+        self.network.detach(node);
+        let gone = self.nodes.borrow_mut().remove(&node);
+        let Some(running) = gone else { return };
+        running.life.end();
+        drop(running);
+        for (id, device) in self.devices_of(node) {
+            let left = if power_cut { device.crash(seed ^ id.0) } else { device };
+            left.set_shuffle(true);
+            self.devices.borrow_mut().insert(id, left);
+        }
+    }
+
+    /// The control plane takes a node that does not run for gone: its devices are out.
+    pub(super) async fn expire(&self, node: NodeId) {
+        for (id, _) in self.devices_of(node) {
+            if self.nodes.borrow().contains_key(&node) {
+                return;
+            }
+            self.handle.device_failed(id, "its node is gone".into()).await.unwrap();
+        }
+    }
+
+    fn registration(&self, node: NodeId) -> NodeRegistration {
+        let report = |(device, _)| DeviceReport {
+            device,
+            tier: Tier::Hot,
+            capacity_bytes: self.device_bytes,
+            location: DeviceId::to_string(&device),
+            found: true,
+            replaces: None,
+            lost_partitions: Vec::new(),
+        };
+        let devices = self.devices_of(node).into_iter().map(report).collect();
+        NodeRegistration { node, address: String::new(), rack: String::new(), devices }
+    }
+
+    /// Starts a node that does not run; it serves a moment later.
+    pub(super) async fn start(&self, node: NodeId) {
+        let Registered { incarnation, .. } =
+            self.handle.register_node(self.registration(node)).await.unwrap();
+        let life = Life::new(Rc::clone(&self.spawn));
+        let spawn = life.spawner();
+        let (control, events) = ControlHandle::new(self.handle.clone(), Metrics::new().unwrap());
+        let passing = Rc::clone(&spawn);
+        spawn(Box::pin(crate::control::pass_events(events, self.handle.clone(), move |task| passing(task))));
+        let devices: BTreeMap<_, _> =
+            self.devices_of(node).into_iter().map(|(id, device)| (id, Rc::new(device))).collect();
+        let stores = recover(&devices, &control, &spawn).await;
+        for store in &stores {
+            let losses = store.losses();
+            assert!(losses.lost_partitions.is_empty(), "no device is damaged here");
+        }
+        let newest = self.handle.subscribe().await.unwrap();
+        let published = newest.recv().await.unwrap();
+        let transport = Rc::new(NetTransport { me: node, network: Rc::clone(&self.network) });
+        let (progress, space) = (Progress::new(1), SpaceTable::new(devices.keys().copied()));
+        let links = Links::new(
+            Rc::clone(&transport),
+            self.timer.clone(),
+            Rc::clone(&spawn),
+            control.clone(),
+            progress.clone(),
+            space.clone(),
+        );
+        let host = CoreHost::new(stores, Arc::clone(&published.map), Rc::new(links));
+        let parts = CoreParts {
+            core: 0,
+            cores: 1,
+            node,
+            incarnation,
+            transport,
+            timer: self.timer.clone(),
+            devices,
+            buffers: self.buffers.clone(),
+            control,
+            progress,
+            reads: Reads::default(),
+            repairs: Repairs::default(),
+            spawn: Rc::clone(&spawn),
+            seed: self.seed ^ u64::from(node.0) << 32 ^ u64::from(incarnation.0),
+        };
+        let cluster = NodeCluster::new(parts, &published);
+        let answering = Rc::clone(&host);
+        let handler = Rc::new(move |to, parcel| answering.handle(to, parcel));
+        self.network.attach(node, handler, Rc::clone(&spawn));
+        host.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
+        cluster.set_published(&published);
+        let (told, acting) = (Rc::clone(&host), Rc::clone(&cluster));
+        spawn(Box::pin(async move {
+            while let Ok(published) = newest.recv().await {
+                told.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
+                acting.set_published(&published);
+            }
+        }));
+        let (ticking, timer) = (Rc::clone(&host), self.timer.clone());
+        spawn(Box::pin(async move {
+            loop {
+                for (id, device) in ticking.devices() {
+                    space.of(id).expect("made for every device").set(device.store.space());
+                }
+                timer.sleep(TICK).await;
+                ticking.tick();
+            }
+        }));
+        let (budget, pair) =
+            (Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND)), || (Rc::clone(&host), Rc::clone(&cluster)));
+        spawn(Box::pin(jobs::freer::run(pair().0, pair().1)));
+        spawn(Box::pin(jobs::leftovers::run(pair().0, pair().1)));
+        spawn(Box::pin(jobs::room::run(pair().0, pair().1)));
+        spawn(Box::pin(jobs::mover::run(pair().1, Rc::clone(&budget))));
+        spawn(Box::pin(jobs::repair::run(pair().0, pair().1, budget)));
+        spawn(Box::pin(jobs::collector::follow(pair().0, pair().1, node, incarnation)));
+        let options = ObjectOptions { inline_below_bytes: INLINE_BELOW_BYTES };
+        let objects = Rc::new(Objects::new(cluster, options));
+        let running = RunningNode { life, host, objects };
+        self.nodes.borrow_mut().insert(node, Rc::new(running));
+    }
+
+    /// Waits until every partition has one serving primary and all nodes act on the same map.
+    pub(super) async fn wait_until_serving(&self) {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let started = self.timer.monotonic();
+        loop {
+            let running = self.running();
+            let primaries: usize = running.iter().map(|(_, node)| node.host.primaries().len()).sum();
+            let versions: Vec<_> = running.iter().map(|(_, node)| node.host.map().version).collect();
+            if primaries == usize::from(PARTITIONS) && versions.windows(2).all(|pair| pair[0] == pair[1]) {
+                return;
+            }
+            assert!(self.timer.monotonic() - started < PATIENCE, "{primaries} primaries, maps {versions:?}");
+            self.timer.sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Shards of all devices.
+    pub(super) async fn shards(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (node, running) in self.running() {
+            for (id, device) in running.host.devices() {
+                let rows = device.store.shards(None, usize::MAX).await.unwrap();
+                found.extend(rows.iter().map(|row| format!("{node}, {id}: {:?}", row.key())));
+            }
+        }
+        found
+    }
+}
+
+async fn recover(
+    devices: &BTreeMap<DeviceId, Rc<SimDevice>>,
+    control: &ControlHandle,
+    spawn: &Spawn,
+) -> Vec<Store<SimDevice>> {
+    let opened = devices.iter().map(|(id, device)| {
+        let decode =
+            |payload: &[u8]| Payload::decode(payload).map(into_mutations).map_err(|error| error.to_string());
+        let mut options = StoreOptions::new(Rc::clone(spawn), Rc::new(decode));
+        options.cache_bytes = 1 << 20;
+        options.mend = Mend::WhenDamaged;
+        options.overlay_bytes_max = OVERLAY_BYTES_MAX;
+        let (told, id, device) = (control.clone(), *id, Rc::clone(device));
+        options.on_failed = Some(Rc::new(move |error| told.device_failed(id, error.to_string())));
+        async move { Store::open(device, options).await.unwrap() }
+    });
+    join_all(opened).await
+}
