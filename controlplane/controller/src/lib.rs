@@ -8,7 +8,7 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `map`, `chunk/...` | the cluster map, see `map_store` |
+//! | `map`, `leaf/...` | the cluster map, see `map_store` |
 //! | `activated/PPPPP` | the newest epoch of the partition whose primary may acknowledge |
 //! | `buckets` | revision of the bucket table and the next bucket id |
 //! | `bucket/NAME` | id, creation time, state |

@@ -1,18 +1,18 @@
-//! The cluster map in the metastore: a head, and packed chunks that are written once.
+//! The cluster map in the metastore: a head, and packed leaves that are written once.
 //!
 //! | key | value (JSON) |
 //! |---|---|
-//! | `map` | [`Head`]: version, profile, and for each chunk the end of its key |
-//! | `chunk/nNNNNN@END` | 16 nodes by id, with their devices |
-//! | `chunk/pNNNNN@END` | 64 partitions by id |
-//! | `chunk/gNNNNN@END` | 64 placement groups by id |
+//! | `map` | [`Head`]: version, profile, and for each leaf the end of its key |
+//! | `leaf/nNNNNN@END` | 16 nodes by id, with their devices |
+//! | `leaf/pNNNNN@END` | 64 partitions by id |
+//! | `leaf/gNNNNN@END` | 64 placement groups by id |
 //!
-//! `END` is the map version that wrote the chunk and a number of its writer: a key is never written twice, so a head
-//! and its chunks belong together whoever else writes at the same time. A commit compares the head with the one it was
+//! `END` is the map version that wrote the leaf and a number of its writer: a key is never written twice, so a head
+//! and its leaves belong together whoever else writes at the same time. A commit compares the head with the one it was
 //! planned on. As a rule it is one transaction; what does not fit into one (128 operations, 1 MiB) is written ahead of
-//! it, where no head names it yet. Chunks that the new head no longer names are removed with it or after it.
+//! it, where no head names it yet. Leaves that the new head no longer names are removed with it or after it.
 //!
-//! A reader that finds a chunk gone reads the head again: there is a newer one. Chunks that a crashed writer left are
+//! A reader that finds a leaf gone reads the head again: there is a newer one. Leaves that a crashed writer left are
 //! removed by [`sweep`], which only the one acting writer may call.
 
 use std::{
@@ -37,20 +37,20 @@ use crate::{
 
 /// The head's key.
 pub(crate) const MAP_KEY: &str = "map";
-/// What chunk keys begin with.
-pub(crate) const CHUNK_PREFIX: &str = "chunk/";
+/// What leaf keys begin with.
+pub(crate) const LEAF_PREFIX: &str = "leaf/";
 const FORMAT: u32 = 1;
-/// Partitions, or groups, of one chunk.
-const ENTRIES_PER_CHUNK: usize = 64;
-/// Nodes of one chunk; their devices come with them.
-const NODES_PER_CHUNK: u32 = 16;
+/// Partitions, or groups, of one leaf.
+const ENTRIES_PER_LEAF: usize = 64;
+/// Nodes of one leaf; their devices come with them.
+const NODES_PER_LEAF: u32 = 16;
 /// Changes of a transaction that is written ahead.
 const AHEAD_OPERATIONS_MAX: usize = 100;
-/// Bytes after which a transaction takes no more chunks; one chunk more still fits.
+/// Bytes after which a transaction takes no more leaves; one leaf more still fits.
 const BYTES_WANTED_MAX: usize = TRANSACTION_BYTES_MAX / 2;
-/// Chunks that are asked for one by one; beyond that all are read at once.
-const CHUNKS_READ_SINGLY_MAX: usize = 24;
-/// Readings of a head whose chunks are gone before that is called damage.
+/// Leaves that are asked for one by one; beyond that all are read at once.
+const LEAVES_READ_SINGLY_MAX: usize = 24;
+/// Readings of a head whose leaves are gone before that is called damage.
 const READ_ATTEMPTS_MAX: usize = 16;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ struct Head {
     version: MapVersion,
     hot_profile: ErasureProfile,
     /// By name (`p00003`): the end of the key.
-    chunks: BTreeMap<String, String>,
+    leaves: BTreeMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -93,14 +93,14 @@ impl Content {
             Some(b'n') => of(entry).map(Self::Nodes),
             Some(b'p') => of(entry).map(Self::Partitions),
             Some(b'g') => of(entry).map(Self::Groups),
-            _ => Err(damaged(MAP_KEY, &format!("it names a chunk {name:?}"))),
+            _ => Err(damaged(MAP_KEY, &format!("it names a leaf {name:?}"))),
         }
     }
 }
 
-/// A chunk as it is stored.
+/// A leaf as it is stored.
 #[derive(Clone, Debug)]
-struct Chunk {
+struct Leaf {
     key: String,
     content: Arc<Content>,
 }
@@ -111,7 +111,7 @@ pub struct StoredMap {
     /// The map.
     pub map: Arc<ClusterMap>,
     entry: Entry,
-    chunks: BTreeMap<String, Chunk>,
+    leaves: BTreeMap<String, Leaf>,
 }
 
 impl StoredMap {
@@ -134,13 +134,13 @@ impl StoredMap {
             if head.format != FORMAT {
                 return Err(damaged(MAP_KEY, &format!("format {} is not known", head.format)));
             }
-            if let Some(chunks) = read_chunks(metastore, &head, known).await? {
-                let map = assemble(&head, &chunks);
+            if let Some(leaves) = read_leaves(metastore, &head, known).await? {
+                let map = assemble(&head, &leaves);
                 map.validate().map_err(|error| damaged(MAP_KEY, &error))?;
-                return Ok(Some(Arc::new(Self { map: Arc::new(map), entry, chunks })));
+                return Ok(Some(Arc::new(Self { map: Arc::new(map), entry, leaves })));
             }
         }
-        Err(damaged(MAP_KEY, &"chunks that it names are missing"))
+        Err(damaged(MAP_KEY, &"leaves that it names are missing"))
     }
 
     /// Writes a map in the place of whatever map is there, for tools on the metastore of a stopped node.
@@ -153,12 +153,12 @@ impl StoredMap {
         Ok(())
     }
 
-    /// Who wrote the newest chunks, if this version wrote any.
+    /// Who wrote the newest leaves, if this version wrote any.
     #[cfg(test)]
     pub(crate) fn writer(&self) -> Option<u64> {
         let of_now = format!("@{}.", self.map.version.0);
-        let chunk = self.chunks.values().find(|chunk| chunk.key.contains(&of_now))?;
-        u64::from_str_radix(chunk.key.rsplit_once('.')?.1, 16).ok()
+        let leaf = self.leaves.values().find(|leaf| leaf.key.contains(&of_now))?;
+        u64::from_str_radix(leaf.key.rsplit_once('.')?.1, 16).ok()
     }
 
     /// The head, to compare with: the map is still this one.
@@ -167,24 +167,24 @@ impl StoredMap {
     }
 }
 
-/// `None`: a chunk is gone, so there is a newer head.
-async fn read_chunks(
+/// `None`: a leaf is gone, so there is a newer head.
+async fn read_leaves(
     metastore: &impl Metastore,
     head: &Head,
     known: Option<&Arc<StoredMap>>,
-) -> Result<Option<BTreeMap<String, Chunk>>, ControllerError> {
-    let mut chunks = BTreeMap::new();
+) -> Result<Option<BTreeMap<String, Leaf>>, ControllerError> {
+    let mut leaves = BTreeMap::new();
     let mut missing = Vec::new();
-    for (name, end) in &head.chunks {
+    for (name, end) in &head.leaves {
         let key = key_of(name, end);
-        match known.and_then(|known| known.chunks.get(name)).filter(|chunk| chunk.key == key) {
-            Some(chunk) => drop(chunks.insert(name.clone(), chunk.clone())),
+        match known.and_then(|known| known.leaves.get(name)).filter(|leaf| leaf.key == key) {
+            Some(leaf) => drop(leaves.insert(name.clone(), leaf.clone())),
             None => missing.push((name, key)),
         }
     }
     let mut all: BTreeMap<String, Entry> = BTreeMap::new();
-    if missing.len() > CHUNKS_READ_SINGLY_MAX {
-        let range = metastore.range(CHUNK_PREFIX).await?;
+    if missing.len() > LEAVES_READ_SINGLY_MAX {
+        let range = metastore.range(LEAF_PREFIX).await?;
         all = range.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
     }
     for (name, key) in missing {
@@ -194,16 +194,16 @@ async fn read_chunks(
         };
         let Some(entry) = entry else { return Ok(None) };
         let content = Arc::new(Content::parse(name, &entry)?);
-        chunks.insert(name.clone(), Chunk { key, content });
+        leaves.insert(name.clone(), Leaf { key, content });
     }
-    Ok(Some(chunks))
+    Ok(Some(leaves))
 }
 
 fn key_of(name: &str, end: &str) -> String {
-    format!("{CHUNK_PREFIX}{name}@{end}")
+    format!("{LEAF_PREFIX}{name}@{end}")
 }
 
-fn assemble(head: &Head, chunks: &BTreeMap<String, Chunk>) -> ClusterMap {
+fn assemble(head: &Head, leaves: &BTreeMap<String, Leaf>) -> ClusterMap {
     let mut map = ClusterMap {
         cluster: head.cluster,
         version: head.version,
@@ -214,8 +214,8 @@ fn assemble(head: &Head, chunks: &BTreeMap<String, Chunk>) -> ClusterMap {
         placement_groups: BTreeMap::new(),
     };
     // In the order of their names: partitions are listed by id.
-    for chunk in chunks.values() {
-        match &*chunk.content {
+    for leaf in leaves.values() {
+        match &*leaf.content {
             Content::Nodes(content) => {
                 map.nodes.extend(content.nodes.clone());
                 map.devices.extend(content.devices.clone());
@@ -230,20 +230,20 @@ fn assemble(head: &Head, chunks: &BTreeMap<String, Chunk>) -> ClusterMap {
 fn split(map: &ClusterMap) -> BTreeMap<String, Content> {
     let mut nodes: BTreeMap<u32, Nodes> = BTreeMap::new();
     for (id, entry) in &map.nodes {
-        nodes.entry(id.0 / NODES_PER_CHUNK).or_default().nodes.insert(*id, entry.clone());
+        nodes.entry(id.0 / NODES_PER_LEAF).or_default().nodes.insert(*id, entry.clone());
     }
     for (id, entry) in &map.devices {
-        nodes.entry(entry.node.0 / NODES_PER_CHUNK).or_default().devices.insert(*id, entry.clone());
+        nodes.entry(entry.node.0 / NODES_PER_LEAF).or_default().devices.insert(*id, entry.clone());
     }
     let mut groups: BTreeMap<usize, BTreeMap<PgId, PlacementGroup>> = BTreeMap::new();
     for (id, group) in &map.placement_groups {
-        let index = usize::try_from(id.0).expect("32 bits") / ENTRIES_PER_CHUNK;
+        let index = usize::try_from(id.0).expect("32 bits") / ENTRIES_PER_LEAF;
         groups.entry(index).or_default().insert(*id, group.clone());
     }
     let nodes = nodes.into_iter().map(|(index, content)| (format!("n{index:05}"), Content::Nodes(content)));
-    let partitions = map.partitions.chunks(ENTRIES_PER_CHUNK).enumerate();
+    let partitions = map.partitions.chunks(ENTRIES_PER_LEAF).enumerate();
     let partitions =
-        partitions.map(|(index, chunk)| (format!("p{index:05}"), Content::Partitions(chunk.to_vec())));
+        partitions.map(|(index, leaf)| (format!("p{index:05}"), Content::Partitions(leaf.to_vec())));
     let groups =
         groups.into_iter().map(|(index, content)| (format!("g{index:05}"), Content::Groups(content)));
     nodes.chain(partitions).chain(groups).collect()
@@ -252,10 +252,10 @@ fn split(map: &ClusterMap) -> BTreeMap<String, Content> {
 /// A commit of a next map, ready to be written.
 #[derive(Debug)]
 pub(crate) struct Staged {
-    /// Chunks for which the last transaction has no room.
+    /// Leaves for which the last transaction has no room.
     ahead: Vec<Transaction>,
     last: Transaction,
-    /// Chunks that no head names once this is committed, beyond what the last transaction removes.
+    /// Leaves that no head names once this is committed, beyond what the last transaction removes.
     garbage: Vec<String>,
     after: StoredMap,
 }
@@ -269,28 +269,28 @@ pub(crate) fn stage(old: Option<&StoredMap>, next: &ClusterMap, base: Transactio
         cluster: next.cluster,
         version: next.version,
         hot_profile: next.hot_profile,
-        chunks: BTreeMap::new(),
+        leaves: BTreeMap::new(),
     };
-    let mut chunks = BTreeMap::new();
+    let mut leaves = BTreeMap::new();
     let mut written = Vec::new();
     for (name, content) in split(next) {
-        let same = old.and_then(|old| old.chunks.get(&name)).filter(|chunk| *chunk.content == content);
-        let chunk = match same {
-            Some(chunk) => chunk.clone(),
+        let same = old.and_then(|old| old.leaves.get(&name)).filter(|leaf| *leaf.content == content);
+        let leaf = match same {
+            Some(leaf) => leaf.clone(),
             None => {
                 let key = key_of(&name, &end);
                 written.push((key.clone(), content.to_json()));
-                Chunk { key, content: Arc::new(content) }
+                Leaf { key, content: Arc::new(content) }
             }
         };
-        let (_, end) = chunk.key.rsplit_once('@').expect("a chunk's key has an end");
-        head.chunks.insert(name.clone(), end.to_owned());
-        chunks.insert(name, chunk);
+        let (_, end) = leaf.key.rsplit_once('@').expect("a leaf's key has an end");
+        head.leaves.insert(name.clone(), end.to_owned());
+        leaves.insert(name, leaf);
     }
-    let kept: BTreeSet<&String> = chunks.values().map(|chunk| &chunk.key).collect();
-    let of_old = old.into_iter().flat_map(|old| old.chunks.values());
+    let kept: BTreeSet<&String> = leaves.values().map(|leaf| &leaf.key).collect();
+    let of_old = old.into_iter().flat_map(|old| old.leaves.values());
     let mut garbage: Vec<String> =
-        of_old.filter(|chunk| !kept.contains(&chunk.key)).map(|chunk| chunk.key.clone()).collect();
+        of_old.filter(|leaf| !kept.contains(&leaf.key)).map(|leaf| leaf.key.clone()).collect();
     let compare = base.clone().expect(MAP_KEY, old.map(|old| &old.entry)).compare;
     let value = to_json(&head);
     let mut last = Transaction { compare: compare.clone(), ..base }.put(MAP_KEY, value.clone());
@@ -300,10 +300,10 @@ pub(crate) fn stage(old: Option<&StoredMap>, next: &ClusterMap, base: Transactio
     // The revision is filled in when there is one.
     let revision = old.map_or(Revision::UNKNOWN, |old| old.entry.revision);
     let entry = Entry { key: MAP_KEY.to_owned(), value, revision };
-    Staged { ahead, last, garbage, after: StoredMap { map: Arc::new(next.clone()), entry, chunks } }
+    Staged { ahead, last, garbage, after: StoredMap { map: Arc::new(next.clone()), entry, leaves } }
 }
 
-/// Puts chunks into the last transaction if all fit, else into transactions ahead of it.
+/// Puts leaves into the last transaction if all fit, else into transactions ahead of it.
 fn distribute(
     written: Vec<(String, Vec<u8>)>,
     last: &mut Transaction,
@@ -371,20 +371,20 @@ async fn remove(
     for keys in keys.chunks(TRANSACTION_OPERATIONS_MAX) {
         let transaction = Transaction { compare: compare.to_vec(), puts: Vec::new(), deletes: keys.to_vec() };
         if let Err(error) = metastore.transact(&transaction).await {
-            return tracing::debug!(event = "chunks_left", %error);
+            return tracing::debug!(event = "leaves_left", %error);
         }
     }
 }
 
-/// Removes chunks that crashed writers left. `base` compares what proves that the caller is the only writer.
+/// Removes leaves that crashed writers left. `base` compares what proves that the caller is the only writer.
 pub(crate) async fn sweep(
     metastore: &impl Metastore,
     stored: Option<&StoredMap>,
     base: &Transaction,
 ) -> Result<(), MetastoreError> {
     let named: BTreeSet<&String> =
-        stored.into_iter().flat_map(|stored| stored.chunks.values().map(|chunk| &chunk.key)).collect();
-    let mut keys = metastore.keys(CHUNK_PREFIX).await?;
+        stored.into_iter().flat_map(|stored| stored.leaves.values().map(|leaf| &leaf.key)).collect();
+    let mut keys = metastore.keys(LEAF_PREFIX).await?;
     keys.retain(|key| !named.contains(key));
     let compare = base.clone().expect(MAP_KEY, stored.map(|stored| &stored.entry)).compare;
     remove(metastore, keys, &compare).await;

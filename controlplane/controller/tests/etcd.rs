@@ -121,7 +121,7 @@ fn registration(node: u32) -> NodeRegistration {
         lost_partitions: Vec::new(),
     };
     let (address, rack) = (format!("10.0.0.{node}:7000"), String::new());
-    NodeRegistration { node: NodeId(node), address, rack, devices: (0..2).map(device).collect() }
+    NodeRegistration { node: NodeId(node), address, rack, devices: (0..4).map(device).collect() }
 }
 
 async fn start_node(directory: &Path, name: &str, etcd: &EtcdOptions) -> (NodeId, ControllerHandle) {

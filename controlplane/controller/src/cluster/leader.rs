@@ -26,7 +26,7 @@ use crate::{
     state::{parse, to_json},
 };
 
-/// Report keys that one transaction removes; the rest of it is for chunks of the map.
+/// Report keys that one transaction removes; the rest of it is for leaves of the map.
 const REPORT_KEYS_MAX: usize = 32;
 /// Between plans for what time alone brings.
 const TICK: Duration = Duration::from_secs(10);

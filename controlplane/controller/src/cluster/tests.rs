@@ -432,6 +432,10 @@ fn a_standalone_metastore_becomes_a_cluster_and_kept_tables_a_metastore() {
         from.transact(&buckets).await.unwrap();
         super::migrate(&from, &to, "n1").await.unwrap();
         let view = ClusterView::read(&to).await.unwrap();
+        let line = "1     n1    NOT ALIVE  6 in     256        1    rack-1  10.0.0.1:7000";
+        assert_eq!(view.nodes_table().lines().nth(1), Some(line));
+        let shown = ClusterView::partitions_table(&view.partitions());
+        assert!(shown.lines().nth(256).unwrap().starts_with("255        starting  1      dev-"), "{shown}");
         assert_eq!((view.founding.unwrap().partitions, view.nodes[0].name.as_str()), (256, "n1"));
         assert!(to.get("buckets").await.unwrap().is_some());
         assert!(matches!(super::migrate(&from, &to, "n1").await, Err(super::MoveError::NotEmpty)));

@@ -1,4 +1,4 @@
-//! What people ask about a cluster, read from the metastore alone: it answers also when no node and no controller does.
+//! What people ask about a cluster (`quarryctl status|node|map|partition`), read from the metastore alone: it answers also when no node and no controller does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -136,6 +136,39 @@ impl ClusterView {
         map.partitions.iter().enumerate().map(view).collect()
     }
 
+    /// The nodes as a table.
+    pub fn nodes_table(&self) -> String {
+        let heads = ["NODE", "NAME", "STATE", "DEVICES", "PRIMARIES", "RUN", "RACK", "ADDRESS"];
+        let row = |node: &NodeView| {
+            let state = if node.alive { "alive" } else { "NOT ALIVE" };
+            let devices = match node.devices_out {
+                0 => format!("{} in", node.devices_in),
+                out => format!("{} in, {out} OUT", node.devices_in),
+            };
+            let (primaries, run) = (node.primaries.to_string(), node.incarnation.0.to_string());
+            let (number, name) = (node.node.0.to_string(), node.name.clone());
+            [number, name, state.to_owned(), devices, primaries, run, node.rack.clone(), node.address.clone()]
+        };
+        table(heads, self.nodes.iter().map(row))
+    }
+
+    /// Partitions as a table.
+    pub fn partitions_table(partitions: &[PartitionView]) -> String {
+        let devices = |list: &[DeviceId]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let row = |view: &PartitionView| {
+            [
+                view.partition.0.to_string(),
+                view.state.to_owned(),
+                view.epoch.0.to_string(),
+                view.primary.to_string(),
+                devices(&view.replicas),
+                devices(&view.joining),
+            ]
+        };
+        let heads = ["PARTITION", "STATE", "EPOCH", "PRIMARY", "IN SYNC", "JOINING"];
+        table(heads, partitions.iter().map(row))
+    }
+
     /// The state of everything in a few lines: what is wrong stands in them.
     pub fn status(&self) -> String {
         let Some(founding) = &self.founding else {
@@ -195,6 +228,18 @@ impl NodeView {
             }),
         }
     }
+}
+
+/// Columns as wide as their widest cell.
+fn table<const N: usize>(heads: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let all: Vec<[String; N]> = std::iter::once(heads.map(str::to_owned)).chain(rows).collect();
+    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    all.iter().map(line).collect()
 }
 
 fn number(key: &str, prefix: &str) -> u32 {

@@ -88,7 +88,7 @@ fn check_limits(staged: &Staged) -> (usize, usize) {
 }
 
 async fn keys(store: &Embedded) -> usize {
-    store.keys(CHUNK_PREFIX).await.unwrap().len()
+    store.keys(LEAF_PREFIX).await.unwrap().len()
 }
 
 #[test]
@@ -143,11 +143,11 @@ fn of_two_writers_one_wins_and_the_other_leaves_nothing() {
         assert!(*read.map == next && keys(&store).await < before);
         // What a writer left that died between two transactions is swept, and nothing else.
         let died = stage(Some(&winner), &touched(&next, device(5)), Transaction::default(), 4);
-        let orphan = Transaction::default().put("chunk/p00001@3.000000000004", b"[]".to_vec());
+        let orphan = Transaction::default().put("leaf/p00001@3.000000000004", b"[]".to_vec());
         store.transact(&orphan).await.unwrap();
         sweep(&store, Some(&winner), &Transaction::default()).await.unwrap();
         assert_eq!(
-            (keys(&store).await, store.get("chunk/p00001@3.000000000004").await.unwrap()),
+            (keys(&store).await, store.get("leaf/p00001@3.000000000004").await.unwrap()),
             (284 - 60, None)
         );
         drop(died);
@@ -155,7 +155,7 @@ fn of_two_writers_one_wins_and_the_other_leaves_nothing() {
 }
 
 #[test]
-fn a_head_without_its_chunks_is_damage_and_a_late_activation_is_refused() {
+fn a_head_without_its_leaves_is_damage_and_a_late_activation_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     run(async {
         let store = Embedded::open(directory.path()).unwrap();
@@ -166,7 +166,7 @@ fn a_head_without_its_chunks_is_damage_and_a_late_activation_is_refused() {
         let second = stage(Some(&stored), &next, Transaction::default(), 1).commit(&store).await.unwrap();
         let late = late.put(&crate::state::activated_key(PartitionId(0)), b"1".to_vec());
         assert!(matches!(store.transact(&late).await, Err(MetastoreError::Conflict)));
-        let key = second.chunks["p00001"].key.clone();
+        let key = second.leaves["p00001"].key.clone();
         store.transact(&Transaction::default().delete(&key)).await.unwrap();
         let error = StoredMap::read(&store, None).await.unwrap_err();
         assert!(matches!(error, ControllerError::Damaged { .. }), "{error}");
