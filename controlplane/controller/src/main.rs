@@ -80,7 +80,8 @@ fn main() -> anyhow::Result<()> {
                 tokio::time::sleep(RETRY).await;
             };
             let run = u64::from_le_bytes(random()?);
-            ClusterController::new(Arc::new(metastore), options, run).run().await;
+            let controller = ClusterController::new(Arc::new(metastore), options, run);
+            Box::pin(controller.run()).await;
             anyhow::Ok(())
         };
         tokio::select! {
@@ -113,6 +114,7 @@ fn options(file: &ConfigFile) -> anyhow::Result<LeaderOptions> {
 }
 
 /// Wall clock; a time before 1970 counts as 1970.
+#[expect(clippy::disallowed_methods, reason = "the clock that everything else is given starts here")]
 fn unix_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)

@@ -267,7 +267,8 @@ impl<M: Metastore> Member<M> {
 
     /// What was read after the lease was acquired is final: nobody takes out a node that holds one.
     fn report_returned(&mut self) {
-        if !std::mem::take(&mut self.returns) || !self.registered {
+        // A start that is not known to be handled may have been, before the lease ended: looked at when it is known.
+        if !self.registered || !std::mem::take(&mut self.returns) {
             return;
         }
         let Some(map) = self.controller.known.as_ref().and_then(|known| known.map()) else { return };
