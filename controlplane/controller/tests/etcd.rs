@@ -1,6 +1,8 @@
 //! Against real processes: three members of etcd and two controllers, killed and paused. Skipped without etcd, unless
 //! QUARRY_REQUIRE_ETCD is set.
 
+#![allow(clippy::unwrap_used, clippy::large_futures, reason = "a test: it panics, and runs once")]
+
 use std::{
     fs,
     io::ErrorKind,
