@@ -327,7 +327,7 @@ fn storm(seed: u64) {
         let mut random = line::Random::new(seed);
         let (mut run, mut incarnation) = (3, 2);
         for _ in 0..25 {
-            let id = 1 + random.below(3) as u32;
+            let id = 1 + u32::try_from(random.below(3)).unwrap();
             match random.below(9) {
                 0 => nodes[&id].line.cut(true),
                 1 | 2 => nodes[&id].line.cut(false),
