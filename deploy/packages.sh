@@ -17,9 +17,14 @@ nasm:nasm:assembles ISA-L's SIMD kernels
 protoc:protobuf-compiler:generates the etcd client
 "
 test_needs="
+chromium:chromium:shows pages and sends forms in a test
 etcd:etcd-server:the metastore of a cluster
+openssl:openssl:makes certificates for the tests of TLS
 python3:python3:runs the end-to-end tests
 python3-venv:python3-venv:keeps the tests' Python packages apart
+rclone:rclone:a client in tests
+s3cmd:s3cmd:a client in tests
+s3fs:s3fs:a client in tests
 "
 
 missing=""

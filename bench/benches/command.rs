@@ -10,7 +10,7 @@ use quarry_clustermap::{
 };
 use quarry_partition::{
     BlobRef,
-    command::{Command, Conditions, Content, Framed as _, Put, StoredAttributes},
+    command::{Command, Conditions, Content, Framed as _, Lookup, Put, StoredAttributes},
 };
 
 const KEY: &str = "warehouse/events/year=2026/month=11/day=22/part-00042.parquet";
@@ -25,6 +25,7 @@ fn put(content: Content) -> Command {
             headers: vec![("content-type".into(), "application/vnd.apache.parquet".into())],
             user: Vec::new(),
         },
+        tags: Vec::new(),
         checksums: vec![("crc64nvme".into(), "AAAAAAAAAAA=".into())],
         content,
         conditions: Conditions::default(),
@@ -43,7 +44,7 @@ fn blob(count: u64) -> BlobRef {
 
 fn bench(c: &mut Criterion) {
     let commands = [
-        ("head", Command::Head { bucket: BUCKET, key: KEY.into(), conditions: Conditions::default() }),
+        ("head", Command::Head(Lookup::newest(BUCKET, KEY))),
         ("put of one blob", put(Content::Blobs(vec![blob(1)]))),
         ("put of 4 KiB inline", put(Content::Inline { request: blob(1).blob, bytes: vec![7; 4096] })),
     ];

@@ -141,7 +141,7 @@ def test_two_devices_overwritten_while_running(make_node, pair):
 
 
 @pytest.mark.parametrize("pair", pairs((0, 3), (4, 5)), ids=str)
-def test_two_devices_truncated_while_running(make_node, pair):
+def test_two_devices_truncated_while_running(device_files, make_node, pair):
     node, objects = make_filled_node(make_node)
     for index in pair:
         os.truncate(list(node.device_paths().values())[index], 0)
@@ -150,7 +150,7 @@ def test_two_devices_truncated_while_running(make_node, pair):
 
 
 @pytest.mark.parametrize("pair", pairs((0, 1), (1, 4), (3, 5)), ids=str)
-def test_two_device_files_deleted_before_a_start(make_node, pair):
+def test_two_device_files_deleted_before_a_start(device_files, make_node, pair):
     node, objects = make_filled_node(make_node)
     by_path = list(node.device_paths().items())
     node.stop()

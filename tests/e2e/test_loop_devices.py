@@ -5,12 +5,11 @@ Needs root and loop devices; skipped where there are none. QUARRY_REQUIRE_LOOP=1
 
 import os
 import random
-import shutil
-import subprocess
 import threading
 
 import pytest
 from harness import MIB, eventually
+from loops import LoopDevices, NoLoopDevices, losetup
 from objects import ObjectSet
 from test_scrub import scrub
 
@@ -19,31 +18,16 @@ DEVICES = 6
 DEVICE_BYTES = 256 * MIB
 
 
-def losetup(*arguments):
-    return subprocess.run(["losetup", *map(str, arguments)], capture_output=True, text=True, timeout=30)
-
-
 @pytest.fixture
 def loop_devices(scratch):
     """(loop device, backing file) of each; detached in the end."""
-    attached = []
-    problem = None if os.geteuid() == 0 and shutil.which("losetup") else "not root, or no losetup"
-    for index in range(DEVICES if problem is None else 0):
-        path = scratch / f"backing-{index}"
-        with open(path, "wb") as file:
-            file.truncate(DEVICE_BYTES)
-        made = losetup("--direct-io=on", "--show", "--find", path)
-        if made.returncode != 0:
-            problem = made.stderr.strip()
-            break
-        attached.append((made.stdout.strip(), path))
-    if problem is None:
-        yield attached
-    for device, _ in attached:
-        eventually(f"{device} is detached", 30, lambda device=device: losetup("--detach", device).returncode == 0)
-    if problem is not None:
+    try:
+        devices = LoopDevices(scratch / "raw", DEVICES, DEVICE_BYTES)
+    except NoLoopDevices as problem:
         assert os.environ.get("QUARRY_REQUIRE_LOOP") != "1", problem
         pytest.skip(f"no loop devices: {problem}")
+    yield devices.attached
+    devices.detach()
 
 
 def test_raw_block_devices(make_node, loop_devices):

@@ -13,7 +13,7 @@ def states(node):
     return {group["state"] for group in node.map()["placement_groups"].values()}
 
 
-def test_a_new_device_takes_the_place_of_a_lost_one(make_node):
+def test_a_new_device_takes_the_place_of_a_lost_one(device_files, make_node):
     node = make_node(device_size="256MiB")
     client = node.client()
     client.create_bucket(Bucket=BUCKET)

@@ -10,11 +10,13 @@
 //! - a placement group's `members` are ordered: position `i` holds shard `i` of every blob written to it,
 //!   or is listed as to be rebuilt.
 
+mod bucket;
 mod id;
 mod map;
 mod placement;
 mod profile;
 
+pub use bucket::{BucketConfig, DOCUMENT_BYTES_MAX, DocumentKind, Versioning};
 pub use id::{
     BlobId, BucketId, ClusterId, DeviceId, Epoch, Incarnation, MapVersion, NodeId, PartitionId, PgId,
     Sequence, ShardIndex, WriterCounter,

@@ -1,28 +1,32 @@
 //! The loop: take what is queued, decide, commit, answer, publish.
 
 use std::{
-    collections::{BTreeSet, hash_map::RandomState},
+    collections::{BTreeMap, hash_map::RandomState},
     hash::{BuildHasher, Hasher},
     sync::Arc,
 };
 
 use async_channel::{Receiver, Sender};
 use quarry_clustermap::{Epoch, PartitionId};
+use quarry_identity::UserTable;
 use quarry_metastore::{Entry, Metastore, MetastoreError, TRANSACTION_OPERATIONS_MAX, Transaction};
 use tracing::{info, warn};
 
 use crate::{
-    Bucket, COMMIT_ATTEMPTS_MAX, ControllerError, ControllerHandle, ControllerOptions, Published,
-    REQUESTS_QUEUED_MAX, Reply, Report, Request,
+    BUCKET_BYTES_MAX, Bucket, COMMIT_ATTEMPTS_MAX, ControllerError, ControllerHandle, ControllerOptions,
+    Published, REQUESTS_QUEUED_MAX, Reply, Report, Request,
     bucket::{self, BucketCounters, Change},
     map_store::{self, Staged},
     plan::{ACTIVATIONS_MAX, MapAnswer, decide_activations, decide_map},
     published::Subscribers,
     state::{BUCKET_PREFIX, COUNTERS_KEY, Loaded, to_json},
+    user,
 };
 
-/// Bucket changes of one transaction: one operation of it is for the counters.
+/// Buckets that one transaction changes: one operation of it is for the counters.
 const BUCKET_CHANGES_MAX: usize = TRANSACTION_OPERATIONS_MAX - 1;
+/// Bytes of buckets after which a transaction takes no more: with the last one it stays below what etcd takes.
+const BUCKET_CHANGES_BYTES_MAX: usize = BUCKET_BYTES_MAX;
 
 /// Serves the requests of its handles. See the crate.
 #[derive(Debug)]
@@ -65,6 +69,7 @@ pub(crate) struct Batch {
     pub(crate) reports: Vec<(Report, Reply<Published>)>,
     pub(crate) activations: Vec<(PartitionId, Epoch, Reply<()>)>,
     changes: Vec<(Change, Reply<Bucket>)>,
+    users: Vec<(quarry_identity::Change, Reply<Arc<UserTable>>)>,
     subscriptions: Vec<Sender<Published>>,
 }
 
@@ -74,6 +79,7 @@ impl Batch {
             Request::Plan(report, reply) => self.reports.push((report, reply)),
             Request::Activate { partition, epoch, reply } => self.activations.push((partition, epoch, reply)),
             Request::Bucket(change, reply) => self.changes.push((change, reply)),
+            Request::User(change, reply) => self.users.push((change, reply)),
             Request::Subscribe(channel) => self.subscriptions.push(channel),
         }
     }
@@ -146,9 +152,14 @@ impl<M: Metastore> Controller<M> {
         while activations.peek().is_some() {
             self.serve_activations(activations.by_ref().take(ACTIVATIONS_MAX).collect()).await;
         }
-        let mut changes = batch.changes.into_iter().peekable();
-        while changes.peek().is_some() {
-            self.serve_changes(changes.by_ref().take(BUCKET_CHANGES_MAX).collect()).await;
+        if !batch.changes.is_empty() {
+            self.serve_changes(batch.changes).await;
+        }
+        // One by one: they are few, and each may touch several rows.
+        for (change, reply) in batch.users {
+            let answer = self.commit(COMMIT_ATTEMPTS_MAX, |loaded| user::decide(&change, loaded)).await;
+            // A caller that no longer waits needs no answer.
+            let _ = reply.send(answer);
         }
     }
 
@@ -232,8 +243,20 @@ impl<M: Metastore> Controller<M> {
 
     async fn serve_changes(&mut self, changes: Vec<(Change, Reply<Bucket>)>) {
         let (changes, replies): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
-        let result = self.commit(COMMIT_ATTEMPTS_MAX, |loaded| Ok(decide_buckets(&changes, loaded))).await;
-        answer_each(result, replies.into_iter());
+        let mut replies = replies.into_iter();
+        // A transaction takes as many as fit, at least one.
+        while replies.len() > 0 {
+            let rest = &changes[changes.len() - replies.len()..];
+            match self.commit(COMMIT_ATTEMPTS_MAX, |loaded| Ok(decide_buckets(rest, loaded))).await {
+                Ok(answers) => {
+                    for (answer, reply) in answers.into_iter().zip(replies.by_ref()) {
+                        // A caller that no longer waits needs no answer.
+                        let _ = reply.send(answer);
+                    }
+                }
+                error => answer_each(error, replies.by_ref()),
+            }
+        }
     }
 }
 
@@ -254,14 +277,30 @@ fn answer_each<T>(
     }
 }
 
+/// Takes changes until the transaction is full; there are answers to those that were taken.
 fn decide_buckets(
     changes: &[Change],
     loaded: Loaded,
 ) -> Decided<Transaction, Vec<Result<Bucket, ControllerError>>> {
     let mut table = (*loaded.buckets).clone();
     let mut counters = loaded.counters;
-    let answers =
-        changes.iter().map(|change| bucket::apply(&mut table.by_name, &mut counters, change)).collect();
+    let mut answers = Vec::new();
+    // What to write of each bucket that differs from before; none: it goes.
+    let mut values: BTreeMap<&str, Option<Vec<u8>>> = BTreeMap::new();
+    for change in changes {
+        let bytes: usize = values.values().flatten().map(Vec::len).sum();
+        if values.len() >= BUCKET_CHANGES_MAX || bytes >= BUCKET_CHANGES_BYTES_MAX {
+            break;
+        }
+        let name = &change.name;
+        answers.push(bucket::apply(&mut table.by_name, &mut counters, change));
+        let (old, new) = (loaded.buckets.by_name.get(name), table.by_name.get(name));
+        if old == new {
+            values.remove(name.as_str());
+        } else {
+            values.insert(name, new.map(to_json));
+        }
+    }
     if table.by_name == loaded.buckets.by_name && counters == loaded.counters {
         return (None, loaded, answers);
     }
@@ -270,14 +309,11 @@ fn decide_buckets(
     let mut transaction = Transaction::default()
         .expect(COUNTERS_KEY, loaded.counters_entry.as_ref())
         .put(COUNTERS_KEY, to_json(&counters));
-    let names: BTreeSet<&String> = changes.iter().map(|change| &change.name).collect();
-    for name in names {
-        let (old, new) = (loaded.buckets.by_name.get(name), table.by_name.get(name));
+    for (name, value) in values {
         let key = format!("{BUCKET_PREFIX}{name}");
-        transaction = match new {
-            Some(bucket) if old != new => transaction.put(&key, to_json(bucket)),
-            None if old.is_some() => transaction.delete(&key),
-            _ => transaction,
+        transaction = match value {
+            Some(value) => transaction.put(&key, value),
+            None => transaction.delete(&key),
         };
     }
     (Some(transaction), Loaded { buckets: Arc::new(table), counters, ..loaded }, answers)

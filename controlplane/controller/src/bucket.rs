@@ -7,14 +7,18 @@
 //! ```
 //!
 //! Deleting: every primary refuses writes; then the caller checks that the bucket is empty everywhere, and removes it or
-//! takes the mark back. Both name the id, so that a late caller cannot touch a bucket made anew.
+//! takes the mark back. Both name the id, so that a late caller cannot touch a bucket made anew; so does every change of
+//! the configuration.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
-use quarry_clustermap::BucketId;
+use quarry_clustermap::{BucketConfig, BucketId, DOCUMENT_BYTES_MAX, DocumentKind, Versioning};
 use serde::{Deserialize, Serialize};
 
-use crate::ControllerError;
+use crate::{ControllerError, state::to_json};
+
+/// Bytes of one bucket in the metastore, documents and all: two fit into one request to etcd, which takes 1.5 MiB.
+pub const BUCKET_BYTES_MAX: usize = 512 << 10;
 
 /// Whether a bucket takes writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -35,6 +39,28 @@ pub struct Bucket {
     pub created_ms: u64,
     /// See [`BucketState`].
     pub state: BucketState,
+    /// Revision of the table at which this bucket last changed.
+    #[serde(default)]
+    pub revision: u64,
+    /// What its owner has set. Shared: a table is copied with every change of it.
+    #[serde(default, with = "shared")]
+    pub config: Arc<BucketConfig>,
+}
+
+/// [`Arc`] as what it holds.
+mod shared {
+    use super::{Arc, Deserialize, Serialize};
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, to: S) -> Result<S::Ok, S::Error> {
+        T::serialize(value, to)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<T>, D::Error> {
+        T::deserialize(from).map(Arc::new)
+    }
 }
 
 /// All buckets at one revision.
@@ -61,12 +87,14 @@ pub(crate) struct Change {
     pub(crate) kind: ChangeKind,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum ChangeKind {
     Create { now_ms: u64 },
     Mark,
     Unmark { id: BucketId },
     Remove { id: BucketId },
+    SetVersioning { id: BucketId, versioning: Versioning },
+    SetDocument { id: BucketId, kind: DocumentKind, document: Option<String> },
 }
 
 /// Applies a change to the table. The answer is the bucket after it (before it, for a removal).
@@ -80,31 +108,78 @@ pub(crate) fn apply(
     let found = |buckets: &BTreeMap<String, Bucket>, id| {
         buckets.get(name).filter(|bucket| bucket.id == id).cloned().ok_or_else(no_such)
     };
-    let next = match change.kind {
+    let revision = counters.revision + 1;
+    let next = match &change.kind {
         ChangeKind::Create { now_ms } => {
             check_bucket_name(name)?;
             if buckets.contains_key(name) {
                 return Err(ControllerError::BucketExists { name: name.clone() });
             }
             counters.last_id.0 += 1;
-            Bucket { id: counters.last_id, created_ms: now_ms, state: BucketState::Active }
+            Bucket {
+                id: counters.last_id,
+                created_ms: *now_ms,
+                state: BucketState::Active,
+                revision,
+                config: Arc::default(),
+            }
         }
         ChangeKind::Mark => {
             let bucket = buckets.get(name).cloned().ok_or_else(no_such)?;
             Bucket { state: BucketState::Deleting, ..bucket }
         }
-        ChangeKind::Unmark { id } => Bucket { state: BucketState::Active, ..found(buckets, id)? },
+        ChangeKind::Unmark { id } => Bucket { state: BucketState::Active, ..found(buckets, *id)? },
         ChangeKind::Remove { id } => {
-            let bucket = found(buckets, id)?;
+            let bucket = found(buckets, *id)?;
             if bucket.state != BucketState::Deleting {
                 return Err(ControllerError::BucketNotMarked { name: name.clone() });
             }
             buckets.remove(name);
             return Ok(bucket);
         }
+        ChangeKind::SetVersioning { id, versioning } => {
+            let bucket = found(buckets, *id)?;
+            if *versioning == Versioning::Unversioned && bucket.config.versioning != Versioning::Unversioned {
+                return Err(ControllerError::VersioningStays { name: name.clone() });
+            }
+            let config = BucketConfig { versioning: *versioning, ..(*bucket.config).clone() };
+            Bucket { config: Arc::new(config), ..bucket }
+        }
+        ChangeKind::SetDocument { id, kind, document } => {
+            let bucket = found(buckets, *id)?;
+            let mut config = (*bucket.config).clone();
+            set_document(&mut config, *kind, document.as_deref())?;
+            Bucket { config: Arc::new(config), ..bucket }
+        }
     };
+    if buckets.get(name) == Some(&next) {
+        return Ok(next);
+    }
+    let next = Bucket { revision, ..next };
+    let bytes = to_json(&next).len();
+    if bytes > BUCKET_BYTES_MAX {
+        return Err(ControllerError::ConfigurationTooLarge { bytes, limit: BUCKET_BYTES_MAX });
+    }
     buckets.insert(name.clone(), next.clone());
     Ok(next)
+}
+
+fn set_document(
+    config: &mut BucketConfig,
+    kind: DocumentKind,
+    document: Option<&str>,
+) -> Result<(), ControllerError> {
+    match document {
+        Some(text) if text.len() > DOCUMENT_BYTES_MAX => {
+            return Err(ControllerError::ConfigurationTooLarge {
+                bytes: text.len(),
+                limit: DOCUMENT_BYTES_MAX,
+            });
+        }
+        Some(text) => config.documents.insert(kind, text.to_owned()),
+        None => config.documents.remove(&kind),
+    };
+    Ok(())
 }
 
 /// Which rule of S3 a bucket name breaks.

@@ -1,8 +1,11 @@
 //! The callers' side: queues a request and waits for its answer.
 
+use std::sync::Arc;
+
 use async_channel::Sender;
 use futures::channel::oneshot;
-use quarry_clustermap::{BucketId, DeviceId, Epoch, NodeId, PartitionId, PgId};
+use quarry_clustermap::{BucketId, DeviceId, DocumentKind, Epoch, NodeId, PartitionId, PgId, Versioning};
+use quarry_identity::UserTable;
 use quarry_planner::{GroupMoved, Joined, Lagging};
 
 use crate::{
@@ -168,6 +171,44 @@ impl ControllerHandle {
     /// [`ControllerError::NoSuchBucket`], [`ControllerError::BucketNotMarked`]; metastore errors.
     pub async fn remove_bucket(&self, name: &str, id: BucketId) -> Result<Bucket, ControllerError> {
         self.change(name, ChangeKind::Remove { id }).await
+    }
+
+    /// Sets what a bucket keeps of older versions. Setting what is set changes nothing.
+    ///
+    /// # Errors
+    /// [`ControllerError::NoSuchBucket`]; [`ControllerError::VersioningStays`]; metastore errors.
+    pub async fn set_versioning(
+        &self,
+        name: &str,
+        id: BucketId,
+        versioning: Versioning,
+    ) -> Result<Bucket, ControllerError> {
+        self.change(name, ChangeKind::SetVersioning { id, versioning }).await
+    }
+
+    /// Sets a document of a bucket, or removes it with `None`. The text is kept as it is.
+    ///
+    /// # Errors
+    /// [`ControllerError::NoSuchBucket`]; [`ControllerError::ConfigurationTooLarge`]; metastore errors.
+    pub async fn set_bucket_document(
+        &self,
+        name: &str,
+        id: BucketId,
+        kind: DocumentKind,
+        document: Option<String>,
+    ) -> Result<Bucket, ControllerError> {
+        self.change(name, ChangeKind::SetDocument { id, kind, document }).await
+    }
+
+    /// Changes users, access keys or policies. The answer is the table after the change.
+    ///
+    /// # Errors
+    /// [`ControllerError::User`]; metastore errors.
+    pub async fn change_users(
+        &self,
+        change: quarry_identity::Change,
+    ) -> Result<Arc<UserTable>, ControllerError> {
+        self.ask(|reply| Request::User(change, reply)).await
     }
 
     /// A channel with the newest state: at once if there is a map, then after every change. States that were not taken

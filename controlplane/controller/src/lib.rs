@@ -11,7 +11,7 @@
 //! | `map`, `leaf/...` | the cluster map, see `map_store` |
 //! | `activated/PPPPP` | the newest epoch of the partition whose primary may acknowledge |
 //! | `buckets` | revision of the bucket table and the next bucket id |
-//! | `bucket/NAME` | id, creation time, state |
+//! | `bucket/NAME` | id, creation time, state, configuration |
 //!
 //! Invariants:
 //! - a map, activation or bucket change is answered only after its transaction is durable;
@@ -30,14 +30,18 @@ mod published;
 mod state;
 #[cfg(test)]
 mod tests;
+mod user;
+
+use std::sync::Arc;
 
 use quarry_clustermap::{ClusterMap, DeviceId, Epoch, Incarnation, NodeId, PartitionId, Tier};
+use quarry_identity::UserTable;
 use quarry_metastore::MetastoreError;
 use quarry_planner::{PlanError, Policy};
 use serde::{Deserialize, Serialize};
 
 pub use batch::Controller;
-pub use bucket::{Bucket, BucketNameError, BucketState, BucketTable, check_bucket_name};
+pub use bucket::{BUCKET_BYTES_MAX, Bucket, BucketNameError, BucketState, BucketTable, check_bucket_name};
 pub use handle::ControllerHandle;
 pub use map_store::StoredMap;
 pub use published::Published;
@@ -150,6 +154,23 @@ pub enum ControllerError {
         /// Its name.
         name: String,
     },
+    /// A bucket that was versioned once may hold versions for ever.
+    #[error("versioning of bucket {name:?} can be suspended, not undone")]
+    VersioningStays {
+        /// Its name.
+        name: String,
+    },
+    /// A document, or all that is kept of a bucket, is too long.
+    #[error("the bucket's configuration of {bytes} bytes is over the limit of {limit}")]
+    ConfigurationTooLarge {
+        /// Its length.
+        bytes: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// A change of users, keys or policies is refused.
+    #[error(transparent)]
+    User(#[from] quarry_identity::UserError),
     /// No map can be made; every planning request of the batch fails with it.
     #[error("cannot plan: {0}")]
     Plan(#[from] PlanError),
@@ -224,6 +245,7 @@ enum Request {
     Plan(Report, Reply<Published>),
     Activate { partition: PartitionId, epoch: Epoch, reply: Reply<()> },
     Bucket(bucket::Change, Reply<Bucket>),
+    User(quarry_identity::Change, Reply<Arc<UserTable>>),
     Subscribe(async_channel::Sender<Published>),
 }
 

@@ -4,16 +4,19 @@ use std::sync::Arc;
 
 use async_channel::Sender;
 use quarry_clustermap::{ClusterMap, DeviceId, Incarnation, NodeId};
+use quarry_identity::UserTable;
 
 use crate::BucketTable;
 
-/// A committed state. Map and buckets each only grow (version, revision) from one to the next.
+/// A committed state. Map, buckets and users each only grow (version, revision) from one to the next.
 #[derive(Clone, Debug)]
 pub struct Published {
     /// The map.
     pub map: Arc<ClusterMap>,
     /// The buckets.
     pub buckets: Arc<BucketTable>,
+    /// Users, access keys and policies.
+    pub users: Arc<UserTable>,
 }
 
 /// The subscribers. Each has a channel of one: a newer state replaces one that was not taken yet.
@@ -60,7 +63,9 @@ impl Subscribers {
     pub(crate) fn publish(&mut self, state: &Published) {
         let state = &self.shown(state);
         let same = |newest: &Published| {
-            newest.map.version == state.map.version && newest.buckets.revision == state.buckets.revision
+            newest.map.version == state.map.version
+                && newest.buckets.revision == state.buckets.revision
+                && newest.users.revision == state.users.revision
         };
         if self.newest.as_ref().is_some_and(same) {
             return;

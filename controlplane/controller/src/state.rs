@@ -3,16 +3,17 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use quarry_clustermap::{ClusterMap, PartitionId};
+use quarry_identity::UserTable;
 use quarry_metastore::{Entry, Metastore};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Bucket, BucketTable, ControllerError, Published, StoredMap, bucket::BucketCounters};
+use crate::{Bucket, BucketTable, ControllerError, Published, StoredMap, bucket::BucketCounters, user};
 
 pub(crate) const ACTIVATED_PREFIX: &str = "activated/";
 pub(crate) const COUNTERS_KEY: &str = "buckets";
 pub(crate) const BUCKET_PREFIX: &str = "bucket/";
 /// What the keys begin with whose changes make a new [`Published`] state: what nodes watch, and keep a copy of.
-pub(crate) const TABLE_PREFIXES: [&str; 2] = ["map", "bucket"];
+pub(crate) const TABLE_PREFIXES: [&str; 3] = ["map", "bucket", user::PREFIX];
 
 /// Where the activation of a partition is recorded.
 pub(crate) fn activated_key(partition: PartitionId) -> String {
@@ -26,6 +27,8 @@ pub(crate) struct Loaded {
     pub(crate) buckets: Arc<BucketTable>,
     pub(crate) counters: BucketCounters,
     pub(crate) counters_entry: Option<Entry>,
+    pub(crate) users: Arc<UserTable>,
+    pub(crate) users_entry: Option<Entry>,
 }
 
 impl Loaded {
@@ -44,7 +47,8 @@ impl Loaded {
         let by_name: BTreeMap<String, Bucket> =
             of_buckets.map(bucket).collect::<Result<_, ControllerError>>()?;
         let buckets = Arc::new(BucketTable { revision: counters.revision, by_name });
-        Ok(Self { stored, buckets, counters, counters_entry })
+        let (users, users_entry) = user::read(metastore).await?;
+        Ok(Self { stored, buckets, counters, counters_entry, users: Arc::new(users), users_entry })
     }
 
     /// The committed map.
@@ -59,7 +63,7 @@ impl Loaded {
 
     /// For the subscribers, with another map.
     pub(crate) fn published_with(&self, map: Arc<ClusterMap>) -> Published {
-        Published { map, buckets: self.buckets.clone() }
+        Published { map, buckets: self.buckets.clone(), users: self.users.clone() }
     }
 }
 

@@ -13,7 +13,8 @@ use std::{
 
 use futures::future::{join_all, select};
 use quarry_clustermap::{
-    ClusterId, ClusterMap, DeviceId, DeviceState, Epoch, NodeId, PartitionId, PgId, PgState, Tier,
+    BucketId, ClusterId, ClusterMap, DOCUMENT_BYTES_MAX, DeviceId, DeviceState, DocumentKind, Epoch, NodeId,
+    PartitionId, PgId, PgState, Tier, Versioning,
 };
 use quarry_metastore::{
     Embedded, Entry, LeaseId, Metastore, MetastoreError, Range, Revision, Transaction, Watch,
@@ -21,8 +22,8 @@ use quarry_metastore::{
 use quarry_planner::Policy;
 
 use crate::{
-    BucketState, COMMIT_ATTEMPTS_MAX, Controller, ControllerError, ControllerHandle, ControllerOptions,
-    DeviceReport, NodeRegistration, Published, map_store,
+    Bucket, BucketState, COMMIT_ATTEMPTS_MAX, Controller, ControllerError, ControllerHandle,
+    ControllerOptions, DeviceReport, NodeRegistration, Published, map_store,
 };
 
 const NODE: NodeId = NodeId(1);
@@ -211,7 +212,7 @@ fn bucket_life_cycle() {
     with(open(directory.path()), |handle| async move {
         let again = handle.create_bucket("photos", 7).await.unwrap();
         assert_eq!(again.id.0, 2, "an id is never given twice");
-        let late = handle.unmark_bucket("photos", quarry_clustermap::BucketId(1)).await;
+        let late = handle.unmark_bucket("photos", BucketId(1)).await;
         assert!(matches!(late, Err(ControllerError::NoSuchBucket { .. })));
         // More than one transaction holds, and each caller gets its own answer.
         let names: Vec<String> = (0..300).map(|i| format!("bucket-{:03}", i % 299)).collect();
@@ -221,6 +222,72 @@ fn bucket_life_cycle() {
         assert_eq!(published.buckets.by_name.len(), 300);
         assert!(published.buckets.revision < 20, "changes are committed together");
     });
+}
+
+#[test]
+fn bucket_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        let bucket = handle.create_bucket("photos", 5).await.unwrap();
+        let id = bucket.id;
+        let tag =
+            |text: &str| handle.set_bucket_document("photos", id, DocumentKind::Tagging, Some(text.into()));
+        let tagged = tag("[]").await.unwrap();
+        assert!(tagged.revision > bucket.revision);
+        assert_eq!(tag("[]").await.unwrap(), tagged, "what is set already makes no revision");
+        let versioned = handle.set_versioning("photos", id, Versioning::Enabled).await.unwrap();
+        assert_eq!(versioned.config.document(DocumentKind::Tagging), Some("[]"));
+        let back = handle.set_versioning("photos", id, Versioning::Unversioned).await;
+        assert!(matches!(back, Err(ControllerError::VersioningStays { .. })), "{back:?}");
+        let other = handle.set_versioning("photos", BucketId(9), Versioning::Suspended).await;
+        assert!(matches!(other, Err(ControllerError::NoSuchBucket { .. })), "{other:?}");
+        let long = tag(&"x".repeat(DOCUMENT_BYTES_MAX + 1)).await;
+        assert!(matches!(long, Err(ControllerError::ConfigurationTooLarge { .. })), "{long:?}");
+        // Four times the longest document fits; escaped, three of them do not.
+        let kinds = [DocumentKind::Cors, DocumentKind::Website, DocumentKind::Lifecycle];
+        let quotes = kinds.map(|kind| {
+            handle.set_bucket_document("photos", id, kind, Some("\"".repeat(DOCUMENT_BYTES_MAX)))
+        });
+        let answers = join_all(quotes).await;
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
+        assert!(matches!(answers[2], Err(ControllerError::ConfigurationTooLarge { .. })));
+    });
+    with(open(directory.path()), |handle| async move {
+        let bucket = handle.mark_bucket_deleting("photos").await.unwrap();
+        assert_eq!(bucket.config.versioning, Versioning::Enabled);
+        assert_eq!(bucket.config.documents.len(), 2);
+        let removed =
+            handle.set_bucket_document("photos", bucket.id, DocumentKind::Cors, None).await.unwrap();
+        assert_eq!(removed.config.document(DocumentKind::Cors), None);
+    });
+}
+
+#[test]
+fn many_long_documents_take_several_transactions() {
+    let directory = tempfile::tempdir().unwrap();
+    with(open(directory.path()), |handle| async move {
+        let names: Vec<String> = (0..20).map(|i| format!("bucket-{i}")).collect();
+        let buckets = join_all(names.iter().map(|name| handle.create_bucket(name, 1))).await;
+        let text = "x".repeat(DOCUMENT_BYTES_MAX);
+        let set = names.iter().zip(&buckets).map(|(name, bucket)| {
+            let id = bucket.as_ref().unwrap().id;
+            handle.set_bucket_document(name, id, DocumentKind::Policy, Some(text.clone()))
+        });
+        let set: Vec<_> = join_all(set).await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(set[0].revision, set[3].revision);
+        assert_eq!(set.last().unwrap().revision - set[0].revision, 4, "five documents exceed a transaction");
+    });
+}
+
+#[test]
+fn a_bucket_of_an_older_release_has_no_configuration() {
+    let bucket: Bucket = serde_json::from_str(r#"{"id": 3, "created_ms": 4, "state": "active"}"#).unwrap();
+    assert_eq!((bucket.revision, bucket.config.versioning), (0, Versioning::Unversioned));
+    let again = serde_json::to_string(&bucket).unwrap();
+    assert_eq!(
+        again,
+        r#"{"id":3,"created_ms":4,"state":"active","revision":0,"config":{"versioning":"unversioned"}}"#
+    );
 }
 
 fn device_report(id: u64, replaces: Option<u64>) -> DeviceReport {
@@ -451,4 +518,44 @@ fn a_damaged_map_is_named_and_not_replaced() {
     });
     let map = runtime.block_on(open(directory.path()).get("map")).unwrap().unwrap();
     assert_eq!(map.value, b"{}");
+}
+
+#[test]
+fn users_keys_and_policies_live_across_restarts_and_are_published() {
+    use quarry_identity::{AccessKey, Change, Secret, UserError};
+    let directory = tempfile::tempdir().unwrap();
+    let key = AccessKey {
+        user: "alice".into(),
+        secret: Secret::new("alicesecret".into()),
+        enabled: true,
+        created_ms: 2,
+    };
+    let create = Change::CreateUser { name: "alice".into(), now_ms: 1 };
+    with(open(directory.path()), |handle| async move {
+        handle.register_node(registration(|_| true)).await.unwrap();
+        let published = handle.subscribe().await.unwrap();
+        assert_eq!(published.recv().await.unwrap().users.revision, 0);
+        handle.change_users(create.clone()).await.unwrap();
+        let again = handle.change_users(create).await;
+        assert!(matches!(again, Err(ControllerError::User(UserError::Exists { .. }))));
+        handle.change_users(Change::CreateKey { id: "AK1".into(), key }).await.unwrap();
+        let attach = Change::Attach { policy: "readonly".into(), user: "alice".into() };
+        let table = handle.change_users(attach.clone()).await.unwrap();
+        assert_eq!(table.revision, 3);
+        assert_eq!(handle.change_users(attach).await.unwrap().revision, 3, "nothing has changed");
+        let newest = published.recv().await.unwrap();
+        assert_eq!(newest.users, table);
+    });
+    with(open(directory.path()), |handle| async move {
+        let published = handle.subscribe().await.unwrap();
+        let users = published.recv().await.unwrap().users;
+        assert_eq!((users.revision, users.keys["AK1"].secret.reveal()), (3, "alicesecret"));
+        assert_eq!(users.policies_of("alice").count(), 1);
+        let table = handle.change_users(Change::DeleteUser { name: "alice".into() }).await.unwrap();
+        assert!(table.users.is_empty() && table.keys.is_empty());
+    });
+    with(open(directory.path()), |handle| async move {
+        let published = handle.subscribe().await.unwrap();
+        assert!(published.recv().await.unwrap().users.keys.is_empty(), "the key went with its user");
+    });
 }

@@ -9,11 +9,13 @@ use http::header::{
     CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_TYPE, EXPIRES, HeaderName,
 };
 use http::{HeaderMap, HeaderValue};
-use quarry_object::api::Attributes;
+use quarry_object::api::{Attributes, ObjectInfo, Tags};
+use quarry_object::lifecycle::{EXPIRES_ATTRIBUTE, own_expiry_ms};
 use s3s::dto::{Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
 use crate::error::refuse;
+use crate::tags;
 
 const USER_PREFIX: &str = "x-amz-meta-";
 /// What S3 answers for an object that was stored without a type.
@@ -21,7 +23,20 @@ const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("binary/octet
 /// Not returned: S3 leaves the header out for its default class.
 const DEFAULT_STORAGE_CLASS: &str = "STANDARD";
 const STORAGE_CLASS: HeaderName = HeaderName::from_static("x-amz-storage-class");
+const TAGGING: HeaderName = HeaderName::from_static("x-amz-tagging");
+/// Classes that need no restore before a read. All mean the same here; the name is kept.
+const STORAGE_CLASSES: [&str; 6] = [
+    DEFAULT_STORAGE_CLASS,
+    "REDUCED_REDUNDANCY",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER_IR",
+];
 const WEBSITE_REDIRECT: HeaderName = HeaderName::from_static("x-amz-website-redirect-location");
+
+/// When the object is over: an HTTP date, or seconds from when it is written.
+const OWN_EXPIRY: HeaderName = HeaderName::from_static(EXPIRES_ATTRIBUTE);
 
 const SYSTEM: [HeaderName; 8] = [
     CONTENT_TYPE,
@@ -37,7 +52,8 @@ const SYSTEM: [HeaderName; 8] = [
 /// The attributes that a request gives its object.
 ///
 /// # Errors
-/// `InvalidArgument` for values that are not UTF-8, `MetadataTooLarge` over the limit.
+/// `InvalidArgument` for values that are not UTF-8, `MetadataTooLarge` over the limit, `InvalidStorageClass`,
+/// `InvalidTag`.
 pub(crate) fn from_request(headers: &HeaderMap, user_bytes_max: usize) -> S3Result<Attributes> {
     let mut system = BTreeMap::new();
     for name in SYSTEM {
@@ -46,9 +62,19 @@ pub(crate) fn from_request(headers: &HeaderMap, user_bytes_max: usize) -> S3Resu
         if name == CONTENT_ENCODING {
             value = without_aws_chunked(&value);
         }
+        if name == STORAGE_CLASS && !value.is_empty() && !STORAGE_CLASSES.contains(&value.as_str()) {
+            return Err(refuse(
+                S3ErrorCode::InvalidStorageClass,
+                "the storage class is not one of this store",
+            ));
+        }
         if !value.is_empty() {
             system.insert(name.as_str().to_owned(), value);
         }
+    }
+    if let Some(value) = headers.get(&OWN_EXPIRY) {
+        let stored = own_expiry(text(&OWN_EXPIRY, value)?)?;
+        system.insert(OWN_EXPIRY.as_str().to_owned(), stored);
     }
     let mut user: BTreeMap<String, String> = BTreeMap::new();
     let mut user_bytes = 0;
@@ -70,12 +96,39 @@ pub(crate) fn from_request(headers: &HeaderMap, user_bytes_max: usize) -> S3Resu
             format!("the user metadata of {user_bytes} bytes is over the limit of {user_bytes_max}"),
         ));
     }
-    Ok(Attributes { headers: system, user })
+    let tags = match headers.get(TAGGING) {
+        Some(value) => tags::from_header(text(&TAGGING, value)?)?,
+        None => Tags::new(),
+    };
+    Ok(Attributes { headers: system, user, tags })
 }
 
 fn text<'a>(name: &HeaderName, value: &'a HeaderValue) -> Result<&'a str, S3Error> {
     std::str::from_utf8(value.as_bytes())
         .map_err(|_| refuse(S3ErrorCode::InvalidArgument, format!("the header {name} is not valid UTF-8")))
+}
+
+/// An object's own time as it is stored.
+fn own_expiry(text: &str) -> S3Result<String> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u32>().is_ok() {
+        return Ok(format!("+{text}"));
+    }
+    let date = Timestamp::parse(TimestampFormat::HttpDate, text);
+    date.map(|date| unix_ms(date).to_string()).map_err(|_| {
+        let problem = format!("the header {OWN_EXPIRY} must be an HTTP date or a number of seconds");
+        refuse(S3ErrorCode::InvalidArgument, problem)
+    })
+}
+
+/// The header that returns an object's own time.
+pub(crate) fn own_expiry_header(info: &ObjectInfo) -> Option<(HeaderName, HeaderValue)> {
+    let stored = info.attributes.headers.get(OWN_EXPIRY.as_str()).map(String::as_str);
+    Some((OWN_EXPIRY, http_date(own_expiry_ms(stored, info.last_modified_ms)?)))
+}
+
+/// The storage class of an object.
+pub(crate) fn storage_class(attributes: &Attributes) -> &str {
+    attributes.headers.get(STORAGE_CLASS.as_str()).map_or(DEFAULT_STORAGE_CLASS, String::as_str)
 }
 
 /// `aws-chunked` is framing of the request, not an encoding of the object.

@@ -6,29 +6,53 @@
 use std::rc::Rc;
 
 use async_trait::async_trait;
-use quarry_object::api::ObjectStore;
-use s3s::access::{S3Access, S3AccessContext};
-use s3s::auth::{S3Auth, SecretKey};
+use quarry_object::api::{DocumentKind, ObjectStore};
+use quarry_object::lifecycle::Lifecycle;
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
     CompleteMultipartUploadOutput, CopyObjectInput, CopyObjectOutput, CreateBucketInput, CreateBucketOutput,
-    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketInput, DeleteBucketOutput,
-    DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput, GetBucketLocationInput,
-    GetBucketLocationOutput, GetObjectInput, GetObjectOutput, HeadBucketInput, HeadBucketOutput,
-    HeadObjectInput, HeadObjectOutput, ListBucketsInput, ListBucketsOutput, ListObjectsInput,
-    ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, ListPartsInput, ListPartsOutput,
-    PutObjectInput, PutObjectOutput, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput,
-    UploadPartOutput,
+    CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteBucketCorsInput, DeleteBucketCorsOutput,
+    DeleteBucketInput, DeleteBucketLifecycleInput, DeleteBucketLifecycleOutput, DeleteBucketOutput,
+    DeleteBucketOwnershipControlsInput, DeleteBucketOwnershipControlsOutput, DeleteBucketPolicyInput,
+    DeleteBucketPolicyOutput, DeleteBucketTaggingInput, DeleteBucketTaggingOutput, DeleteBucketWebsiteInput,
+    DeleteBucketWebsiteOutput, DeleteObjectInput, DeleteObjectOutput, DeleteObjectTaggingInput,
+    DeleteObjectTaggingOutput, DeleteObjectsInput, DeleteObjectsOutput, DeletePublicAccessBlockInput,
+    DeletePublicAccessBlockOutput, GetBucketAccelerateConfigurationInput,
+    GetBucketAccelerateConfigurationOutput, GetBucketAclInput, GetBucketAclOutput, GetBucketCorsInput,
+    GetBucketCorsOutput, GetBucketEncryptionInput, GetBucketEncryptionOutput,
+    GetBucketLifecycleConfigurationInput, GetBucketLifecycleConfigurationOutput, GetBucketLocationInput,
+    GetBucketLocationOutput, GetBucketLoggingInput, GetBucketLoggingOutput,
+    GetBucketNotificationConfigurationInput, GetBucketNotificationConfigurationOutput,
+    GetBucketOwnershipControlsInput, GetBucketOwnershipControlsOutput, GetBucketPolicyInput,
+    GetBucketPolicyOutput, GetBucketPolicyStatusInput, GetBucketPolicyStatusOutput,
+    GetBucketReplicationInput, GetBucketReplicationOutput, GetBucketRequestPaymentInput,
+    GetBucketRequestPaymentOutput, GetBucketTaggingInput, GetBucketTaggingOutput, GetBucketVersioningInput,
+    GetBucketVersioningOutput, GetBucketWebsiteInput, GetBucketWebsiteOutput, GetObjectAclInput,
+    GetObjectAclOutput, GetObjectAttributesInput, GetObjectAttributesOutput, GetObjectInput,
+    GetObjectLockConfigurationInput, GetObjectLockConfigurationOutput, GetObjectOutput,
+    GetObjectTaggingInput, GetObjectTaggingOutput, GetPublicAccessBlockInput, GetPublicAccessBlockOutput,
+    HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListBucketsInput,
+    ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectVersionsInput,
+    ListObjectVersionsOutput, ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output,
+    ListPartsInput, ListPartsOutput, PutBucketAclInput, PutBucketAclOutput, PutBucketCorsInput,
+    PutBucketCorsOutput, PutBucketLifecycleConfigurationInput, PutBucketLifecycleConfigurationOutput,
+    PutBucketOwnershipControlsInput, PutBucketOwnershipControlsOutput, PutBucketPolicyInput,
+    PutBucketPolicyOutput, PutBucketTaggingInput, PutBucketTaggingOutput, PutBucketVersioningInput,
+    PutBucketVersioningOutput, PutBucketWebsiteInput, PutBucketWebsiteOutput, PutObjectAclInput,
+    PutObjectAclOutput, PutObjectInput, PutObjectOutput, PutObjectTaggingInput, PutObjectTaggingOutput,
+    PutPublicAccessBlockInput, PutPublicAccessBlockOutput, UploadPartCopyInput, UploadPartCopyOutput,
+    UploadPartInput, UploadPartOutput,
 };
-use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result};
+use s3s::{S3, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 use sha2::{Digest as _, Sha256};
 
-use crate::body::is_aws_chunked;
-use crate::error::refuse;
-use crate::exchange::ExchangeHandle;
+use crate::access::{Identities, Policies, acl, blocks, caller, ownership, policy};
+use crate::configuration::{self, Cache};
+use crate::cors::Cors;
 use crate::options::{GatewayOptions, Limits};
-use crate::{bucket, copy, list, multipart, object};
+use crate::website::rules::Website;
+use crate::{bucket, copy, describe, list, multipart, object, tags, versions};
 
 /// What every operation works with.
 pub(crate) struct Core<S> {
@@ -37,6 +61,12 @@ pub(crate) struct Core<S> {
     pub(crate) owner_name: String,
     pub(crate) region: String,
     pub(crate) limits: Limits,
+    pub(crate) unix_ms: Rc<dyn Fn() -> u64>,
+    pub(crate) identities: Rc<Identities>,
+    pub(crate) policies: Policies,
+    pub(crate) cors: Cache<Cors>,
+    pub(crate) websites: Cache<Website>,
+    pub(crate) lifecycles: Cache<Lifecycle>,
 }
 
 /// The one owner of everything: an opaque id of 64 hex digits, as S3's canonical user ids are.
@@ -49,62 +79,34 @@ pub(crate) fn owner_id(access_key: &str) -> String {
 
 /// [`Core`] as s3s wants it.
 pub(crate) struct Backend<S> {
-    core: SendWrapper<Core<S>>,
+    core: SendWrapper<Rc<Core<S>>>,
 }
 
-impl<S: ObjectStore> Backend<S> {
+impl<S> Core<S> {
     pub(crate) fn new(store: Rc<S>, owner_id: String, options: &GatewayOptions) -> Self {
-        let core = Core {
+        Self {
             store,
             owner_id,
             owner_name: options.access_key.clone(),
             region: options.region.clone(),
             limits: options.limits,
-        };
+            unix_ms: Rc::clone(&options.unix_ms),
+            identities: Rc::new(Identities {
+                root_key: options.access_key.clone(),
+                root_secret: options.secret_key.clone().into(),
+                users: Rc::clone(&options.users),
+            }),
+            policies: Policies::default(),
+            cors: Cache::new(DocumentKind::Cors),
+            websites: Cache::new(DocumentKind::Website),
+            lifecycles: Cache::new(DocumentKind::Lifecycle),
+        }
+    }
+}
+
+impl<S> Backend<S> {
+    pub(crate) fn new(core: Rc<Core<S>>) -> Self {
         Self { core: SendWrapper::new(core) }
-    }
-}
-
-/// The one credential.
-pub(crate) struct RootCredential {
-    pub(crate) access_key: String,
-    pub(crate) secret_key: SecretKey,
-}
-
-#[async_trait]
-impl S3Auth for RootCredential {
-    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        if access_key == self.access_key {
-            return Ok(self.secret_key.clone());
-        }
-        Err(refuse(S3ErrorCode::InvalidAccessKeyId, "the access key id does not exist"))
-    }
-}
-
-/// Whose bodies we decode ourselves (see `chunked`); S3 allows the framing for no other. What s3s has for it, which
-/// holds a chunk whole, is never asked for a byte.
-const CHUNKED_OPERATIONS: [&str; 2] = ["PutObject", "UploadPart"];
-
-/// Only signed requests, and each tells its operation to the exchange.
-pub(crate) struct Access;
-
-#[async_trait]
-impl S3Access for Access {
-    async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let operation = context.s3_op().name().to_owned();
-        if let Some(exchange) = context.extensions_mut().get::<ExchangeHandle>() {
-            exchange.exchange.operation.replace(operation.clone());
-        }
-        if is_aws_chunked(context.headers()) && !CHUNKED_OPERATIONS.contains(&operation.as_str()) {
-            return Err(refuse(
-                S3ErrorCode::NotImplemented,
-                "aws-chunked bodies are taken by PutObject and UploadPart only",
-            ));
-        }
-        match context.credentials() {
-            Some(_) => Ok(()),
-            None => Err(refuse(S3ErrorCode::AccessDenied, "anonymous access is not allowed")),
-        }
     }
 }
 
@@ -135,16 +137,167 @@ impl<S: ObjectStore> S3 for Backend<S> {
         SendWrapper::new(bucket::location(&self.core, request)).await
     }
 
+    async fn get_bucket_versioning(
+        &self,
+        request: S3Request<GetBucketVersioningInput>,
+    ) -> Answer<GetBucketVersioningOutput> {
+        SendWrapper::new(configuration::versioning::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_versioning(
+        &self,
+        request: S3Request<PutBucketVersioningInput>,
+    ) -> Answer<PutBucketVersioningOutput> {
+        SendWrapper::new(configuration::versioning::put(&self.core, request)).await
+    }
+
+    async fn get_bucket_tagging(
+        &self,
+        request: S3Request<GetBucketTaggingInput>,
+    ) -> Answer<GetBucketTaggingOutput> {
+        SendWrapper::new(configuration::tagging::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_tagging(
+        &self,
+        request: S3Request<PutBucketTaggingInput>,
+    ) -> Answer<PutBucketTaggingOutput> {
+        SendWrapper::new(configuration::tagging::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_tagging(
+        &self,
+        request: S3Request<DeleteBucketTaggingInput>,
+    ) -> Answer<DeleteBucketTaggingOutput> {
+        SendWrapper::new(configuration::tagging::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_cors(&self, request: S3Request<GetBucketCorsInput>) -> Answer<GetBucketCorsOutput> {
+        SendWrapper::new(configuration::cors::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_cors(&self, request: S3Request<PutBucketCorsInput>) -> Answer<PutBucketCorsOutput> {
+        SendWrapper::new(configuration::cors::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_cors(
+        &self,
+        request: S3Request<DeleteBucketCorsInput>,
+    ) -> Answer<DeleteBucketCorsOutput> {
+        SendWrapper::new(configuration::cors::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_website(
+        &self,
+        request: S3Request<GetBucketWebsiteInput>,
+    ) -> Answer<GetBucketWebsiteOutput> {
+        SendWrapper::new(configuration::website::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_website(
+        &self,
+        request: S3Request<PutBucketWebsiteInput>,
+    ) -> Answer<PutBucketWebsiteOutput> {
+        SendWrapper::new(configuration::website::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_website(
+        &self,
+        request: S3Request<DeleteBucketWebsiteInput>,
+    ) -> Answer<DeleteBucketWebsiteOutput> {
+        SendWrapper::new(configuration::website::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_lifecycle_configuration(
+        &self,
+        request: S3Request<GetBucketLifecycleConfigurationInput>,
+    ) -> Answer<GetBucketLifecycleConfigurationOutput> {
+        SendWrapper::new(configuration::lifecycle::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_lifecycle_configuration(
+        &self,
+        request: S3Request<PutBucketLifecycleConfigurationInput>,
+    ) -> Answer<PutBucketLifecycleConfigurationOutput> {
+        SendWrapper::new(configuration::lifecycle::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_lifecycle(
+        &self,
+        request: S3Request<DeleteBucketLifecycleInput>,
+    ) -> Answer<DeleteBucketLifecycleOutput> {
+        SendWrapper::new(configuration::lifecycle::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_encryption(
+        &self,
+        request: S3Request<GetBucketEncryptionInput>,
+    ) -> Answer<GetBucketEncryptionOutput> {
+        SendWrapper::new(configuration::absent::encryption(&self.core, request)).await
+    }
+
+    async fn get_object_lock_configuration(
+        &self,
+        request: S3Request<GetObjectLockConfigurationInput>,
+    ) -> Answer<GetObjectLockConfigurationOutput> {
+        SendWrapper::new(configuration::absent::object_lock(&self.core, request)).await
+    }
+
+    async fn get_bucket_replication(
+        &self,
+        request: S3Request<GetBucketReplicationInput>,
+    ) -> Answer<GetBucketReplicationOutput> {
+        SendWrapper::new(configuration::absent::replication(&self.core, request)).await
+    }
+
+    async fn get_bucket_logging(
+        &self,
+        request: S3Request<GetBucketLoggingInput>,
+    ) -> Answer<GetBucketLoggingOutput> {
+        SendWrapper::new(configuration::absent::logging(&self.core, request)).await
+    }
+
+    async fn get_bucket_notification_configuration(
+        &self,
+        request: S3Request<GetBucketNotificationConfigurationInput>,
+    ) -> Answer<GetBucketNotificationConfigurationOutput> {
+        SendWrapper::new(configuration::absent::notification(&self.core, request)).await
+    }
+
+    async fn get_bucket_accelerate_configuration(
+        &self,
+        request: S3Request<GetBucketAccelerateConfigurationInput>,
+    ) -> Answer<GetBucketAccelerateConfigurationOutput> {
+        SendWrapper::new(configuration::absent::acceleration(&self.core, request)).await
+    }
+
+    async fn get_bucket_request_payment(
+        &self,
+        request: S3Request<GetBucketRequestPaymentInput>,
+    ) -> Answer<GetBucketRequestPaymentOutput> {
+        SendWrapper::new(configuration::absent::request_payment(&self.core, request)).await
+    }
+
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> Answer<PutObjectOutput> {
         SendWrapper::new(object::put(&self.core, request)).await
     }
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> Answer<GetObjectOutput> {
-        SendWrapper::new(object::get(&self.core, request)).await
+        SendWrapper::new(async {
+            let (caller, bucket) = (caller(&request.extensions), request.input.bucket.clone());
+            let answer = object::get(&self.core, request).await;
+            answer.map_err(|error| self.core.conceal(&caller, &bucket, error))
+        })
+        .await
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> Answer<HeadObjectOutput> {
-        SendWrapper::new(object::head(&self.core, request)).await
+        SendWrapper::new(async {
+            let (caller, bucket) = (caller(&request.extensions), request.input.bucket.clone());
+            let answer = object::head(&self.core, request).await;
+            answer.map_err(|error| self.core.conceal(&caller, &bucket, error))
+        })
+        .await
     }
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> Answer<DeleteObjectOutput> {
@@ -163,15 +316,79 @@ impl<S: ObjectStore> S3 for Backend<S> {
         SendWrapper::new(list::v2(&self.core, request)).await
     }
 
+    async fn list_object_versions(
+        &self,
+        request: S3Request<ListObjectVersionsInput>,
+    ) -> Answer<ListObjectVersionsOutput> {
+        SendWrapper::new(versions::list(&self.core, request)).await
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> Answer<ListMultipartUploadsOutput> {
+        SendWrapper::new(multipart::list_uploads(&self.core, request)).await
+    }
+
+    async fn get_object_attributes(
+        &self,
+        request: S3Request<GetObjectAttributesInput>,
+    ) -> Answer<GetObjectAttributesOutput> {
+        SendWrapper::new(async {
+            let (caller, bucket) = (caller(&request.extensions), request.input.bucket.clone());
+            let answer = describe::attributes(&self.core, request).await;
+            answer.map_err(|error| self.core.conceal(&caller, &bucket, error))
+        })
+        .await
+    }
+
+    async fn get_object_tagging(
+        &self,
+        request: S3Request<GetObjectTaggingInput>,
+    ) -> Answer<GetObjectTaggingOutput> {
+        SendWrapper::new(async {
+            let (caller, bucket) = (caller(&request.extensions), request.input.bucket.clone());
+            let answer = tags::get(&self.core, request).await;
+            answer.map_err(|error| self.core.conceal(&caller, &bucket, error))
+        })
+        .await
+    }
+
+    async fn put_object_tagging(
+        &self,
+        request: S3Request<PutObjectTaggingInput>,
+    ) -> Answer<PutObjectTaggingOutput> {
+        SendWrapper::new(tags::put(&self.core, request)).await
+    }
+
+    async fn delete_object_tagging(
+        &self,
+        request: S3Request<DeleteObjectTaggingInput>,
+    ) -> Answer<DeleteObjectTaggingOutput> {
+        SendWrapper::new(tags::delete(&self.core, request)).await
+    }
+
     async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
-        SendWrapper::new(copy::object(&self.core, request)).await
+        SendWrapper::new(async {
+            let (caller, source) =
+                (caller(&request.extensions), copy::source_bucket(&request.input.copy_source));
+            let answer = copy::object(&self.core, request).await;
+            answer.map_err(|error| self.core.conceal(&caller, &source, error))
+        })
+        .await
     }
 
     async fn upload_part_copy(
         &self,
         request: S3Request<UploadPartCopyInput>,
     ) -> Answer<UploadPartCopyOutput> {
-        SendWrapper::new(copy::part(&self.core, request)).await
+        SendWrapper::new(async {
+            let (caller, source) =
+                (caller(&request.extensions), copy::source_bucket(&request.input.copy_source));
+            let answer = copy::part(&self.core, request).await;
+            answer.map_err(|error| self.core.conceal(&caller, &source, error))
+        })
+        .await
     }
 
     async fn create_multipart_upload(
@@ -201,5 +418,96 @@ impl<S: ObjectStore> S3 for Backend<S> {
         request: S3Request<AbortMultipartUploadInput>,
     ) -> Answer<AbortMultipartUploadOutput> {
         SendWrapper::new(multipart::abort(&self.core, request)).await
+    }
+
+    async fn delete_bucket_ownership_controls(
+        &self,
+        request: S3Request<DeleteBucketOwnershipControlsInput>,
+    ) -> Answer<DeleteBucketOwnershipControlsOutput> {
+        SendWrapper::new(ownership::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_ownership_controls(
+        &self,
+        request: S3Request<GetBucketOwnershipControlsInput>,
+    ) -> Answer<GetBucketOwnershipControlsOutput> {
+        SendWrapper::new(ownership::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_ownership_controls(
+        &self,
+        request: S3Request<PutBucketOwnershipControlsInput>,
+    ) -> Answer<PutBucketOwnershipControlsOutput> {
+        SendWrapper::new(ownership::put(&self.core, request)).await
+    }
+
+    async fn delete_bucket_policy(
+        &self,
+        request: S3Request<DeleteBucketPolicyInput>,
+    ) -> Answer<DeleteBucketPolicyOutput> {
+        SendWrapper::new(policy::delete(&self.core, request)).await
+    }
+
+    async fn get_bucket_policy(
+        &self,
+        request: S3Request<GetBucketPolicyInput>,
+    ) -> Answer<GetBucketPolicyOutput> {
+        SendWrapper::new(policy::get(&self.core, request)).await
+    }
+
+    async fn put_bucket_policy(
+        &self,
+        request: S3Request<PutBucketPolicyInput>,
+    ) -> Answer<PutBucketPolicyOutput> {
+        SendWrapper::new(policy::put(&self.core, request)).await
+    }
+
+    async fn get_bucket_policy_status(
+        &self,
+        request: S3Request<GetBucketPolicyStatusInput>,
+    ) -> Answer<GetBucketPolicyStatusOutput> {
+        SendWrapper::new(policy::status(&self.core, request)).await
+    }
+
+    async fn delete_public_access_block(
+        &self,
+        request: S3Request<DeletePublicAccessBlockInput>,
+    ) -> Answer<DeletePublicAccessBlockOutput> {
+        SendWrapper::new(blocks::delete(&self.core, request)).await
+    }
+
+    async fn get_public_access_block(
+        &self,
+        request: S3Request<GetPublicAccessBlockInput>,
+    ) -> Answer<GetPublicAccessBlockOutput> {
+        SendWrapper::new(blocks::get(&self.core, request)).await
+    }
+
+    async fn put_public_access_block(
+        &self,
+        request: S3Request<PutPublicAccessBlockInput>,
+    ) -> Answer<PutPublicAccessBlockOutput> {
+        SendWrapper::new(blocks::put(&self.core, request)).await
+    }
+
+    async fn get_bucket_acl(&self, request: S3Request<GetBucketAclInput>) -> Answer<GetBucketAclOutput> {
+        SendWrapper::new(acl::get_bucket(&self.core, request)).await
+    }
+
+    async fn put_bucket_acl(&self, request: S3Request<PutBucketAclInput>) -> Answer<PutBucketAclOutput> {
+        SendWrapper::new(acl::put_bucket(&self.core, request)).await
+    }
+
+    async fn put_object_acl(&self, request: S3Request<PutObjectAclInput>) -> Answer<PutObjectAclOutput> {
+        SendWrapper::new(acl::put_object(&self.core, request)).await
+    }
+
+    async fn get_object_acl(&self, request: S3Request<GetObjectAclInput>) -> Answer<GetObjectAclOutput> {
+        SendWrapper::new(async {
+            let (caller, bucket) = (caller(&request.extensions), request.input.bucket.clone());
+            let answer = acl::get_object(&self.core, request).await;
+            answer.map_err(|error| self.core.conceal(&caller, &bucket, error))
+        })
+        .await
     }
 }

@@ -1,16 +1,18 @@
 //! Operations on buckets.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use quarry_object::api::{BucketInfo, ObjectStore};
+use quarry_object::api::{BucketInfo, DocumentKind, ObjectStore};
 use s3s::dto::{
-    Bucket, BucketLocationConstraint, CreateBucketInput, CreateBucketOutput, DeleteBucketInput,
-    DeleteBucketOutput, GetBucketLocationInput, GetBucketLocationOutput, HeadBucketInput, HeadBucketOutput,
-    ListBucketsInput, ListBucketsOutput, Owner,
+    Bucket, BucketCannedACL, BucketLocationConstraint, CreateBucketInput, CreateBucketOutput,
+    DeleteBucketInput, DeleteBucketOutput, GetBucketLocationInput, GetBucketLocationOutput, HeadBucketInput,
+    HeadBucketOutput, ListBucketsInput, ListBucketsOutput, ObjectOwnership, Owner,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
+use crate::access::acl;
 use crate::attributes::timestamp;
 use crate::backend::Core;
+use crate::configuration::write;
 use crate::error::{from_api, refuse};
 use crate::list::{decode_token, encode_token};
 
@@ -34,7 +36,16 @@ pub(crate) async fn create<S: ObjectStore>(
             format!("the location constraint must be {} or be left out", core.region),
         ));
     }
+    let acl = input.acl.as_ref().map(BucketCannedACL::as_str);
+    let ownership = input.object_ownership.as_ref().map(ObjectOwnership::as_str);
+    let acl = acl::of_new_bucket(acl, ownership)?;
     core.store.create_bucket(&input.bucket).await.map_err(from_api)?;
+    if let Some(ownership) = ownership {
+        write(core, &input.bucket, DocumentKind::Ownership, &ownership).await?;
+    }
+    if let Some(acl) = acl {
+        write(core, &input.bucket, DocumentKind::Acl, &acl).await?;
+    }
     Ok(S3Response::new(CreateBucketOutput { location: Some(format!("/{}", input.bucket)) }))
 }
 
@@ -50,7 +61,7 @@ pub(crate) async fn head<S: ObjectStore>(
     core: &Core<S>,
     request: S3Request<HeadBucketInput>,
 ) -> S3Result<S3Response<HeadBucketOutput>> {
-    core.store.head_bucket(&request.input.bucket).await.map_err(from_api)?;
+    core.store.bucket(&request.input.bucket).map_err(from_api)?;
     let region = HeaderValue::try_from(core.region.as_str()).ok().map(|region| (REGION, region));
     Ok(S3Response::with_headers(HeadBucketOutput::default(), HeaderMap::from_iter(region)))
 }
@@ -59,7 +70,7 @@ pub(crate) async fn location<S: ObjectStore>(
     core: &Core<S>,
     request: S3Request<GetBucketLocationInput>,
 ) -> S3Result<S3Response<GetBucketLocationOutput>> {
-    core.store.head_bucket(&request.input.bucket).await.map_err(from_api)?;
+    core.store.bucket(&request.input.bucket).map_err(from_api)?;
     let location_constraint =
         (core.region != UNNAMED_REGION).then(|| BucketLocationConstraint::from(core.region.clone()));
     Ok(S3Response::new(GetBucketLocationOutput { location_constraint }))
@@ -79,9 +90,11 @@ pub(crate) async fn list<S: ObjectStore>(
             .filter(|asked| (1..=10 * BUCKETS_MAX).contains(asked))
             .ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "max-buckets must be from 1 to 10000"))?,
     };
+    // All buckets are in the one region.
+    let here = input.bucket_region.is_none_or(|region| region == core.region);
     let mut found: Vec<BucketInfo> = core.store.list_buckets().await.map_err(from_api)?;
     found.retain(|bucket| {
-        bucket.name.starts_with(&prefix) && after.as_ref().is_none_or(|after| bucket.name > *after)
+        here && bucket.name.starts_with(&prefix) && after.as_ref().is_none_or(|after| bucket.name > *after)
     });
     let truncated = found.len() > limit;
     found.truncate(limit);

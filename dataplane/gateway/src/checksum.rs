@@ -1,95 +1,67 @@
 //! Digests and checksums of a body: what the client announced, computed while the bytes pass, compared at the end.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use crc_fast::CrcAlgorithm;
 use http::{HeaderMap, HeaderName};
 use md5::{Digest as _, Md5};
-use quarry_object::api::{BodyDigests, BodyError};
+use quarry_object::api::{
+    BodyDigests, BodyError, ChecksumAlgorithm as Algorithm, ChecksumHasher, decode_checksum,
+};
+use s3s::dto::{ChecksumAlgorithm, ChecksumType};
 use s3s::{S3ErrorCode, S3Result};
-use sha1::Sha1;
 use sha2::Sha256;
 
 use crate::error::{CONTENT_SHA256, refuse};
 
-/// An additional checksum of S3.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Algorithm {
-    Crc32,
-    Crc32c,
-    Crc64Nvme,
-    Sha1,
-    Sha256,
-}
+/// What S3 computes where a client announces nothing.
+const UNASKED: Algorithm = Algorithm::Crc64Nvme;
 
-impl Algorithm {
-    pub(crate) const ALL: [Self; 5] = [Self::Crc32, Self::Crc32c, Self::Crc64Nvme, Self::Sha1, Self::Sha256];
-
-    /// As stored with the object.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Crc32 => "crc32",
-            Self::Crc32c => "crc32c",
-            Self::Crc64Nvme => "crc64nvme",
-            Self::Sha1 => "sha1",
-            Self::Sha256 => "sha256",
-        }
-    }
-
-    fn header(self) -> &'static str {
-        match self {
-            Self::Crc32 => "x-amz-checksum-crc32",
-            Self::Crc32c => "x-amz-checksum-crc32c",
-            Self::Crc64Nvme => "x-amz-checksum-crc64nvme",
-            Self::Sha1 => "x-amz-checksum-sha1",
-            Self::Sha256 => "x-amz-checksum-sha256",
-        }
-    }
-
-    fn len_bytes(self) -> usize {
-        match self {
-            Self::Crc32 | Self::Crc32c => 4,
-            Self::Crc64Nvme => 8,
-            Self::Sha1 => 20,
-            Self::Sha256 => 32,
-        }
-    }
-
-    fn hasher(self) -> Hasher {
-        match self {
-            Self::Crc32 => Hasher::Crc(crc_fast::Digest::new(CrcAlgorithm::Crc32IsoHdlc)),
-            Self::Crc32c => Hasher::Crc(crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi)),
-            Self::Crc64Nvme => Hasher::Crc(crc_fast::Digest::new(CrcAlgorithm::Crc64Nvme)),
-            Self::Sha1 => Hasher::Sha1(Sha1::new()),
-            Self::Sha256 => Hasher::Sha256(Sha256::new()),
-        }
+/// The header of a checksum.
+fn header(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::Crc32 => "x-amz-checksum-crc32",
+        Algorithm::Crc32c => "x-amz-checksum-crc32c",
+        Algorithm::Crc64Nvme => "x-amz-checksum-crc64nvme",
+        Algorithm::Sha1 => "x-amz-checksum-sha1",
+        Algorithm::Sha256 => "x-amz-checksum-sha256",
     }
 }
 
-enum Hasher {
-    Crc(crc_fast::Digest),
-    Sha1(Sha1),
-    Sha256(Sha256),
+/// Checksums by algorithm, to be taken into the fields of an answer.
+pub(crate) struct Named(pub(crate) BTreeMap<String, String>);
+
+impl Named {
+    pub(crate) fn take(&mut self, algorithm: &str) -> Option<String> {
+        self.0.remove(algorithm)
+    }
 }
 
-impl Hasher {
-    fn update(&mut self, data: &[u8]) {
-        match self {
-            Self::Crc(digest) => digest.update(data),
-            Self::Sha1(digest) => digest.update(data),
-            Self::Sha256(digest) => digest.update(data),
-        }
-    }
+/// Checksums from the fields of a request.
+pub(crate) fn given(fields: [Option<String>; 5]) -> BTreeMap<String, String> {
+    let named = Algorithm::ALL.into_iter().zip(fields);
+    named.filter_map(|(algorithm, value)| Some((algorithm.name().to_owned(), value?))).collect()
+}
 
-    /// Base64 as in the header.
-    fn finish(self, algorithm: Algorithm) -> String {
-        match self {
-            // Big-endian, in as many bytes as the checksum has.
-            Self::Crc(digest) => BASE64.encode(&digest.finalize().to_be_bytes()[8 - algorithm.len_bytes()..]),
-            Self::Sha1(digest) => BASE64.encode(digest.finalize()),
-            Self::Sha256(digest) => BASE64.encode(digest.finalize()),
-        }
-    }
+/// Of what kind the checksum of an object is.
+pub(crate) fn kind(checksums: &BTreeMap<String, String>) -> Option<ChecksumType> {
+    // A checksum of checksums carries the number of parts behind a dash.
+    let composite = checksums.values().next()?.contains('-');
+    Some(ChecksumType::from_static(type_name(!composite)))
+}
+
+/// The name of a kind of checksum.
+pub(crate) fn type_name(full_object: bool) -> &'static str {
+    if full_object { ChecksumType::FULL_OBJECT } else { ChecksumType::COMPOSITE }
+}
+
+/// The checksums of an object as listings name them.
+pub(crate) fn listed(
+    checksums: &BTreeMap<String, String>,
+) -> (Option<Vec<ChecksumAlgorithm>>, Option<ChecksumType>) {
+    let names = checksums.keys().map(|name| ChecksumAlgorithm::from(name.to_uppercase()));
+    ((!checksums.is_empty()).then(|| names.collect()), kind(checksums))
 }
 
 /// What the client announced of one checksum.
@@ -98,13 +70,15 @@ enum Announced {
     Value(String),
     /// In a trailer that follows the body.
     Trailer,
+    /// Nothing: it is computed to be stored.
+    Nothing,
 }
 
 /// Checks on one body.
 pub(crate) struct Checks {
     md5: Md5,
     content_md5: Option<[u8; 16]>,
-    additional: Option<(Algorithm, Hasher, Announced)>,
+    additional: Option<(Algorithm, ChecksumHasher, Announced)>,
     /// `x-amz-content-sha256`, if it is a digest.
     content_sha256: Option<(Sha256, Vec<u8>)>,
 }
@@ -126,7 +100,9 @@ impl Checks {
             ),
         };
         let content_sha256 = signed_sha256(headers);
-        Ok(Self { md5: Md5::new(), content_md5, additional: announced(headers)?, content_sha256 })
+        let unasked = || (UNASKED, UNASKED.hasher(), Announced::Nothing);
+        let additional = Some(announced(headers)?.unwrap_or_else(unasked));
+        Ok(Self { md5: Md5::new(), content_md5, additional, content_sha256 })
     }
 
     /// Checks of a document by its signed SHA-256 alone, where other headers speak of something else.
@@ -162,12 +138,13 @@ impl Checks {
         let mut digests = BodyDigests { md5, ..BodyDigests::default() };
         if let Some((algorithm, hasher, announced)) = self.additional {
             let expected = match announced {
-                Announced::Value(value) => value,
-                Announced::Trailer => trailer(trailers, algorithm)?,
+                Announced::Value(value) => Some(value),
+                Announced::Trailer => Some(trailer(trailers, algorithm)?),
+                Announced::Nothing => None,
             };
-            let computed = hasher.finish(algorithm);
-            if computed != expected {
-                return mismatch(algorithm.header());
+            let computed = hasher.finish();
+            if expected.is_some_and(|expected| computed != expected) {
+                return mismatch(header(algorithm));
             }
             digests.checksums.insert(algorithm.name().to_owned(), computed);
         }
@@ -181,9 +158,9 @@ fn signed_sha256(headers: &HeaderMap) -> Option<(Sha256, Vec<u8>)> {
 }
 
 fn trailer(trailers: Option<&HeaderMap>, algorithm: Algorithm) -> Result<String, BodyError> {
-    let value = trailers.and_then(|trailers| trailers.get(algorithm.header())?.to_str().ok());
+    let value = trailers.and_then(|trailers| trailers.get(header(algorithm))?.to_str().ok());
     value.map(str::to_owned).ok_or_else(|| BodyError::Malformed {
-        problem: format!("the trailer {} was announced and did not come", algorithm.header()),
+        problem: format!("the trailer {} was announced and did not come", header(algorithm)),
     })
 }
 
@@ -195,22 +172,22 @@ pub(crate) fn announced_trailers(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 /// The one additional checksum that a request announces, by header or by trailer.
-fn announced(headers: &HeaderMap) -> S3Result<Option<(Algorithm, Hasher, Announced)>> {
+fn announced(headers: &HeaderMap) -> S3Result<Option<(Algorithm, ChecksumHasher, Announced)>> {
     let trailers = announced_trailers(headers);
     let mut found = None;
     for algorithm in Algorithm::ALL {
-        let announced = match headers.get(algorithm.header()) {
+        let announced = match headers.get(header(algorithm)) {
             Some(value) => {
                 let value = value.to_str().unwrap_or("").trim();
-                if BASE64.decode(value).map(|bytes| bytes.len()) != Ok(algorithm.len_bytes()) {
+                if decode_checksum(algorithm, value).is_none() {
                     return Err(refuse(
                         S3ErrorCode::InvalidRequest,
-                        format!("value for {} header is invalid", algorithm.header()),
+                        format!("value for {} header is invalid", header(algorithm)),
                     ));
                 }
                 Announced::Value(value.to_owned())
             }
-            None if trailers.iter().any(|name| name == algorithm.header()) => Announced::Trailer,
+            None if trailers.iter().any(|name| name == header(algorithm)) => Announced::Trailer,
             None => continue,
         };
         if found.is_some() {

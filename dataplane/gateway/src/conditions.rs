@@ -8,7 +8,8 @@ use s3s::dto::{ETag, ETagCondition, Timestamp};
 
 use crate::attributes::unix_ms;
 
-const REST_OF_SECOND_MS: u64 = 999;
+/// See the module.
+pub(crate) const REST_OF_SECOND_MS: u64 = 999;
 
 /// Conditions of a read or of a copy source.
 pub(crate) fn on_read(

@@ -13,9 +13,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
-use http::header::{CONNECTION, EXPECT, HeaderValue};
+use http::header::{CONNECTION, EXPECT, HeaderValue, ORIGIN};
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -23,19 +23,24 @@ use quarry_object::api::ObjectStore;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{HttpRequest, HttpResponse, S3Result};
+use send_wrapper::SendWrapper;
 
-use crate::backend::{Access, Backend, RootCredential, owner_id};
+use crate::access::{Access, Authentication};
+use crate::backend::{Backend, Core, owner_id};
 use crate::checksum::Checks;
 use crate::deadline::Timer;
 use crate::error::slow_down;
 use crate::exchange::{Exchange, ExchangeHandle};
+use crate::form;
 use crate::front;
+use crate::host::{Hosts, Place};
 use crate::inbound::{Inbound, Source};
 use crate::load::{Load, Slot};
-use crate::options::GatewayOptions;
+use crate::options::{Client, GatewayOptions};
 use crate::outbound::Outbound;
 use crate::reply;
 use crate::stream::{ConnectionState, Watched};
+use crate::unrouted::Unrouted;
 
 /// Bytes of a head that hyper collects before it gives up: above what our limits allow, so that we answer.
 const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -64,10 +69,12 @@ impl ConnectionError {
 #[derive(Clone)]
 pub struct Gateway {
     shared: Rc<Shared>,
+    client: Client,
 }
 
 struct Shared {
     service: S3Service,
+    unrouted: Rc<dyn Unrouted>,
     owner_id: String,
     timer: Timer,
     load: Rc<Load>,
@@ -78,18 +85,23 @@ impl Gateway {
     /// A gateway over `store`.
     pub fn new<S: ObjectStore>(store: Rc<S>, options: GatewayOptions) -> Self {
         let owner_id = owner_id(&options.access_key);
-        let backend = Backend::new(store, owner_id.clone(), &options);
-        let mut builder = S3ServiceBuilder::new(backend);
-        builder.set_auth(RootCredential {
-            access_key: options.access_key.clone(),
-            secret_key: options.secret_key.clone().into(),
-        });
-        builder.set_access(Access);
+        let core = Rc::new(Core::new(store, owner_id.clone(), &options));
+        let mut builder = S3ServiceBuilder::new(Backend::new(Rc::clone(&core)));
+        builder.set_host(Hosts(options.domains.clone()));
+        builder.set_auth(Authentication(SendWrapper::new(Rc::clone(&core.identities))));
+        builder.set_access(Access(SendWrapper::new(Rc::clone(&core))));
         let mut config = S3Config::default();
         config.xml_max_body_size = options.limits.xml_bytes_max;
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
         let (timer, load) = (Timer::new(&options), Load::new(options.limits));
-        Self { shared: Rc::new(Shared { service: builder.build(), owner_id, timer, load, options }) }
+        let service = builder.build();
+        let shared = Rc::new(Shared { service, unrouted: core, owner_id, timer, load, options });
+        Self { shared, client: Client::default() }
+    }
+
+    /// The same gateway, for a connection from this client.
+    pub fn of_client(&self, client: Client) -> Self {
+        Self { shared: Rc::clone(&self.shared), client }
     }
 
     /// Serves requests from `io` until the client closes or `shutdown` completes; then the request in progress is
@@ -106,7 +118,12 @@ impl Gateway {
         let mut builder = http1::Builder::new();
         builder.half_close(true).keep_alive(true).max_header_size(HEAD_BYTES_MAX);
         builder.max_headers(limits.headers_max * HYPER_HEADERS_FACTOR);
-        let state = ConnectionState::begin(self.shared.timer.clone(), limits, Rc::clone(&self.shared.load));
+        let state = ConnectionState::begin(
+            self.shared.timer.clone(),
+            limits,
+            Rc::clone(&self.shared.load),
+            self.client,
+        );
         let service = service_fn(|request| {
             let (shared, state) = (Rc::clone(&self.shared), Rc::clone(&state));
             async move { Ok::<_, std::convert::Infallible>(shared.answer(request, &state).await) }
@@ -137,8 +154,10 @@ impl Shared {
         let exchange = Exchange::begin(&request, options, Slot::take(&self.load), connection);
         let (parts, incoming) = request.into_parts();
         let expects_continue = parts.headers.contains_key(EXPECT);
+        let place = Place::of(&parts, &options.domains);
+        let cors_headers = self.cors_headers(&parts, place.as_ref());
         let source = Source::new(incoming, self.timer.clone(), &options.limits);
-        let work = Box::pin(self.dispatch(parts, Rc::clone(&source), &exchange));
+        let work = Box::pin(self.dispatch(parts, place, Rc::clone(&source), &exchange));
         let response = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(
                 event = "request_panic",
@@ -148,6 +167,7 @@ impl Shared {
             reply::internal_error()
         });
         let mut response = reply::complete(response, &exchange);
+        response.headers_mut().extend(cors_headers);
         if expects_continue && source.is_untold() {
             // Nobody said "100 Continue", so some clients send no body now and the next request at once, whose first
             // bytes would be taken for the body.
@@ -159,7 +179,28 @@ impl Shared {
         response
     }
 
-    async fn dispatch(&self, parts: Parts, source: Rc<Source>, exchange: &Rc<Exchange>) -> HttpResponse {
+    /// For the answer to a request from a web page, whatever becomes of it. A preflight's answer has its own.
+    fn cors_headers(&self, parts: &Parts, place: Option<&Place>) -> HeaderMap {
+        match place {
+            Some(place) if parts.headers.contains_key(ORIGIN) && parts.method != Method::OPTIONS => {
+                self.unrouted.cors_headers(&place.bucket, parts.method.as_str(), &parts.headers)
+            }
+            _ => HeaderMap::new(),
+        }
+    }
+
+    async fn dispatch(
+        &self,
+        parts: Parts,
+        place: Option<Place>,
+        source: Rc<Source>,
+        exchange: &Rc<Exchange>,
+    ) -> HttpResponse {
+        if let Some(place) = &place
+            && let Some(response) = self.dispatch_unrouted(&parts, place, &source, exchange).await
+        {
+            return response;
+        }
         let handle = ExchangeHandle::new(exchange, &source);
         let inbound = match self.admit(&parts, source, exchange) {
             Ok(inbound) => inbound,
@@ -176,22 +217,73 @@ impl Shared {
         }
     }
 
+    /// What s3s does not see: preflights and pages, which need no credentials, and forms, which bring their own.
+    async fn dispatch_unrouted(
+        &self,
+        parts: &Parts,
+        place: &Place,
+        source: &Rc<Source>,
+        exchange: &Rc<Exchange>,
+    ) -> Option<HttpResponse> {
+        let is_preflight = parts.method == Method::OPTIONS && !place.bucket.is_empty();
+        let is_form = !place.is_website && form::is_form(parts);
+        if !is_preflight && !is_form && !place.is_website {
+            return None;
+        }
+        let admitted = if exchange.slot.is_beyond_limit() {
+            Err(slow_down())
+        } else {
+            front::screen_size(parts, &self.options.limits)
+        };
+        if let Err(refused) = admitted {
+            return Some(reply::from_error(refused));
+        }
+        if is_preflight {
+            exchange.operation.replace("Preflight".to_owned());
+            let answer = self.unrouted.preflight(&place.bucket, &parts.headers);
+            return Some(answer.unwrap_or_else(reply::from_error));
+        }
+        if is_form {
+            let answer = self.unrouted.form(parts, place, Rc::clone(source), exchange).await;
+            return Some(answer.unwrap_or_else(reply::from_error));
+        }
+        Some(self.unrouted.page(parts, place, exchange).await)
+    }
+
     fn admit(&self, parts: &Parts, source: Rc<Source>, exchange: &Rc<Exchange>) -> S3Result<Inbound> {
         if exchange.slot.is_beyond_limit() {
             return Err(slow_down());
         }
         front::screen(parts, &self.owner_id, &self.options.limits)?;
-        // Only POST carries documents; a Complete's checksum headers are those of the object, not of the document.
-        let checks = match (parts.method == Method::POST, is_multi_delete(parts)) {
-            (true, true) => Some(Checks::of_body(&parts.headers)?),
-            (true, false) => Some(Checks::of_signed_document(&parts.headers)),
-            (false, _) => None,
+        // A Complete's checksum headers are those of the object, not of the document.
+        let checks = if carries_checked_document(parts) {
+            Some(Checks::of_body(&parts.headers)?)
+        } else if parts.method == Method::POST {
+            Some(Checks::of_signed_document(&parts.headers))
+        } else {
+            None
         };
         Ok(Inbound::new(source, Rc::clone(exchange), checks))
     }
 }
 
-fn is_multi_delete(parts: &Parts) -> bool {
-    let query = parts.uri.query().unwrap_or("");
-    query.split('&').any(|pair| pair == "delete" || pair.starts_with("delete="))
+/// Subresources whose documents a client may give digests of.
+const DOCUMENTS: [&str; 10] = [
+    "versioning",
+    "tagging",
+    "cors",
+    "website",
+    "lifecycle",
+    "policy",
+    "acl",
+    "publicAccessBlock",
+    "ownershipControls",
+    "delete",
+];
+
+fn carries_checked_document(parts: &Parts) -> bool {
+    let names = parts.uri.query().unwrap_or("").split('&').map(|pair| pair.split('=').next().unwrap_or(pair));
+    let by_method = |name: &str| (name == "delete") == (parts.method == Method::POST);
+    (parts.method == Method::PUT || parts.method == Method::POST)
+        && names.into_iter().any(|name| DOCUMENTS.contains(&name) && by_method(name))
 }

@@ -1,28 +1,60 @@
 //! CopyObject and UploadPartCopy.
 
-use quarry_object::api::{Conditions, CopySource as Source, ObjectStore, RangeRequest};
+use std::collections::BTreeMap;
+
+use http::HeaderMap;
+use http::header::{HeaderName, IF_MATCH, IF_NONE_MATCH};
+use quarry_object::api::{
+    ApiError, ChecksumAlgorithm, Conditions, CopyChanges, CopySource as Source, ObjectStore, RangeRequest,
+};
+use quarry_object::objects::NEVER_COPIED;
 use s3s::dto::{
-    ChecksumType, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopyPartResult, CopySource,
-    MetadataDirective, UploadPartCopyInput, UploadPartCopyOutput,
+    CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopyPartResult, CopySource, MetadataDirective,
+    TaggingDirective, UploadPartCopyInput, UploadPartCopyOutput,
 };
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 
 use crate::attributes;
 use crate::backend::Core;
+use crate::checksum::kind;
 use crate::conditions::{etag, on_read};
 use crate::error::{from_api_write, refuse};
 use crate::multipart::part_number;
+use crate::versions::version;
+
+/// Where a copy reads from; empty for an access point, which there is none of.
+pub(crate) fn source_bucket(source: &CopySource) -> String {
+    match source {
+        CopySource::Bucket { bucket, .. } => bucket.to_string(),
+        _ => String::new(),
+    }
+}
 
 pub(crate) async fn object<S: ObjectStore>(
     core: &Core<S>,
     request: S3Request<CopyObjectInput>,
 ) -> S3Result<S3Response<CopyObjectOutput>> {
-    let replaced = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
+    let mut replaced = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
+    let destination = on_destination(&request.headers)?;
     let input = request.input;
     let attributes = match input.metadata_directive.as_ref().map(MetadataDirective::as_str) {
         None | Some(MetadataDirective::COPY) => None,
-        Some(MetadataDirective::REPLACE) => Some(replaced),
+        Some(MetadataDirective::REPLACE) => Some(replaced.clone()),
         Some(_) => return Err(refuse(S3ErrorCode::InvalidArgument, "unknown metadata directive")),
+    };
+    let tags = match input.tagging_directive.as_ref().map(TaggingDirective::as_str) {
+        None | Some(TaggingDirective::COPY) => None,
+        Some(TaggingDirective::REPLACE) => Some(std::mem::take(&mut replaced.tags)),
+        Some(_) => return Err(refuse(S3ErrorCode::InvalidArgument, "unknown tagging directive")),
+    };
+    let own_headers = replaced.headers.into_iter().filter(|(name, _)| NEVER_COPIED.contains(&name.as_str()));
+    let own_headers: BTreeMap<String, String> = own_headers.collect();
+    let checksum = match &input.checksum_algorithm {
+        None => None,
+        Some(name) => Some(
+            ChecksumAlgorithm::by_name(name.as_str())
+                .ok_or_else(|| refuse(S3ErrorCode::InvalidRequest, "the checksum algorithm is not known"))?,
+        ),
     };
     let conditions = on_read(
         input.copy_source_if_match,
@@ -31,16 +63,17 @@ pub(crate) async fn object<S: ObjectStore>(
         input.copy_source_if_unmodified_since,
     );
     let source = source(input.copy_source, conditions, None)?;
-    if attributes.is_none() && source.bucket == input.bucket && source.key == input.key {
+    let itself = source.version.is_none() && source.bucket == input.bucket && source.key == input.key;
+    if attributes.is_none() && tags.is_none() && own_headers.is_empty() && itself {
         return Err(refuse(
             S3ErrorCode::InvalidRequest,
             "this copy request is illegal because it copies an object to itself without changing its metadata",
         ));
     }
-    let copied = core.store.copy_object(source, &input.bucket, &input.key, attributes, Conditions::default());
-    let mut copied = copied.await.map_err(from_api_write)?;
-    let checksum_type =
-        (!copied.checksums.is_empty()).then(|| ChecksumType::from_static(ChecksumType::FULL_OBJECT));
+    let changes = CopyChanges { attributes, own_headers, tags, checksum };
+    let copied = core.store.copy_object(source, &input.bucket, &input.key, changes, destination);
+    let (mut copied, source_version) = copied.await.map_err(from_source)?;
+    let checksum_type = kind(&copied.checksums);
     let mut take = |name: &str| copied.checksums.remove(name);
     let result = CopyObjectResult {
         checksum_crc32: take("crc32"),
@@ -52,7 +85,12 @@ pub(crate) async fn object<S: ObjectStore>(
         e_tag: Some(etag(copied.etag)),
         last_modified: Some(attributes::timestamp(copied.last_modified_ms)),
     };
-    Ok(S3Response::new(CopyObjectOutput { copy_object_result: Some(result), ..CopyObjectOutput::default() }))
+    Ok(S3Response::new(CopyObjectOutput {
+        copy_object_result: Some(result),
+        copy_source_version_id: source_version.map(|version| version.to_string()),
+        version_id: copied.version.map(|version| version.to_string()),
+        ..CopyObjectOutput::default()
+    }))
 }
 
 pub(crate) async fn part<S: ObjectStore>(
@@ -70,7 +108,7 @@ pub(crate) async fn part<S: ObjectStore>(
     );
     let source = source(input.copy_source, conditions, range)?;
     let copied = core.store.copy_part(source, &input.bucket, &input.key, &input.upload_id, number);
-    let mut copied = copied.await.map_err(from_api_write)?;
+    let (mut copied, source_version) = copied.await.map_err(from_source)?;
     let mut take = |name: &str| copied.checksums.remove(name);
     let result = CopyPartResult {
         checksum_crc32: take("crc32"),
@@ -83,20 +121,42 @@ pub(crate) async fn part<S: ObjectStore>(
     };
     Ok(S3Response::new(UploadPartCopyOutput {
         copy_part_result: Some(result),
+        copy_source_version_id: source_version.map(|version| version.to_string()),
         ..UploadPartCopyOutput::default()
     }))
+}
+
+/// As for writes; the source may be a delete marker, which a copy answers in its own way.
+fn from_source(error: ApiError) -> S3Error {
+    match error {
+        ApiError::VersionIsMarker { .. } => refuse(
+            S3ErrorCode::InvalidRequest,
+            "the source of a copy request may not specifically refer to a delete marker by version id",
+        ),
+        other => from_api_write(other),
+    }
+}
+
+/// Conditions on the object that the copy replaces, which s3s does not read.
+fn on_destination(headers: &HeaderMap) -> S3Result<Conditions> {
+    let etags = |name: &HeaderName| {
+        let text = headers.get(name).map(|value| value.to_str().map(str::trim)).transpose();
+        let text =
+            text.map_err(|_| refuse(S3ErrorCode::InvalidArgument, format!("the header {name} is not text")))?;
+        Ok::<_, S3Error>(text.map(|text| vec![text.trim_matches('"').to_owned()]))
+    };
+    Ok(Conditions {
+        if_match: etags(&IF_MATCH)?,
+        if_none_match: etags(&IF_NONE_MATCH)?,
+        ..Conditions::default()
+    })
 }
 
 fn source(header: CopySource, conditions: Conditions, range: Option<RangeRequest>) -> S3Result<Source> {
     match header {
         CopySource::Bucket { bucket, key, version_id } => {
-            if version_id.is_some_and(|version| &*version != "null") {
-                return Err(refuse(
-                    S3ErrorCode::NoSuchVersion,
-                    "versions are not kept; only the version null exists",
-                ));
-            }
-            Ok(Source { bucket: bucket.into(), key: key.into(), conditions, range })
+            let version = version(version_id.as_deref())?;
+            Ok(Source { bucket: bucket.into(), key: key.into(), version, conditions, range })
         }
         CopySource::AccessPoint { .. } | CopySource::Outpost { .. } => {
             Err(refuse(S3ErrorCode::InvalidArgument, "the copy source must be <bucket>/<key>"))

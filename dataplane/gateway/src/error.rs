@@ -2,14 +2,16 @@
 
 use std::borrow::Cow;
 
-use http::header::{CONTENT_RANGE, ETAG, LAST_MODIFIED, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, StatusCode};
-use quarry_object::api::{ApiError, BodyError};
+use http::header::{ALLOW, CONTENT_RANGE, ETAG, LAST_MODIFIED, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use quarry_object::api::{ApiError, BodyError, VersionId};
 use s3s::{S3Error, S3ErrorCode};
 
 use crate::attributes::http_date;
 use crate::chunked::ChunkError;
 
+pub(crate) const VERSION_ID: HeaderName = HeaderName::from_static("x-amz-version-id");
+const DELETE_MARKER: HeaderName = HeaderName::from_static("x-amz-delete-marker");
 /// `BodyError::Mismatch` of `x-amz-content-sha256`, which has an error code of its own.
 pub(crate) const CONTENT_SHA256: &str = "x-amz-content-sha256";
 /// `BodyError::Mismatch` of a chunk or trailer signature.
@@ -63,6 +65,23 @@ pub(crate) fn from_api(error: ApiError) -> S3Error {
         ApiError::BucketNotEmpty => refuse(S3ErrorCode::BucketNotEmpty, message),
         ApiError::InvalidBucketName => refuse(S3ErrorCode::InvalidBucketName, message),
         ApiError::NoSuchKey => refuse(S3ErrorCode::NoSuchKey, message),
+        ApiError::DeleteMarker { version } => {
+            let mut refused = refuse(S3ErrorCode::NoSuchKey, message);
+            refused.set_headers(marker_headers(version));
+            refused
+        }
+        ApiError::VersionIsMarker { version, last_modified_ms } => {
+            let mut refused = refuse(S3ErrorCode::MethodNotAllowed, message);
+            let mut headers = marker_headers(version);
+            headers.insert(LAST_MODIFIED, http_date(last_modified_ms));
+            headers.insert(ALLOW, HeaderValue::from_static("DELETE"));
+            refused.set_headers(headers);
+            refused
+        }
+        ApiError::NoSuchVersion => refuse(S3ErrorCode::NoSuchVersion, message),
+        ApiError::NoSuchPart { .. } => {
+            custom("InvalidPartNumber", StatusCode::RANGE_NOT_SATISFIABLE, message)
+        }
         ApiError::NoSuchUpload => refuse(S3ErrorCode::NoSuchUpload, message),
         ApiError::InvalidPart { .. } => refuse(S3ErrorCode::InvalidPart, message),
         ApiError::InvalidPartOrder => refuse(S3ErrorCode::InvalidPartOrder, message),
@@ -106,6 +125,12 @@ pub(crate) fn from_api_write(error: ApiError) -> S3Error {
         ApiError::NotModified { .. } => from_api(ApiError::PreconditionFailed),
         other => from_api(other),
     }
+}
+
+/// What tells of a delete marker in an error.
+fn marker_headers(version: VersionId) -> HeaderMap {
+    let version = HeaderValue::try_from(version.to_string()).expect("version ids are visible ASCII");
+    HeaderMap::from_iter([(DELETE_MARKER, HeaderValue::from_static("true")), (VERSION_ID, version)])
 }
 
 fn not_modified(etag: &str, last_modified_ms: u64) -> S3Error {

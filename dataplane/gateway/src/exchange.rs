@@ -11,10 +11,11 @@ use http::Request;
 use quarry_object::api::BodyError;
 use send_wrapper::SendWrapper;
 
+use crate::access::Caller;
 use crate::error::Fault;
 use crate::inbound::Source;
 use crate::load::Slot;
-use crate::options::{GatewayOptions, Observer, RequestRecord};
+use crate::options::{Client, GatewayOptions, Observer, RequestRecord};
 use crate::stream::ConnectionState;
 
 /// Operation name until routing has found one.
@@ -35,6 +36,8 @@ pub(crate) struct Exchange {
     pub(crate) fault: RefCell<Option<Fault>>,
     /// Its place in the load of the core.
     pub(crate) slot: Slot,
+    /// Who asks; set when the request is judged.
+    pub(crate) caller: RefCell<Option<Rc<Caller>>>,
     connection: Rc<ConnectionState>,
     started: Duration,
     clock: Rc<dyn Fn() -> Duration>,
@@ -61,11 +64,17 @@ impl Exchange {
             complete: Cell::new(false),
             fault: RefCell::new(None),
             slot,
+            caller: RefCell::new(None),
             connection: Rc::clone(connection),
             started: (options.clock)(),
             clock: Rc::clone(&options.clock),
             observer: Rc::clone(&options.observer),
         })
+    }
+
+    /// Who is at the other end of the connection.
+    pub(crate) fn client(&self) -> Client {
+        self.connection.client
     }
 
     /// Bytes of the request's body have arrived.

@@ -1,6 +1,6 @@
 //! What is refused before any work: requests that are too large, mechanisms of authentication that we do not
 //! offer, headers outside the signature, and features whose silent omission would break a promise
-//! (encryption, locks, public access).
+//! (encryption, locks, grants).
 //!
 //! The signature of the request is verified by s3s, in constant time, right after this; those of chunks by `chunked`.
 
@@ -10,6 +10,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use percent_encoding::percent_decode_str;
+use quarry_object::lifecycle::EXPIRES_ATTRIBUTE;
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
 use crate::error::{CONTENT_SHA256, custom, refuse};
@@ -22,14 +23,12 @@ const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 3600;
 type RefusedHeader = (&'static str, fn(&str) -> bool);
 
 /// Headers of features that are not there: prefix, and whether a value means "nothing asked".
-const REFUSED_HEADERS: [RefusedHeader; 8] = [
+const REFUSED_HEADERS: [RefusedHeader; 6] = [
     ("x-amz-server-side-encryption", |_| false),
     ("x-amz-copy-source-server-side-encryption", |_| false),
     ("x-amz-object-lock-", |_| false),
     ("x-amz-bucket-object-lock-enabled", |value| value.eq_ignore_ascii_case("false")),
     ("x-amz-grant-", |_| false),
-    ("x-amz-acl", |value| value == "private" || value == "bucket-owner-full-control"),
-    ("x-amz-tagging", |value| value.is_empty() || value == "COPY"),
     ("x-amz-write-offset-bytes", |_| false),
 ];
 
@@ -38,6 +37,17 @@ const REFUSED_HEADERS: [RefusedHeader; 8] = [
 /// # Errors
 /// The S3 error to answer.
 pub(crate) fn screen(parts: &Parts, owner_id: &str, limits: &Limits) -> S3Result<()> {
+    screen_size(parts, limits)?;
+    let query = query_pairs(parts.uri.query().unwrap_or(""))?;
+    screen_authentication(&parts.headers, &query)?;
+    screen_features(parts, owner_id)
+}
+
+/// Refuses a head that is too large.
+///
+/// # Errors
+/// The S3 error to answer.
+pub(crate) fn screen_size(parts: &Parts, limits: &Limits) -> S3Result<()> {
     let header_bytes: usize =
         parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if header_bytes > limits.header_bytes_max {
@@ -57,9 +67,7 @@ pub(crate) fn screen(parts: &Parts, owner_id: &str, limits: &Limits) -> S3Result
         let message = format!("the URI of {uri_bytes} bytes is over the limit of {}", limits.uri_bytes_max);
         return Err(custom("InvalidURI", StatusCode::URI_TOO_LONG, message));
     }
-    let query = query_pairs(parts.uri.query().unwrap_or(""))?;
-    screen_authentication(&parts.headers, &query)?;
-    screen_features(parts, owner_id, &query)
+    Ok(())
 }
 
 type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
@@ -95,7 +103,8 @@ fn screen_authentication(headers: &HeaderMap, query: &[Pair<'_>]) -> S3Result<()
             S3ErrorCode::InvalidArgument,
             "only one of the Authorization header and a presigned query is allowed",
         )),
-        (None, false) => Err(refuse(S3ErrorCode::AccessDenied, "anonymous access is not allowed")),
+        // Judged by policies, as every other.
+        (None, false) => Ok(()),
         (Some(value), false) => screen_header(headers, value.to_str().unwrap_or("")),
         (None, true) => screen_presigned(headers, query),
     }
@@ -157,7 +166,9 @@ fn screen_scope(credential: &str, malformed: S3ErrorCode) -> S3Result<()> {
 /// a copy source.
 fn screen_signed_headers(headers: &HeaderMap, signed: &str, exempt: fn(&str) -> bool) -> S3Result<()> {
     let signed: Vec<String> = signed.split(';').map(str::to_ascii_lowercase).collect();
-    let must = |name: &str| name == "host" || (name.starts_with("x-amz-") && !exempt(name));
+    let must = |name: &str| {
+        name == "host" || ((name.starts_with("x-amz-") || name == EXPIRES_ATTRIBUTE) && !exempt(name))
+    };
     let unsigned: Vec<&str> = headers
         .keys()
         .map(http::HeaderName::as_str)
@@ -172,13 +183,10 @@ fn screen_signed_headers(headers: &HeaderMap, signed: &str, exempt: fn(&str) -> 
     ))
 }
 
-fn screen_features(parts: &Parts, owner_id: &str, query: &[Pair<'_>]) -> S3Result<()> {
+fn screen_features(parts: &Parts, owner_id: &str) -> S3Result<()> {
     let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     if parts.method == http::Method::POST && content_type.to_ascii_lowercase().starts_with("multipart/") {
         return Err(refuse(S3ErrorCode::NotImplemented, "uploads by HTML form are not implemented"));
-    }
-    if find(query, "versionId").is_some_and(|version| version != "null") {
-        return Err(refuse(S3ErrorCode::NoSuchVersion, "versions are not kept; only versionId=null exists"));
     }
     for (name, value) in &parts.headers {
         let name = name.as_str();

@@ -14,6 +14,7 @@
 //! Failure model: clients are hostile or broken, connections end anywhere; a panic costs one request.
 //! Everything is single-threaded: the futures are not `Send`, `SendWrapper` satisfies the bounds of s3s.
 
+mod access;
 mod attributes;
 mod backend;
 mod body;
@@ -21,12 +22,17 @@ mod bucket;
 mod checksum;
 mod chunked;
 mod conditions;
+mod configuration;
 mod connection;
 mod copy;
+mod cors;
 mod deadline;
+mod describe;
 mod error;
 mod exchange;
+mod form;
 mod front;
+mod host;
 mod inbound;
 mod list;
 mod load;
@@ -34,8 +40,14 @@ mod multipart;
 mod object;
 mod options;
 mod outbound;
+mod public;
 mod reply;
 mod stream;
+mod tags;
+mod unrouted;
+mod versions;
+mod website;
 
 pub use connection::{ConnectionError, Gateway};
-pub use options::{GatewayOptions, Limits, Observer, RequestRecord};
+pub use host::Domains;
+pub use options::{Client, GatewayOptions, Limits, Observer, RequestRecord};

@@ -15,6 +15,7 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use crate::attributes::timestamp;
 use crate::backend::Core;
+use crate::checksum::listed;
 use crate::conditions::etag;
 use crate::error::{from_api, refuse};
 
@@ -42,12 +43,12 @@ pub(crate) fn decode_token(token: &str) -> S3Result<String> {
 
 /// How names are written in this answer.
 #[derive(Clone, Copy)]
-struct Encoding {
+pub(crate) struct Encoding {
     url: bool,
 }
 
 impl Encoding {
-    fn new(encoding_type: Option<&EncodingType>) -> S3Result<Self> {
+    pub(crate) fn new(encoding_type: Option<&EncodingType>) -> S3Result<Self> {
         match encoding_type.map(EncodingType::as_str) {
             None => Ok(Self { url: false }),
             Some(EncodingType::URL) => Ok(Self { url: true }),
@@ -55,12 +56,16 @@ impl Encoding {
         }
     }
 
-    fn name(self, name: &str) -> String {
+    pub(crate) fn name(self, name: &str) -> String {
         if self.url { utf8_percent_encode(name, URL_UNTOUCHED).to_string() } else { name.to_owned() }
     }
 }
 
-fn page_size(max_keys: Option<i32>) -> S3Result<(i32, usize)> {
+/// As a client asked for it, and as it is: at most 1000.
+///
+/// # Errors
+/// `InvalidArgument` below 0.
+pub(crate) fn page_size(max_keys: Option<i32>) -> S3Result<(i32, usize)> {
     let keys = max_keys.unwrap_or(MAX_KEYS).min(MAX_KEYS);
     let size = usize::try_from(keys).map_err(|_| {
         refuse(S3ErrorCode::InvalidArgument, "max-keys must be a number from 0 to 2147483647")
@@ -69,7 +74,7 @@ fn page_size(max_keys: Option<i32>) -> S3Result<(i32, usize)> {
 }
 
 /// An absent and an empty text mean the same: no delimiter, no marker.
-fn given(text: Option<&String>) -> Option<String> {
+pub(crate) fn given(text: Option<&String>) -> Option<String> {
     text.filter(|text| !text.is_empty()).cloned()
 }
 
@@ -149,7 +154,7 @@ pub(crate) async fn v1<S: ObjectStore>(
     }))
 }
 
-fn owner<S>(core: &Core<S>) -> Owner {
+pub(crate) fn owner<S>(core: &Core<S>) -> Owner {
     Owner { display_name: Some(core.owner_name.clone()), id: Some(core.owner_id.clone()) }
 }
 
@@ -160,13 +165,17 @@ fn split(page: ListPage, encoding: Encoding, owner: Option<&Owner>) -> (Vec<Obje
         match entry {
             ListEntry::Object(info) => contents.push(described(info, encoding, owner)),
             ListEntry::Prefix(prefix) => prefixes.push(CommonPrefix { prefix: Some(encoding.name(&prefix)) }),
+            ListEntry::Version { .. } | ListEntry::Upload { .. } => {}
         }
     }
     (contents, prefixes)
 }
 
 fn described(info: ObjectInfo, encoding: Encoding, owner: Option<&Owner>) -> Object {
+    let (checksum_algorithm, checksum_type) = listed(&info.checksums);
     Object {
+        checksum_algorithm,
+        checksum_type,
         e_tag: Some(etag(info.etag)),
         key: Some(encoding.name(&info.key)),
         last_modified: Some(timestamp(info.last_modified_ms)),

@@ -1,18 +1,25 @@
 //! Multipart uploads.
 
-use quarry_object::api::{CompletedPart, ObjectStore, PartInfo};
+use quarry_object::api::{
+    ChecksumAlgorithm as Algorithm, CompletedPart, Completion, ListEntry, ListRequest, ObjectStore, PartInfo,
+    PartsPage, UploadChecksum,
+};
 use s3s::dto::{
-    AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
-    CompleteMultipartUploadOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, Initiator,
-    ListPartsInput, ListPartsOutput, Owner, Part, StorageClass, UploadPartInput, UploadPartOutput,
+    AbortMultipartUploadInput, AbortMultipartUploadOutput, ChecksumAlgorithm, ChecksumType, CommonPrefix,
+    CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateMultipartUploadInput,
+    CreateMultipartUploadOutput, Initiator, ListMultipartUploadsInput, ListMultipartUploadsOutput,
+    ListPartsInput, ListPartsOutput, MultipartUpload, Owner, Part, StorageClass, UploadPartInput,
+    UploadPartOutput,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use crate::attributes;
 use crate::backend::Core;
 use crate::body::RequestBody;
+use crate::checksum::{given, kind, type_name};
 use crate::conditions::{etag, on_write};
 use crate::error::{from_api, from_api_write, refuse};
+use crate::list::{Encoding, given as non_empty, owner, page_size};
 
 /// Parts in one upload, as in S3.
 const PARTS_MAX: usize = 10_000;
@@ -36,13 +43,53 @@ pub(crate) async fn create<S: ObjectStore>(
 ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
     let attributes = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
     let input = request.input;
-    let upload = core.store.create_upload(&input.bucket, &input.key, attributes).await.map_err(from_api)?;
+    let checksum = announced(input.checksum_algorithm.as_ref(), input.checksum_type.as_ref())?;
+    let upload = core.store.create_upload(&input.bucket, &input.key, attributes, checksum);
+    let upload = upload.await.map_err(from_api)?;
+    let (checksum_algorithm, checksum_type) = named(checksum);
     Ok(S3Response::new(CreateMultipartUploadOutput {
+        checksum_algorithm,
+        checksum_type,
         bucket: Some(input.bucket),
         key: Some(input.key),
         upload_id: Some(upload),
         ..CreateMultipartUploadOutput::default()
     }))
+}
+
+/// The checksum that an upload announces.
+fn announced(
+    algorithm: Option<&ChecksumAlgorithm>,
+    kind: Option<&ChecksumType>,
+) -> S3Result<Option<UploadChecksum>> {
+    let invalid = |problem: &'static str| Err(refuse(S3ErrorCode::InvalidRequest, problem));
+    let Some(algorithm) = algorithm else {
+        return match kind {
+            None => Ok(None),
+            Some(_) => invalid("x-amz-checksum-type can only be used with x-amz-checksum-algorithm"),
+        };
+    };
+    let Some(algorithm) = Algorithm::by_name(algorithm.as_str()) else {
+        return invalid("the checksum algorithm is not one of CRC32, CRC32C, CRC64NVME, SHA1, SHA256");
+    };
+    let full_object = match kind.map(ChecksumType::as_str) {
+        None => algorithm == Algorithm::Crc64Nvme,
+        Some(ChecksumType::FULL_OBJECT) => true,
+        Some(ChecksumType::COMPOSITE) => false,
+        Some(_) => return invalid("the checksum type must be COMPOSITE or FULL_OBJECT"),
+    };
+    if full_object && !algorithm.combines() || !full_object && algorithm == Algorithm::Crc64Nvme {
+        return invalid("the checksum type cannot be used with the checksum algorithm");
+    }
+    Ok(Some(UploadChecksum { algorithm, full_object }))
+}
+
+fn named(checksum: Option<UploadChecksum>) -> (Option<ChecksumAlgorithm>, Option<ChecksumType>) {
+    let algorithm = |checksum: UploadChecksum| checksum.algorithm.name().to_uppercase();
+    (
+        checksum.map(|checksum| ChecksumAlgorithm::from(algorithm(checksum))),
+        checksum.map(|checksum| ChecksumType::from_static(type_name(checksum.full_object))),
+    )
 }
 
 pub(crate) async fn upload_part<S: ObjectStore>(
@@ -80,11 +127,14 @@ pub(crate) async fn list_parts<S: ObjectStore>(
         Some(asked) => usize::try_from(asked).map_err(|_| refused("max-parts"))?.min(PAGE_MAX),
     };
     let listed = core.store.list_parts(&input.bucket, &input.key, &input.upload_id, after, limit);
-    let (parts, truncated) = listed.await.map_err(from_api)?;
+    let PartsPage { parts, truncated, checksum } = listed.await.map_err(from_api)?;
+    let (checksum_algorithm, checksum_type) = named(checksum);
     let next = parts.last().map(|part| i32::from(part.number));
     let id = Some(core.owner_id.clone());
     let name = Some(core.owner_name.clone());
     Ok(S3Response::new(ListPartsOutput {
+        checksum_algorithm,
+        checksum_type,
         bucket: Some(input.bucket),
         key: Some(input.key),
         upload_id: Some(input.upload_id),
@@ -129,15 +179,36 @@ pub(crate) async fn complete<S: ObjectStore>(
         let (Some(number), Some(tag)) = (part.part_number, part.e_tag) else {
             return Err(refuse(S3ErrorCode::MalformedXML, "every part needs a PartNumber and an ETag"));
         };
-        parts.push(CompletedPart { number: part_number(number)?, etag: tag.into_value() });
+        let checksums = given([
+            part.checksum_crc32,
+            part.checksum_crc32c,
+            part.checksum_crc64nvme,
+            part.checksum_sha1,
+            part.checksum_sha256,
+        ]);
+        parts.push(CompletedPart { number: part_number(number)?, etag: tag.into_value(), checksums });
     }
     // Refused here as well, so that a mistake of the client costs no call.
     if !parts.is_sorted_by(|a, b| a.number < b.number) {
         return Err(refuse(S3ErrorCode::InvalidPartOrder, "the parts are not in ascending order"));
     }
     let conditions = on_write(input.if_match, input.if_none_match);
-    let done = core.store.complete_upload(&input.bucket, &input.key, &input.upload_id, parts, conditions);
+    let completion = Completion {
+        parts,
+        checksums: given([
+            input.checksum_crc32,
+            input.checksum_crc32c,
+            input.checksum_crc64nvme,
+            input.checksum_sha1,
+            input.checksum_sha256,
+        ]),
+        full_object: full_object(input.checksum_type.as_ref())?,
+        size_bytes: input.mpu_object_size.map(object_size).transpose()?,
+    };
+    let done =
+        core.store.complete_upload(&input.bucket, &input.key, &input.upload_id, completion, conditions);
     let mut done = done.await.map_err(from_api_write)?;
+    let checksum_type = kind(&done.checksums);
     let mut take = |name: &str| done.checksums.remove(name);
     Ok(S3Response::new(CompleteMultipartUploadOutput {
         checksum_crc32: take("crc32"),
@@ -145,12 +216,88 @@ pub(crate) async fn complete<S: ObjectStore>(
         checksum_crc64nvme: take("crc64nvme"),
         checksum_sha1: take("sha1"),
         checksum_sha256: take("sha256"),
+        checksum_type,
+        version_id: done.version.map(|version| version.to_string()),
         location: Some(format!("/{}/{}", input.bucket, input.key)),
         bucket: Some(input.bucket),
         key: Some(input.key),
         e_tag: Some(etag(done.etag)),
         ..CompleteMultipartUploadOutput::default()
     }))
+}
+
+fn full_object(kind: Option<&ChecksumType>) -> S3Result<Option<bool>> {
+    match kind.map(ChecksumType::as_str) {
+        None => Ok(None),
+        Some(ChecksumType::FULL_OBJECT) => Ok(Some(true)),
+        Some(ChecksumType::COMPOSITE) => Ok(Some(false)),
+        Some(_) => Err(refuse(S3ErrorCode::InvalidRequest, "the checksum type is not known")),
+    }
+}
+
+fn object_size(size: i64) -> S3Result<u64> {
+    u64::try_from(size)
+        .map_err(|_| refuse(S3ErrorCode::InvalidRequest, "x-amz-mp-object-size must not be negative"))
+}
+
+pub(crate) async fn list_uploads<S: ObjectStore>(
+    core: &Core<S>,
+    request: S3Request<ListMultipartUploadsInput>,
+) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+    let input = request.input;
+    let encoding = Encoding::new(input.encoding_type.as_ref())?;
+    let (uploads, max_keys) = page_size(input.max_uploads)?;
+    let prefix = input.prefix.unwrap_or_default();
+    let delimiter = non_empty(input.delimiter.as_ref());
+    let after = non_empty(input.key_marker.as_ref());
+    // Without a key it means nothing, and S3 does not look at it.
+    let after_upload = non_empty(input.upload_id_marker.as_ref()).filter(|_| after.is_some());
+    let list = ListRequest { prefix: prefix.clone(), delimiter: delimiter.clone(), after, max_keys };
+    let page = core.store.list_uploads(&input.bucket, list, after_upload).await.map_err(from_api)?;
+    let last = page.entries.last().filter(|_| page.truncated);
+    let mut output = ListMultipartUploadsOutput {
+        bucket: Some(input.bucket),
+        prefix: Some(encoding.name(&prefix)),
+        key_marker: Some(encoding.name(&input.key_marker.unwrap_or_default())),
+        upload_id_marker: Some(input.upload_id_marker.unwrap_or_default()),
+        max_uploads: Some(uploads),
+        is_truncated: Some(page.truncated),
+        next_key_marker: last.map(|entry| encoding.name(entry.name())),
+        next_upload_id_marker: last.and_then(|entry| match entry {
+            ListEntry::Upload { upload, .. } => Some(upload.clone()),
+            _ => None,
+        }),
+        delimiter: delimiter.map(|delimiter| encoding.name(&delimiter)),
+        encoding_type: input.encoding_type,
+        ..ListMultipartUploadsOutput::default()
+    };
+    for entry in page.entries {
+        match entry {
+            ListEntry::Upload { key, upload, created_ms, checksum } => {
+                let (checksum_algorithm, checksum_type) = named(checksum);
+                let owner = owner(core);
+                output.uploads.get_or_insert_default().push(MultipartUpload {
+                    checksum_algorithm,
+                    checksum_type,
+                    initiated: Some(attributes::timestamp(created_ms)),
+                    initiator: Some(Initiator {
+                        display_name: owner.display_name.clone(),
+                        id: owner.id.clone(),
+                    }),
+                    key: Some(encoding.name(&key)),
+                    owner: Some(owner),
+                    storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
+                    upload_id: Some(upload),
+                });
+            }
+            ListEntry::Prefix(prefix) => {
+                let prefix = CommonPrefix { prefix: Some(encoding.name(&prefix)) };
+                output.common_prefixes.get_or_insert_default().push(prefix);
+            }
+            ListEntry::Object(_) | ListEntry::Version { .. } => {}
+        }
+    }
+    Ok(S3Response::new(output))
 }
 
 pub(crate) async fn abort<S: ObjectStore>(

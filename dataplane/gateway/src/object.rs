@@ -7,24 +7,32 @@ use http::header::{
     EXPIRES, LAST_MODIFIED,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use quarry_object::api::{ApiError, Conditions, ObjectInfo, ObjectStore, RangeRequest};
+use quarry_object::api::{ApiError, Conditions, ObjectHead, ObjectInfo, ObjectStore, RangeRequest, Selector};
 use s3s::dto::{
-    ChecksumMode, ChecksumType, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput,
-    DeleteObjectsOutput, DeletedObject, Error, GetObjectInput, GetObjectOutput, HeadObjectInput,
-    HeadObjectOutput, PutObjectInput, PutObjectOutput, Range, StreamingBlob,
+    ChecksumMode, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput,
+    DeletedObject, Error, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, PutObjectInput,
+    PutObjectOutput, Range, StreamingBlob,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
+use quarry_identity::Action;
+
+use crate::access::caller;
 use crate::attributes;
 use crate::backend::Core;
 use crate::body::RequestBody;
+use crate::checksum::kind;
 use crate::conditions::{etag, on_read, on_write};
-use crate::error::{from_api, from_api_write, refuse};
+use crate::configuration::lifecycle::expiration;
+use crate::error::{VERSION_ID, from_api, from_api_write, refuse};
+use crate::multipart::part_number;
 use crate::outbound::Content;
+use crate::versions::version;
 
 /// Keys in one DeleteObjects, as in S3.
 const DELETE_MANY_MAX: usize = 1000;
 const CHECKSUM_TYPE: HeaderName = HeaderName::from_static("x-amz-checksum-type");
+const TAGGING_COUNT: HeaderName = HeaderName::from_static("x-amz-tagging-count");
 const PARTS_COUNT: HeaderName = HeaderName::from_static("x-amz-mp-parts-count");
 
 pub(crate) async fn put<S: ObjectStore>(
@@ -37,18 +45,21 @@ pub(crate) async fn put<S: ObjectStore>(
     let conditions = on_write(input.if_match, input.if_none_match);
     let stored = core.store.put_object(&input.bucket, &input.key, attributes, conditions, body);
     let mut stored = stored.await.map_err(from_api_write)?;
-    let checksum_type = whole_object(&stored);
+    let checksum_type = kind(&stored.checksums);
+    let headers = HeaderMap::from_iter(expiration(core, &input.bucket, &stored));
     let mut take = |name: &str| stored.checksums.remove(name);
-    Ok(S3Response::new(PutObjectOutput {
+    let output = PutObjectOutput {
         checksum_crc32: take("crc32"),
         checksum_crc32c: take("crc32c"),
         checksum_crc64nvme: take("crc64nvme"),
         checksum_sha1: take("sha1"),
         checksum_sha256: take("sha256"),
         checksum_type,
+        version_id: stored.version.map(|version| version.to_string()),
         e_tag: Some(etag(stored.etag)),
         ..PutObjectOutput::default()
-    }))
+    };
+    Ok(S3Response::with_headers(output, headers))
 }
 
 pub(crate) async fn get<S: ObjectStore>(
@@ -56,7 +67,7 @@ pub(crate) async fn get<S: ObjectStore>(
     request: S3Request<GetObjectInput>,
 ) -> S3Result<S3Response<GetObjectOutput>> {
     let input = request.input;
-    refuse_part_number(input.part_number)?;
+    let selector = selector(input.version_id.as_deref(), input.part_number, input.range)?;
     let overrides = [
         (CACHE_CONTROL, input.response_cache_control.is_some()),
         (CONTENT_DISPOSITION, input.response_content_disposition.is_some()),
@@ -67,13 +78,14 @@ pub(crate) async fn get<S: ObjectStore>(
     ];
     let conditions =
         on_read(input.if_match, input.if_none_match, input.if_modified_since, input.if_unmodified_since);
-    let range = input.range.map(range_request);
-    let content = core.store.get_object(&input.bucket, &input.key, range, conditions);
+    let content = core.store.get_object(&input.bucket, &input.key, selector, conditions);
     let content = content.await.map_err(from_api)?;
     let (first, len_bytes) = content.range;
     // A checksum of the whole would not match a range, and clients verify it.
-    let with_checksums = wants_checksums(input.checksum_mode.as_ref()) && range.is_none();
-    let mut headers = described(&content.info, with_checksums);
+    let partial = is_partial(&selector, len_bytes);
+    let with_checksums = wants_checksums(input.checksum_mode.as_ref()) && !partial;
+    let mut headers = described(&content.info, &selector, with_checksums);
+    headers.extend(expiration(core, &input.bucket, &content.info));
     for (name, overridden) in overrides {
         if overridden {
             headers.remove(name);
@@ -81,7 +93,7 @@ pub(crate) async fn get<S: ObjectStore>(
     }
     let output = GetObjectOutput {
         content_length: Some(signed(len_bytes)?),
-        content_range: range.map(|_| content_range(first, len_bytes, content.info.size_bytes)),
+        content_range: partial.then(|| content_range(first, len_bytes, content.info.size_bytes)),
         e_tag: Some(etag(content.info.etag)),
         body: Some(StreamingBlob::new(Content::new(content.stream, len_bytes))),
         ..GetObjectOutput::default()
@@ -94,22 +106,24 @@ pub(crate) async fn head<S: ObjectStore>(
     request: S3Request<HeadObjectInput>,
 ) -> S3Result<S3Response<HeadObjectOutput>> {
     let input = request.input;
-    refuse_part_number(input.part_number)?;
+    let selector = selector(input.version_id.as_deref(), input.part_number, input.range)?;
     let conditions =
         on_read(input.if_match, input.if_none_match, input.if_modified_since, input.if_unmodified_since);
-    let info = core.store.head_object(&input.bucket, &input.key, conditions).await.map_err(from_api)?;
-    let range = input.range.map(|range| resolve(range_request(range), info.size_bytes)).transpose();
-    let range = range.map_err(from_api)?;
-    let with_checksums = wants_checksums(input.checksum_mode.as_ref()) && range.is_none();
+    let head = core.store.head_object(&input.bucket, &input.key, selector, conditions);
+    let ObjectHead { info, part } = head.await.map_err(from_api)?;
+    let range = selector.range.map(|range| resolve(range, info.size_bytes)).transpose().map_err(from_api)?;
+    let (first, len_bytes) = part.or(range).unwrap_or((0, info.size_bytes));
+    let partial = is_partial(&selector, len_bytes);
+    let with_checksums = wants_checksums(input.checksum_mode.as_ref()) && !partial;
     let output = HeadObjectOutput {
-        content_length: Some(signed(range.map_or(info.size_bytes, |(_, len_bytes)| len_bytes))?),
-        content_range: range.map(|(first, len_bytes)| content_range(first, len_bytes, info.size_bytes)),
+        content_length: Some(signed(len_bytes)?),
+        content_range: partial.then(|| content_range(first, len_bytes, info.size_bytes)),
         e_tag: Some(etag(info.etag.clone())),
         ..HeadObjectOutput::default()
     };
-    let mut response = S3Response::with_headers(output, described(&info, with_checksums));
-    response.status = range.map(|_| StatusCode::PARTIAL_CONTENT);
-    Ok(response)
+    let mut headers = described(&info, &selector, with_checksums);
+    headers.extend(expiration(core, &input.bucket, &info));
+    Ok(S3Response::with_headers(output, headers))
 }
 
 pub(crate) async fn delete<S: ObjectStore>(
@@ -124,8 +138,15 @@ pub(crate) async fn delete<S: ObjectStore>(
         ));
     }
     let conditions = on_write(input.if_match, None);
-    core.store.delete_object(&input.bucket, &input.key, conditions).await.map_err(from_api_write)?;
-    Ok(S3Response::with_status(DeleteObjectOutput::default(), StatusCode::NO_CONTENT))
+    let version = version(input.version_id.as_deref())?;
+    let deleted = core.store.delete_object(&input.bucket, &input.key, version, conditions);
+    let deleted = deleted.await.map_err(from_api_write)?;
+    let output = DeleteObjectOutput {
+        delete_marker: deleted.is_marker.then_some(true),
+        version_id: deleted.version.map(|version| version.to_string()),
+        ..DeleteObjectOutput::default()
+    };
+    Ok(S3Response::with_status(output, StatusCode::NO_CONTENT))
 }
 
 pub(crate) async fn delete_many<S: ObjectStore>(
@@ -136,23 +157,37 @@ pub(crate) async fn delete_many<S: ObjectStore>(
     if input.delete.objects.is_empty() || input.delete.objects.len() > DELETE_MANY_MAX {
         return Err(refuse(S3ErrorCode::MalformedXML, "from 1 to 1000 keys can be deleted at once"));
     }
-    core.store.head_bucket(&input.bucket).await.map_err(from_api)?;
+    let bucket = core.store.bucket(&input.bucket).map_err(from_api)?;
+    let caller = caller(&request.extensions);
     let quiet = input.delete.quiet.unwrap_or(false);
     let mut output = DeleteObjectsOutput::default();
     for object in input.delete.objects {
-        let outcome = if object.version_id.as_deref().is_some_and(|version| version != "null") {
-            Err(refuse(S3ErrorCode::NoSuchVersion, "versions are not kept; only the version null exists"))
-        } else {
-            let if_match = object.e_tag.map(|tag| vec![tag.into_value()]);
-            let conditions = Conditions { if_match, ..Conditions::default() };
-            core.store.delete_object(&input.bucket, &object.key, conditions).await.map_err(from_api_write)
+        let action = match object.version_id {
+            Some(_) => Action::DeleteObjectVersion,
+            None => Action::DeleteObject,
+        };
+        let allowed = core.require(&caller, action, &bucket, Some(&object.key));
+        let wanted = allowed.and_then(|()| version(object.version_id.as_deref()));
+        let outcome = match wanted {
+            Ok(version) => {
+                let if_match = object.e_tag.map(|tag| vec![tag.into_value()]);
+                let conditions = Conditions { if_match, ..Conditions::default() };
+                let deleted = core.store.delete_object(&input.bucket, &object.key, version, conditions);
+                deleted.await.map_err(from_api_write)
+            }
+            Err(error) => Err(error),
         };
         match outcome {
-            Ok(()) if quiet => {}
-            Ok(()) => output
-                .deleted
-                .get_or_insert_default()
-                .push(DeletedObject { key: Some(object.key), ..DeletedObject::default() }),
+            Ok(_) if quiet => {}
+            Ok(deleted) => output.deleted.get_or_insert_default().push(DeletedObject {
+                delete_marker: deleted.is_marker.then_some(true),
+                delete_marker_version_id: deleted
+                    .version
+                    .filter(|_| deleted.is_marker)
+                    .map(|version| version.to_string()),
+                key: Some(object.key),
+                version_id: object.version_id,
+            }),
             Err(error) => output.errors.get_or_insert_default().push(Error {
                 code: Some(error.code().as_str().to_owned()),
                 key: Some(object.key),
@@ -165,11 +200,19 @@ pub(crate) async fn delete_many<S: ObjectStore>(
 }
 
 /// Headers of an object beside its length, range and ETag.
-fn described(info: &ObjectInfo, with_checksums: bool) -> HeaderMap {
+fn described(info: &ObjectInfo, selector: &Selector, with_checksums: bool) -> HeaderMap {
     let mut headers = attributes::to_response(&info.attributes);
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(LAST_MODIFIED, attributes::http_date(info.last_modified_ms));
-    if info.parts > 0 {
+    headers.extend(attributes::own_expiry_header(info));
+    if let Some(version) = info.version {
+        let name = HeaderValue::try_from(version.to_string()).expect("version ids are visible ASCII");
+        headers.insert(VERSION_ID, name);
+    }
+    if !info.attributes.tags.is_empty() {
+        headers.insert(TAGGING_COUNT, HeaderValue::from(info.attributes.tags.len()));
+    }
+    if info.parts > 0 && selector.part.is_some() {
         headers.insert(PARTS_COUNT, HeaderValue::from(info.parts));
     }
     if with_checksums {
@@ -183,29 +226,34 @@ fn add_checksums(headers: &mut HeaderMap, checksums: &BTreeMap<String, String>) 
         let name = HeaderName::try_from(format!("x-amz-checksum-{algorithm}"));
         if let (Ok(name), Ok(text)) = (name, HeaderValue::try_from(value.as_str())) {
             headers.insert(name, text);
-            // A checksum of checksums carries the number of parts behind a dash.
-            let kind = if value.contains('-') { ChecksumType::COMPOSITE } else { ChecksumType::FULL_OBJECT };
-            headers.insert(CHECKSUM_TYPE, HeaderValue::from_static(kind));
         }
     }
-}
-
-fn whole_object(info: &ObjectInfo) -> Option<ChecksumType> {
-    (!info.checksums.is_empty()).then(|| ChecksumType::from_static(ChecksumType::FULL_OBJECT))
+    let kind = kind(checksums).and_then(|kind| HeaderValue::try_from(kind.as_str()).ok());
+    headers.extend(kind.map(|kind| (CHECKSUM_TYPE, kind)));
 }
 
 fn wants_checksums(mode: Option<&ChecksumMode>) -> bool {
     mode.is_some_and(|mode| mode.as_str() == ChecksumMode::ENABLED)
 }
 
-fn refuse_part_number(part_number: Option<i32>) -> S3Result<()> {
-    match part_number {
-        None => Ok(()),
-        Some(_) => Err(refuse(S3ErrorCode::NotImplemented, "reading by partNumber is not implemented")),
+/// What of an object a request is about.
+fn selector(version_id: Option<&str>, part: Option<i32>, range: Option<Range>) -> S3Result<Selector> {
+    let part = part.map(part_number).transpose()?;
+    if part.is_some() && range.is_some() {
+        return Err(refuse(
+            S3ErrorCode::InvalidRequest,
+            "cannot specify both Range header and partNumber query parameter",
+        ));
     }
+    Ok(Selector { version: version(version_id)?, part, range: range.map(range_request) })
 }
 
-fn range_request(range: Range) -> RangeRequest {
+/// Whether an answer is 206. A part without bytes has no range that could be named.
+fn is_partial(selector: &Selector, len_bytes: u64) -> bool {
+    selector.range.is_some() || selector.part.is_some() && len_bytes > 0
+}
+
+pub(crate) fn range_request(range: Range) -> RangeRequest {
     match range {
         Range::Int { first, last: Some(last) } => RangeRequest::Inclusive { first, last },
         Range::Int { first, last: None } => RangeRequest::From { first },
@@ -223,7 +271,7 @@ fn resolve(range: RangeRequest, size_bytes: u64) -> Result<(u64, u64), ApiError>
     if first < end { Ok((first, end - first)) } else { Err(ApiError::InvalidRange { size_bytes }) }
 }
 
-fn content_range(first: u64, len_bytes: u64, size_bytes: u64) -> String {
+pub(crate) fn content_range(first: u64, len_bytes: u64, size_bytes: u64) -> String {
     format!("bytes {first}-{}/{size_bytes}", (first + len_bytes).saturating_sub(1))
 }
 

@@ -1,10 +1,15 @@
 //! What the node gives the gateway: credentials, limits, clock, request ids and an observer.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
+use quarry_identity::UserTable;
+
+use crate::host::Domains;
 
 /// Everything a [`crate::Gateway`] needs besides the store.
 pub struct GatewayOptions {
@@ -12,14 +17,20 @@ pub struct GatewayOptions {
     pub access_key: String,
     /// Secret of the root credential. Never logged.
     pub secret_key: String,
+    /// The users of this moment, for every request: no I/O.
+    pub users: Rc<dyn Fn() -> Arc<UserTable>>,
     /// Answer of GetBucketLocation. A signature may name any region in its scope.
     pub region: String,
+    /// Names that lead to buckets and websites.
+    pub domains: Domains,
     /// Bounds on what one request may cost.
     pub limits: Limits,
     /// Monotonic time since any fixed point; used for durations only.
     pub clock: Rc<dyn Fn() -> Duration>,
     /// Completes after a time on that clock; deadlines of clients are measured with both.
     pub sleep: Rc<dyn Fn(Duration) -> LocalBoxFuture<'static, ()>>,
+    /// Milliseconds since 1970: what expires does so by this clock.
+    pub unix_ms: Rc<dyn Fn() -> u64>,
     /// A new request id, unique in the cluster; visible ASCII, at most 64 bytes.
     pub request_ids: Rc<dyn Fn() -> String>,
     /// Told about every request once its response has ended.
@@ -34,6 +45,15 @@ impl fmt::Debug for GatewayOptions {
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
+}
+
+/// The other end of a connection, as policies ask about it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Client {
+    /// Its address; `None` where there is none, then no condition on an address holds.
+    pub address: Option<IpAddr>,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
 }
 
 /// Bounds on what clients may cost a core: memory first, then time.

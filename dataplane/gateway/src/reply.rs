@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, SERVER};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, SERVER};
 use http::{HeaderValue, Response, StatusCode};
 use s3s::{Body, HttpResponse, S3Error, S3ErrorCode};
 
@@ -16,6 +16,10 @@ use crate::outbound::Outbound;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-request-id");
 const PRODUCT: HeaderValue = HeaderValue::from_static("Quarry");
 const XML: HeaderValue = HeaderValue::from_static("application/xml");
+
+/// In the extensions of a response: an error that is a page, to be sent as it is.
+#[derive(Clone, Copy)]
+pub(crate) struct Verbatim;
 
 /// The response to an error that arose before or around s3s.
 pub(crate) fn from_error(error: S3Error) -> HttpResponse {
@@ -43,11 +47,15 @@ pub(crate) fn complete(mut response: HttpResponse, exchange: &Rc<Exchange>) -> R
     {
         response = from_error(from_fault(&fault));
     }
+    // s3s knows no other status for HEAD, also where only a part or range was asked for.
+    if response.status() == StatusCode::OK && response.headers().contains_key(CONTENT_RANGE) {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
     exchange.status.set(response.status().as_u16());
     if response.status() == StatusCode::NOT_MODIFIED {
         *response.body_mut() = Body::empty();
         response.headers_mut().remove(CONTENT_TYPE);
-    } else if is_error(&response) {
+    } else if is_error(&response) && response.extensions().get::<Verbatim>().is_none() {
         let written = response.body().bytes().unwrap_or_default();
         let document = error_document(&String::from_utf8_lossy(&written), exchange);
         *response.body_mut() = Body::from(document);
@@ -83,7 +91,8 @@ fn element<'a>(document: &'a str, name: &str) -> Option<&'a str> {
     rest.split_once(&format!("</{name}>")).map(|(content, _)| content)
 }
 
-fn escape(text: &str) -> String {
+/// For text inside an element.
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

@@ -15,7 +15,7 @@ use hyper::rt::ReadBufCursor;
 
 use crate::deadline::{Alarm, Pace, Timer};
 use crate::load::Load;
-use crate::options::Limits;
+use crate::options::{Client, Limits};
 
 /// ```text
 /// Idle --first byte--> Head --its end--> Busy --end of the response--> Idle
@@ -35,6 +35,7 @@ enum Phase {
 
 /// What the layers that see a connection share of it.
 pub(crate) struct ConnectionState {
+    pub(crate) client: Client,
     timer: Timer,
     limits: Limits,
     load: Rc<Load>,
@@ -47,9 +48,10 @@ pub(crate) struct ConnectionState {
 
 impl ConnectionState {
     /// A new connection, on which nothing was sent yet.
-    pub(crate) fn begin(timer: Timer, limits: Limits, load: Rc<Load>) -> Rc<Self> {
+    pub(crate) fn begin(timer: Timer, limits: Limits, load: Rc<Load>, client: Client) -> Rc<Self> {
         let until = timer.now() + limits.head_wait_max;
         let state = Rc::new(Self {
+            client,
             timer,
             limits,
             load,

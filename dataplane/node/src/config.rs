@@ -11,7 +11,10 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use quarry_clustermap::ErasureProfile;
 use quarry_controller::cluster::EtcdConfig;
+use quarry_gateway::Domains;
 use serde::Deserialize;
+
+use crate::runtime::tls::TlsFiles;
 
 /// An S3-compatible object store.
 #[derive(Parser, Debug)]
@@ -74,6 +77,12 @@ pub(crate) struct RunArgs {
     /// Address of the S3 endpoint.
     #[arg(long)]
     pub(crate) listen: Option<SocketAddr>,
+    /// Certificate chain of the S3 endpoint (PEM); with --tls-key it speaks HTTPS. A renewed one is taken in seconds.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// Private key of the certificate (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Address of metrics and health checks.
     #[arg(long)]
     pub(crate) admin: Option<SocketAddr>,
@@ -99,6 +108,12 @@ pub(crate) struct RunArgs {
     #[arg(long = "replace-device", value_name = "PATH")]
     pub(crate) replace_devices: Vec<PathBuf>,
     /// Allow the admin address to inject device faults (tests only).
+    /// BUCKET.DOMAIN is the bucket too (virtual-host style). May be repeated.
+    #[arg(long = "domain", value_name = "DOMAIN")]
+    pub(crate) domains: Vec<String>,
+    /// BUCKET.DOMAIN is the website of the bucket. May be repeated.
+    #[arg(long = "website-domain", value_name = "DOMAIN")]
+    pub(crate) website_domains: Vec<String>,
     #[arg(long, hide = true)]
     pub(crate) enable_fault_injection: bool,
 }
@@ -113,11 +128,15 @@ struct ConfigFile {
     device_size: Option<Bytes>,
     profile: Option<String>,
     listen: Option<SocketAddr>,
+    tls_certificate: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
     admin: Option<SocketAddr>,
     peer_listen: Option<SocketAddr>,
     cluster_key_file: Option<PathBuf>,
     cores: Option<usize>,
     region: Option<String>,
+    domains: Vec<String>,
+    website_domains: Vec<String>,
     cache_per_device: Option<Bytes>,
     buffers_per_core: Option<Bytes>,
     inline_below: Option<Bytes>,
@@ -162,6 +181,8 @@ pub(crate) struct Config {
     pub(crate) profile: ErasureProfile,
     /// S3 endpoint.
     pub(crate) listen: SocketAddr,
+    /// Certificate and key of the S3 endpoint; `None`: plain HTTP.
+    pub(crate) tls: Option<TlsFiles>,
     /// Metrics and health.
     pub(crate) admin: SocketAddr,
     /// Where other nodes reach this one, and the file of the cluster key.
@@ -172,6 +193,8 @@ pub(crate) struct Config {
     pub(crate) cores: usize,
     /// Region name that signatures must carry.
     pub(crate) region: String,
+    /// Names that lead to buckets and websites.
+    pub(crate) domains: Domains,
     /// Index cache of each device.
     pub(crate) cache_per_device_bytes: usize,
     /// Stripe buffers of each core.
@@ -199,6 +222,8 @@ pub(crate) enum ConfigError {
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("the configuration file {} is not valid: {source}", path.display())]
     Malformed { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{name:?} is not a domain name (without port)")]
+    NotADomain { name: String },
     #[error("give either --standalone or a configuration file with a table [cluster]")]
     NotStandalone,
     #[error("a node of a cluster needs peer-listen and cluster-key-file")]
@@ -217,6 +242,8 @@ pub(crate) enum ConfigError {
     NoData,
     #[error("profile {profile} needs {needed} devices, {given} are given")]
     TooFewDevices { profile: ErasureProfile, needed: usize, given: usize },
+    #[error("tls-certificate and tls-key belong together: set both or neither")]
+    HalfTls,
     #[error("device {} is listed twice", path.display())]
     DeviceTwice { path: PathBuf },
     #[error("{name} is {given}, it must be between {least} and {most}")]
@@ -238,6 +265,21 @@ const DEFAULT_SCRUB_PER_SECOND: u64 = 50 << 20;
 const DEFAULT_SCRUB_EVERY_HOURS: u64 = 7 * 24;
 const DEVICE_SIZE_MIN: u64 = 64 << 20;
 
+/// Names in lower case, from the flags or else from the file.
+fn domains(flags: &[String], file: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let names = if flags.is_empty() { file } else { flags.to_vec() };
+    let checked = names.into_iter().map(|name| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let is_label = |label: &str| !label.is_empty() && label.bytes().all(allowed);
+        if name.split('.').all(is_label) {
+            Ok(name.to_ascii_lowercase())
+        } else {
+            Err(ConfigError::NotADomain { name })
+        }
+    });
+    checked.collect()
+}
+
 impl Config {
     /// Merges and validates; opens no device.
     pub(crate) fn load(args: &RunArgs) -> Result<Self, ConfigError> {
@@ -253,6 +295,14 @@ impl Config {
             (None, Some(text)) => text.parse()?,
             (None, None) => ErasureProfile::new(4, 2).expect("4+2 is in range"),
         };
+        let tls = match (
+            args.tls_certificate.clone().or(file.tls_certificate),
+            args.tls_key.clone().or(file.tls_key),
+        ) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (None, None) => None,
+            _ => return Err(ConfigError::HalfTls),
+        };
         let devices = if args.devices.is_empty() { file.devices } else { args.devices.clone() };
         let default_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let config = Self {
@@ -264,6 +314,7 @@ impl Config {
                 .map_or(DEFAULT_DEVICE_SIZE, |size| size.0),
             profile,
             listen: args.listen.or(file.listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9000))),
+            tls,
             admin: args.admin.or(file.admin).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9001))),
             peers: match (
                 args.peer_listen.or(file.peer_listen),
@@ -275,6 +326,10 @@ impl Config {
             },
             cluster: file.cluster,
             cores: args.cores.or(file.cores).unwrap_or(default_cores),
+            domains: Domains {
+                api: domains(&args.domains, file.domains)?,
+                website: domains(&args.website_domains, file.website_domains)?,
+            },
             region: file.region.unwrap_or_else(|| "us-east-1".into()),
             cache_per_device_bytes: to_usize(file.cache_per_device.map_or(DEFAULT_CACHE, |size| size.0)),
             buffers_per_core_bytes: to_usize(file.buffers_per_core.map_or(DEFAULT_BUFFERS, |size| size.0)),

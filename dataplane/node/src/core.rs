@@ -1,6 +1,8 @@
 //! One executor: its ring, its devices, its listener. Everything on a core is built here, in this order: ring and
 //! buffers, recovery of the devices it owns, transport, map, jobs; and, once every core is that far, connections.
 
+mod messages;
+
 use std::{
     cell::{Cell, OnceCell},
     collections::BTreeMap,
@@ -13,12 +15,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use event_listener::Event;
+use event_listener::{Event, EventListener};
 use futures::{FutureExt, future::LocalBoxFuture};
-use glommio::{Latency, Shares, TaskQueueHandle, net::TcpListener};
+use glommio::{
+    Latency, Shares, TaskQueueHandle,
+    net::{TcpListener, TcpStream},
+};
 use quarry_clustermap::{DeviceId, Incarnation, NodeId, PartitionId};
 use quarry_controller::Published;
-use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
+use quarry_gateway::{Client, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
 use quarry_object::{
     objects::{ObjectOptions, Objects},
     repair::Budget,
@@ -29,6 +34,7 @@ use quarry_storage::{
     store::{Mend, Store, StoreOptions},
 };
 
+use self::messages::{start_mesh, start_net};
 use crate::{
     cluster::{CoreParts, NodeCluster, Progress, Reads, Repairs},
     config::Config,
@@ -46,8 +52,9 @@ use crate::{
         clock::CoreTimer,
         fd::{CompletionEvents, HyperStream},
         mesh::{Inbox, Mesh},
-        net::{ClusterKey, Identity, Net, Versions},
+        net::{ClusterKey, Net},
         pulse::CorePulse,
+        tls::Tls,
     },
 };
 
@@ -78,6 +85,7 @@ impl Platform for Production {
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    pub(crate) tls: Option<Tls>,
     pub(crate) credentials: Credentials,
     pub(crate) node: NodeId,
     pub(crate) incarnation: Incarnation,
@@ -192,6 +200,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     if shared.peers.is_some() {
         background(Box::pin(jobs::room::run(Rc::clone(&host), Rc::clone(&cluster))));
     }
+    let reading = Budget::new(shared.config.scrub_bytes_per_second / shared.config.cores as u64);
+    background(Box::pin(jobs::expiry::run(Rc::clone(&host), Rc::clone(&cluster), reading)));
     let budget = Rc::new(Budget::new(shared.config.repair_bytes_per_second / shared.config.cores as u64));
     background(Box::pin(jobs::mover::run(Rc::clone(&cluster), Rc::clone(&budget))));
     background(Box::pin(jobs::repair::run(Rc::clone(&host), Rc::clone(&cluster), budget)));
@@ -309,12 +319,12 @@ async fn recover(
 /// Keeps what other cores know of a device's space at most a moment old.
 fn watch_space(store: &Store<NodeDevice>, known: Arc<DeviceSpace>, queues: Queues) {
     const EVERY: Duration = Duration::from_millis(20);
-    known.set(store.space());
+    known.set(store);
     let store = store.clone();
     spawner(queues.device)(Box::pin(async move {
         loop {
             glommio::timer::sleep(EVERY).await;
-            known.set(store.space());
+            known.set(&store);
         }
     }));
 }
@@ -342,50 +352,6 @@ fn checkpoint_when_quiet(store: &Store<NodeDevice>, queues: Queues) {
 
 fn decode_entry(payload: &[u8]) -> Result<Vec<quarry_storage::store::Mutation>, String> {
     Payload::decode(payload).map(into_mutations).map_err(|error| error.to_string())
-}
-
-fn start_mesh(shared: &Shared, index: usize, queues: Queues) -> Rc<Mesh> {
-    let owners = shared.clone();
-    let route = Rc::new(move |to| match to {
-        quarry_object::transport::Address::Device(device) => owners.owner(device),
-        quarry_object::transport::Address::Core(core) => (core < owners.config.cores).then_some(core),
-        quarry_object::transport::Address::Node(_) => None,
-    });
-    let mesh = Mesh::new(index, shared.inboxes.clone(), route, spawner(queues.device));
-    spawner(queues.device)(Box::pin(Rc::clone(&mesh).receive()));
-    mesh
-}
-
-/// The way to and from other nodes, if this one has any. Nothing is sent before the first map.
-fn start_net(
-    shared: &Shared,
-    mesh: &Rc<Mesh>,
-    cluster: &Rc<NodeCluster<Production>>,
-    queues: Queues,
-    known: &OnceCell<Rc<Net>>,
-) -> anyhow::Result<()> {
-    let Some((address, key)) = &shared.peers else { return Ok(()) };
-    let me = Identity {
-        cluster: shared.published.map.cluster,
-        node: shared.node,
-        incarnation: shared.incarnation,
-        versions: Versions::OURS,
-    };
-    let (random, metrics) = (Rc::clone(cluster), Arc::clone(&shared.metrics));
-    let random = Box::new(move || quarry_object::cluster::Cluster::random(&*random));
-    let stats = Rc::new(move |node, class| metrics.link(node, class));
-    let net = Net::new(me, key.clone(), spawner(queues.device), random, stats);
-    net.set_map(&shared.published.map);
-    let answering = Rc::clone(mesh);
-    let handler = move |to, _, parcel| -> LocalBoxFuture<'static, _> {
-        let mesh = Rc::clone(&answering);
-        Box::pin(async move { mesh.call_here(to, parcel).await })
-    };
-    net.listen(*address, Rc::new(handler))
-        .map_err(|error| anyhow::anyhow!("cannot listen for other nodes on {address}: {error}"))?;
-    mesh.set_net(Rc::clone(&net));
-    assert!(known.set(net).is_ok(), "started once");
-    Ok(())
 }
 
 async fn wait_for_all(count: &AtomicU64, cores: usize) {
@@ -543,15 +509,21 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>)
     let options = ObjectOptions { inline_below_bytes: shared.config.inline_below_bytes };
     let objects = Objects::new(Rc::clone(cluster), options);
     let started = Instant::now();
+    let clock = Rc::clone(cluster);
+    let identities = Rc::clone(cluster);
+    let unix_ms = move || quarry_object::cluster::Cluster::now_ms(&*clock);
     let (node, incarnation, count) = (shared.node, shared.incarnation, Cell::new(0_u64));
     Gateway::new(
         Rc::new(objects),
         GatewayOptions {
             access_key: shared.credentials.access_key.clone(),
             secret_key: shared.credentials.secret_key.clone(),
+            users: Rc::new(move || identities.users()),
             region: shared.config.region.clone(),
+            domains: shared.config.domains.clone(),
             limits: Limits::default(),
             clock: Rc::new(move || started.elapsed()),
+            unix_ms: Rc::new(unix_ms),
             sleep: Rc::new(|duration| Box::pin(glommio::timer::sleep(duration))),
             request_ids: Rc::new(move || {
                 count.set(count.get() + 1);
@@ -621,15 +593,29 @@ async fn take_connections(
         }
         gauges.connections.fetch_add(1, Ordering::Relaxed);
         shared.pulses[index].set_busy(true);
-        let (gateway, gauges, stopped) = (gateway.clone(), Arc::clone(gauges), stop.listen());
+        let address = stream.peer_addr().ok().map(|address| address.ip());
+        let tls = shared.tls.clone();
+        let client = Client { address, tls: tls.is_some() };
+        let (gateway, gauges, stopped) = (gateway.of_client(client), Arc::clone(gauges), stop.listen());
         spawner(queues.client)(Box::pin(async move {
-            if let Err(error) = gateway.serve_connection(HyperStream::new(stream), stopped).await
-                && !error.is_client_gone()
-            {
-                tracing::debug!(event = "connection_failed", %error);
-            }
+            serve_connection(&gateway, tls, stream, stopped).await;
             gauges.connections.fetch_sub(1, Ordering::Relaxed);
         }));
     }
     Ok(())
+}
+
+async fn serve_connection(gateway: &Gateway, tls: Option<Tls>, stream: TcpStream, stopped: EventListener) {
+    let served = match tls {
+        None => gateway.serve_connection(HyperStream::new(stream), stopped).await,
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => gateway.serve_connection(stream, stopped).await,
+            Err(error) => return tracing::debug!(event = "tls_handshake_failed", %error),
+        },
+    };
+    if let Err(error) = served
+        && !error.is_client_gone()
+    {
+        tracing::debug!(event = "connection_failed", %error);
+    }
 }

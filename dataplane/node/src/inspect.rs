@@ -71,6 +71,7 @@ struct PartitionReport {
 struct Replayed {
     capacity_bytes: u64,
     free_bytes: u64,
+    quarantined_bytes: u64,
     shards: u64,
     shard_bytes: u64,
     partitions: BTreeMap<PartitionId, PartitionReport>,
@@ -84,6 +85,7 @@ async fn replay(device: Rc<SyncDevice>) -> Result<Replayed, StoreError> {
     let mut replayed = Replayed {
         capacity_bytes: space.capacity_bytes,
         free_bytes: space.free_bytes,
+        quarantined_bytes: space.quarantined_bytes,
         ..Replayed::default()
     };
     if let Err(error) = replayed.count_shards(&store).await {
@@ -156,11 +158,15 @@ impl Replayed {
 
 impl fmt::Display for Replayed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { capacity_bytes, free_bytes, shards, shard_bytes, partitions, damaged, notes } = self;
+        let Self { capacity_bytes, free_bytes, quarantined_bytes, shards, shard_bytes, .. } = self;
+        let Self { partitions, damaged, notes, .. } = self;
         writeln!(
             f,
             "after replay: {free_bytes} of {capacity_bytes} bytes free; {shards} shards of {shard_bytes} bytes"
         )?;
+        if *quarantined_bytes > 0 {
+            writeln!(f, "  {quarantined_bytes} bytes in quarantine: the medium failed to read them")?;
+        }
         for (name, count) in self.rows_by_kind().filter(|(_, count)| *count > 0) {
             writeln!(f, "  {name}: {count}")?;
         }
@@ -251,6 +257,7 @@ fn replayed_json(replayed: &Replayed) -> Value {
     json!({
         "capacity_bytes": replayed.capacity_bytes,
         "free_bytes": replayed.free_bytes,
+        "quarantined_bytes": replayed.quarantined_bytes,
         "shards": replayed.shards,
         "shard_bytes": replayed.shard_bytes,
         "rows": replayed.rows_by_kind().collect::<BTreeMap<_, _>>(),

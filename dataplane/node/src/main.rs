@@ -41,7 +41,7 @@ use quarry_metastore::Embedded;
 use crate::{
     cluster::{Progress, Reads, Repairs},
     config::{Cli, Command, Config, RunArgs},
-    control::{AdminState, Control},
+    control::{AdminAccess, AdminState, AdminToken, Control},
     core::Shared,
     credentials::Credentials,
     devices::FoundDevice,
@@ -53,6 +53,7 @@ use crate::{
         mesh::Inbox,
         net::ClusterKey,
         pulse::{Beginning, CorePulse},
+        tls::Tls,
     },
 };
 
@@ -85,6 +86,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.data)
         .with_context(|| format!("cannot create {}", config.data.display()))?;
     let credentials = credentials::load(&config.data)?;
+    let tls = config.tls.clone().map(Tls::load).transpose()?;
     let Membership { node, map, cluster, plane } = Membership::find(&config)?;
     let peers = match &config.peers {
         Some((address, key)) => Some((*address, ClusterKey::read(key)?)),
@@ -99,7 +101,13 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     let faults: BTreeMap<_, _> = found.iter().map(|device| (device.id, Default::default())).collect();
     let injectable = config.fault_injection.then(|| faults.clone());
-    let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable, scrub.clone());
+    let progress = Progress::new(config.cores);
+    let access = AdminAccess {
+        token: AdminToken::load(&config.data)?,
+        root_key: credentials.access_key.clone(),
+        progress: progress.clone(),
+    };
+    let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable, scrub.clone(), access);
     let stopping = Arc::new(AtomicBool::new(false));
     let policy = Membership::policy(&config, cluster);
     let control = Control::start(&config, plane, policy, (node, Arc::clone(&admin)), Arc::clone(&stopping))?;
@@ -110,12 +118,13 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let pulses: Vec<_> = (0..config.cores).map(|_| Arc::new(CorePulse::default())).collect();
     let pulse_stop = Arc::new(AtomicBool::new(false));
     let pulse = runtime::pulse::start(pulses.clone(), Arc::clone(&pulse_stop))?;
+    let renewals = tls.as_ref().map(|tls| tls.watch(Arc::clone(&pulse_stop))).transpose()?;
     let Registered { incarnation, published } = registered;
     let shared = Shared {
         node,
         incarnation,
         inboxes: (0..config.cores).map(|_| Inbox::new()).collect(),
-        progress: Progress::new(config.cores),
+        progress,
         reads: Reads::default(),
         repairs: Repairs::default(),
         scrub: scrub.clone(),
@@ -125,6 +134,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         control: control.handle.clone(),
         admin: Arc::clone(&admin),
         config: config.clone(),
+        tls,
         credentials: credentials.clone(),
         devices: found,
         stopping,
@@ -138,6 +148,9 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let result = run_cores(&shared);
     pulse_stop.store(true, Ordering::Relaxed);
     announcer.thread().unpark();
+    if let Some(renewals) = renewals {
+        renewals.thread().unpark();
+    }
     drop(shared);
     control.leave(&config, node);
     control.stop();
@@ -263,7 +276,8 @@ fn announce(
     credentials: &Credentials,
     admin: Arc<AdminState>,
 ) -> std::thread::JoinHandle<()> {
-    let endpoint = format!("http://{}", config.listen);
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    let endpoint = format!("{scheme}://{}", config.listen);
     let from_environment = std::env::var_os("QUARRY_ACCESS_KEY").is_some();
     let file = config.data.join("credentials");
     let (data, metrics, access_key) = (

@@ -56,8 +56,11 @@ pub(crate) struct Metrics {
     pub(crate) bytes: IntCounterVec,
     pub(crate) damage: IntCounter,
     pub(crate) devices_failed: IntCounter,
+    pub(crate) writes_given_up: IntCounter,
     pub(crate) blobs_freed: IntCounter,
     pub(crate) blobs_collected: IntCounter,
+    pub(crate) objects_expired: IntCounter,
+    pub(crate) uploads_expired: IntCounter,
     pub(crate) shards_rebuilt: IntCounter,
     pub(crate) rebuilt_bytes: IntCounter,
     pub(crate) shards_lost: IntCounter,
@@ -111,6 +114,21 @@ impl Metrics {
                 "Missing, unreadable or corrupt shards met by reads",
             )?,
             devices_failed: counter(&registry, "quarry_device_failures_total", "Devices reported as failed")?,
+            writes_given_up: counter(
+                &registry,
+                "quarry_device_slow_writes_total",
+                "Shards that a write went on without because their device was slow",
+            )?,
+            objects_expired: counter(
+                &registry,
+                "quarry_object_expired_total",
+                "Objects deleted by their lifecycle",
+            )?,
+            uploads_expired: counter(
+                &registry,
+                "quarry_upload_expired_total",
+                "Uploads aborted by their lifecycle",
+            )?,
             blobs_freed: counter(
                 &registry,
                 "quarry_blob_freed_total",
@@ -269,6 +287,7 @@ impl Metrics {
             };
             bytes("free", source.space.free_bytes());
             bytes("capacity", source.space.capacity_bytes());
+            bytes("quarantined", source.space.quarantined_bytes());
         }
     }
 }

@@ -4,10 +4,15 @@
 //! erasure profile asks for has been flushed; a read sees every change acknowledged before it began.
 //! Nothing here knows HTTP, XML or signatures; the gateway knows nothing of shards.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use futures::stream::LocalBoxStream;
+pub use quarry_clustermap::{BucketConfig, DOCUMENT_BYTES_MAX, DocumentKind, Versioning};
+pub use quarry_partition::{
+    checksum::{ChecksumAlgorithm, ChecksumHasher, decode_checksum},
+    command::{TAG_CHARS_MAX, TAGS_MAX, UploadChecksum, VersionId},
+};
 
 /// Attributes that S3 stores with an object and returns with it, unchanged.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -17,7 +22,12 @@ pub struct Attributes {
     pub headers: BTreeMap<String, String>,
     /// User metadata by lower-case name, without the `x-amz-meta-` prefix.
     pub user: BTreeMap<String, String>,
+    /// Tags of the object; they can be changed later.
+    pub tags: Tags,
 }
+
+/// Tags by key.
+pub type Tags = BTreeMap<String, String>;
 
 /// What the gateway learnt from the bytes of a body, known only when the last byte has passed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -66,13 +76,17 @@ pub enum BodyError {
     },
 }
 
-/// A bucket as listed.
+/// A bucket as it is acted on now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BucketInfo {
     /// Name, unique in the cluster.
     pub name: String,
     /// Unix milliseconds.
     pub created_ms: u64,
+    /// Grows with every change of it; what is derived from `config` may be kept for as long as this stays.
+    pub revision: u64,
+    /// What its owner has set.
+    pub config: Arc<BucketConfig>,
 }
 
 /// Everything about one object version but its bytes.
@@ -92,6 +106,59 @@ pub struct ObjectInfo {
     pub checksums: BTreeMap<String, String>,
     /// Number of parts, 0 for an object that was not uploaded in parts.
     pub parts: u32,
+    /// The version, if the bucket has or had versions.
+    pub version: Option<VersionId>,
+}
+
+/// What of an object is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Selector {
+    /// Which version; `None`: the newest.
+    pub version: Option<VersionId>,
+    /// Only this part; an object that was not uploaded in parts is its own part 1.
+    pub part: Option<u16>,
+    /// Only this range; not together with a part.
+    pub range: Option<RangeRequest>,
+}
+
+/// Answer to a HEAD.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObjectHead {
+    /// The version.
+    pub info: ObjectInfo,
+    /// First byte and number of bytes of the part that was asked for.
+    pub part: Option<(u64, u64)>,
+}
+
+/// Answer to a DELETE.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Deleted {
+    /// The version removed, or the delete marker added.
+    pub version: Option<VersionId>,
+    /// Whether that is a delete marker.
+    pub is_marker: bool,
+}
+
+/// A part of a completed object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObjectPartInfo {
+    /// 1..=10000.
+    pub number: u16,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// By the algorithm of the object's checksum, base64.
+    pub checksum: Option<String>,
+}
+
+/// An object and a page of its parts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObjectParts {
+    /// The version.
+    pub info: ObjectInfo,
+    /// By number.
+    pub parts: Vec<ObjectPartInfo>,
+    /// More follow.
+    pub truncated: bool,
 }
 
 /// Conditions on the object that exists now, evaluated atomically with the operation.
@@ -157,6 +224,26 @@ pub struct ListRequest {
 pub enum ListEntry {
     /// An object.
     Object(ObjectInfo),
+    /// A version or delete marker.
+    Version {
+        /// With its version.
+        info: ObjectInfo,
+        /// The newest of its key.
+        is_latest: bool,
+        /// A delete marker.
+        is_marker: bool,
+    },
+    /// An upload in progress.
+    Upload {
+        /// Of the object to be.
+        key: String,
+        /// Its id.
+        upload: String,
+        /// Unix milliseconds.
+        created_ms: u64,
+        /// As announced.
+        checksum: Option<UploadChecksum>,
+    },
     /// A rolled-up prefix, with its delimiter.
     Prefix(String),
 }
@@ -165,7 +252,8 @@ impl ListEntry {
     /// What the listing is ordered by, bytewise.
     pub fn name(&self) -> &str {
         match self {
-            Self::Object(info) => &info.key,
+            Self::Object(info) | Self::Version { info, .. } => &info.key,
+            Self::Upload { key, .. } => key,
             Self::Prefix(prefix) => prefix,
         }
     }
@@ -202,6 +290,45 @@ pub struct CompletedPart {
     pub number: u16,
     /// Without quotes.
     pub etag: String,
+    /// To compare, by algorithm, base64.
+    pub checksums: BTreeMap<String, String>,
+}
+
+/// What CompleteMultipartUpload says of the object.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Completion {
+    /// By number, ascending.
+    pub parts: Vec<CompletedPart>,
+    /// Of the whole object, to compare, by algorithm, base64.
+    pub checksums: BTreeMap<String, String>,
+    /// Whether those are of the object itself and not of the parts' checksums, if it was said.
+    pub full_object: Option<bool>,
+    /// Bytes of the object, to compare.
+    pub size_bytes: Option<u64>,
+}
+
+/// Parts of an upload in progress.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PartsPage {
+    /// By number.
+    pub parts: Vec<PartInfo>,
+    /// More follow.
+    pub truncated: bool,
+    /// As announced when the upload began.
+    pub checksum: Option<UploadChecksum>,
+}
+
+/// What a copy changes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CopyChanges {
+    /// Headers and user metadata instead of the source's.
+    pub attributes: Option<Attributes>,
+    /// The storage class and website redirect: never those of the source.
+    pub own_headers: BTreeMap<String, String>,
+    /// Tags instead of the source's.
+    pub tags: Option<Tags>,
+    /// Which checksum to compute instead of the source's.
+    pub checksum: Option<ChecksumAlgorithm>,
 }
 
 /// Source of a copy.
@@ -211,6 +338,8 @@ pub struct CopySource {
     pub bucket: String,
     /// Key of the source.
     pub key: String,
+    /// Version of the source; `None`: the newest.
+    pub version: Option<VersionId>,
     /// Conditions on the source.
     pub conditions: Conditions,
     /// Part of the source (UploadPartCopy); `None` is the whole object.
@@ -235,6 +364,29 @@ pub enum ApiError {
     /// The object does not exist.
     #[error("the key does not exist")]
     NoSuchKey,
+    /// The newest version is a delete marker: to a reader the object does not exist.
+    #[error("the key does not exist")]
+    DeleteMarker {
+        /// The marker.
+        version: VersionId,
+    },
+    /// The version that was named is a delete marker (405).
+    #[error("the version is a delete marker")]
+    VersionIsMarker {
+        /// The marker.
+        version: VersionId,
+        /// Unix milliseconds.
+        last_modified_ms: u64,
+    },
+    /// The version does not exist.
+    #[error("the version does not exist")]
+    NoSuchVersion,
+    /// The object has no such part (416).
+    #[error("the object has no part {number}")]
+    NoSuchPart {
+        /// As asked for.
+        number: u16,
+    },
     /// The upload does not exist, was completed or was aborted.
     #[error("the multipart upload does not exist")]
     NoSuchUpload,
@@ -320,8 +472,18 @@ pub trait ObjectStore: 'static {
     async fn create_bucket(&self, name: &str) -> Result<(), ApiError>;
     /// Removes an empty bucket.
     async fn delete_bucket(&self, name: &str) -> Result<(), ApiError>;
-    /// Whether a bucket exists.
-    async fn head_bucket(&self, name: &str) -> Result<BucketInfo, ApiError>;
+    /// A bucket, from the table that this core acts on: no I/O.
+    fn bucket(&self, name: &str) -> Result<BucketInfo, ApiError>;
+    /// Sets or removes a document of a bucket, at most [`DOCUMENT_BYTES_MAX`] long. Everybody acts on it when this
+    /// returns.
+    async fn set_bucket_document(
+        &self,
+        name: &str,
+        kind: DocumentKind,
+        document: Option<String>,
+    ) -> Result<(), ApiError>;
+    /// Sets what a bucket keeps of older versions. Every write that begins after this returned obeys it.
+    async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), ApiError>;
     /// All buckets, by name.
     async fn list_buckets(&self) -> Result<Vec<BucketInfo>, ApiError>;
     /// Stores an object.
@@ -333,40 +495,79 @@ pub trait ObjectStore: 'static {
         conditions: Conditions,
         body: B,
     ) -> Result<ObjectInfo, ApiError>;
-    /// Reads an object or a range of it.
+    /// Reads a version, or a part or range of it.
     async fn get_object(
         &self,
         bucket: &str,
         key: &str,
-        range: Option<RangeRequest>,
+        selector: Selector,
         conditions: Conditions,
     ) -> Result<ObjectContent, ApiError>;
-    /// Reads an object's attributes.
+    /// Reads a version's attributes.
     async fn head_object(
         &self,
         bucket: &str,
         key: &str,
+        selector: Selector,
         conditions: Conditions,
-    ) -> Result<ObjectInfo, ApiError>;
-    /// Deletes an object; a key that does not exist is no error.
-    async fn delete_object(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<(), ApiError>;
-    /// Copies an object; `attributes: None` copies the source's.
+    ) -> Result<ObjectHead, ApiError>;
+    /// Deletes an object, or one version of it for good; what does not exist is no error.
+    async fn delete_object(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        conditions: Conditions,
+    ) -> Result<Deleted, ApiError>;
+    /// Replaces the tags of a version and nothing else; returns its name.
+    async fn set_tags(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        tags: Tags,
+    ) -> Result<Option<VersionId>, ApiError>;
+    /// A version's attributes and its parts with a number above `after`, at most `limit`.
+    async fn object_parts(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        after: u16,
+        limit: usize,
+    ) -> Result<ObjectParts, ApiError>;
+    /// Copies an object; the version of the source is returned, too.
     async fn copy_object(
         &self,
         source: CopySource,
         bucket: &str,
         key: &str,
-        attributes: Option<Attributes>,
+        changes: CopyChanges,
         conditions: Conditions,
-    ) -> Result<ObjectInfo, ApiError>;
+    ) -> Result<(ObjectInfo, Option<VersionId>), ApiError>;
     /// One page of keys, ordered bytewise.
     async fn list_objects(&self, bucket: &str, request: ListRequest) -> Result<ListPage, ApiError>;
+    /// One page of versions and delete markers: by key, newest first; `after` is one of the key `request.after`.
+    async fn list_versions(
+        &self,
+        bucket: &str,
+        request: ListRequest,
+        after: Option<VersionId>,
+    ) -> Result<ListPage, ApiError>;
+    /// One page of uploads in progress: by key, oldest first; `after` is one of the key `request.after`.
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        request: ListRequest,
+        after: Option<String>,
+    ) -> Result<ListPage, ApiError>;
     /// Starts a multipart upload; returns its id (32 hex digits).
     async fn create_upload(
         &self,
         bucket: &str,
         key: &str,
         attributes: Attributes,
+        checksum: Option<UploadChecksum>,
     ) -> Result<String, ApiError>;
     /// Stores a part; an older part of the same number is replaced.
     async fn put_part<B: Body>(
@@ -377,7 +578,7 @@ pub trait ObjectStore: 'static {
         number: u16,
         body: B,
     ) -> Result<PartInfo, ApiError>;
-    /// Stores a part from an existing object.
+    /// Stores a part from an existing object; the version of the source is returned, too.
     async fn copy_part(
         &self,
         source: CopySource,
@@ -385,8 +586,8 @@ pub trait ObjectStore: 'static {
         key: &str,
         upload: &str,
         number: u16,
-    ) -> Result<PartInfo, ApiError>;
-    /// Parts stored so far with a number above `after`, in order, at most `limit`; and whether more follow.
+    ) -> Result<(PartInfo, Option<VersionId>), ApiError>;
+    /// Parts stored so far with a number above `after`, in order, at most `limit`.
     async fn list_parts(
         &self,
         bucket: &str,
@@ -394,14 +595,14 @@ pub trait ObjectStore: 'static {
         upload: &str,
         after: u16,
         limit: usize,
-    ) -> Result<(Vec<PartInfo>, bool), ApiError>;
+    ) -> Result<PartsPage, ApiError>;
     /// Makes the parts an object; repeated within a day it returns the same answer.
     async fn complete_upload(
         &self,
         bucket: &str,
         key: &str,
         upload: &str,
-        parts: Vec<CompletedPart>,
+        completion: Completion,
         conditions: Conditions,
     ) -> Result<ObjectInfo, ApiError>;
     /// Drops an upload and its parts; late parts are refused.

@@ -130,6 +130,11 @@ pub trait Cluster: 'static {
     fn write_cost(&self, _device: DeviceId) -> u64 {
         0
     }
+    /// A write is about to go on without a device that is far slower than the others; false: this happens too often,
+    /// so it is to wait.
+    fn give_up(&self, _device: DeviceId) -> bool {
+        true
+    }
     /// A reader met damage; queues the repair. Called at most once per shard and kind in one read.
     fn report_damage(&self, pg: PgId, blob: BlobId, shard: ShardIndex, kind: DamageKind);
 

@@ -4,6 +4,7 @@ pub mod api;
 pub mod checksum;
 pub mod cluster;
 mod latency;
+pub mod lifecycle;
 pub mod metadata;
 pub mod objects;
 pub mod peer;

@@ -1,9 +1,14 @@
 //! What the object layer needs of the metadata side: partitions by command, buckets by name.
 
-use quarry_clustermap::{BucketId, PartitionId};
+use std::sync::Arc;
+
+use quarry_clustermap::{BucketConfig, BucketId, DocumentKind, PartitionId, Versioning};
 use quarry_partition::command::{Command, Entry, List, Refusal, Reply};
 
-use crate::{api::ApiError, peer::PeerFault};
+use crate::{
+    api::{ApiError, BodyError},
+    peer::PeerFault,
+};
 
 /// A bucket as every core knows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,6 +19,10 @@ pub struct Bucket {
     pub name: String,
     /// Unix milliseconds.
     pub created_ms: u64,
+    /// Grows with every change of it.
+    pub revision: u64,
+    /// What its owner has set.
+    pub config: Arc<BucketConfig>,
 }
 
 /// Why a command has no reply.
@@ -48,6 +57,15 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NoSuchKey => Self::NoSuchKey,
+            Refusal::DeleteMarker { version } => Self::DeleteMarker { version },
+            Refusal::VersionIsMarker { version, last_modified_ms } => {
+                Self::VersionIsMarker { version, last_modified_ms }
+            }
+            Refusal::NoSuchVersion => Self::NoSuchVersion,
+            Refusal::NoSuchPart { number } => Self::NoSuchPart { number },
+            Refusal::ChecksumMismatch { algorithm } => {
+                Self::Body(BodyError::Mismatch { what: format!("x-amz-checksum-{}", algorithm.name()) })
+            }
             Refusal::NoSuchUpload => Self::NoSuchUpload,
             Refusal::InvalidPart { number } => Self::InvalidPart { number },
             Refusal::InvalidPartOrder => Self::InvalidPartOrder,
@@ -100,4 +118,13 @@ pub trait Metadata: 'static {
     async fn create_bucket(&self, name: &str) -> Result<(), ApiError>;
     /// Removes a bucket if it is empty: all primaries refuse writes first, then all are asked.
     async fn delete_bucket(&self, name: &str) -> Result<(), ApiError>;
+    /// Sets or removes a document of a bucket; every primary and every core acts on it when this returns.
+    async fn set_bucket_document(
+        &self,
+        name: &str,
+        kind: DocumentKind,
+        document: Option<String>,
+    ) -> Result<(), ApiError>;
+    /// Sets what a bucket keeps of older versions; every primary acts on it when this returns.
+    async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), ApiError>;
 }

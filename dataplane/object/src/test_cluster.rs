@@ -53,6 +53,8 @@ pub(crate) struct Disk {
     pub(crate) writes_left: Cell<Option<u32>>,
     /// Commits do what they should, and then answer `Timeout`.
     pub(crate) commit_times_out: Cell<bool>,
+    /// What a write takes, beside the way.
+    pub(crate) write_delay: Cell<Duration>,
     pub(crate) read_error: Cell<Option<PeerError>>,
     /// The next so many reads answer `NotFound`.
     pub(crate) pins_end: Cell<u32>,
@@ -255,6 +257,7 @@ impl TestCluster {
 
     async fn try_write(&self, shard: &TestReserved, offset: u64, buf: &[u8]) -> Result<(), PeerError> {
         let disk = self.reach(shard.device).await?;
+        self.clock.sleep(disk.write_delay.get()).await;
         if let Some(left) = disk.writes_left.get() {
             disk.writes_left.set(Some(left.checked_sub(1).ok_or(PeerError::Io)?));
         }

@@ -10,23 +10,34 @@
 //!   = 0: k), and then `missing_shards` names the others;
 //! - what is not handed to the caller is aborted or freed by `Placed`'s drop, after the last I/O on it has
 //!   ended;
+//! - a body that fills its stripe for long while others wait for buffers loses ([`STRIPE_PATIENCE`]): senders that
+//!   trickle do not keep others out;
 //! - the pool is asked for a whole stripe (k+m) at once, and only when there are bytes to fill it with;
 //!   nothing that holds buffers waits for buffers, but the body: one that reads other blobs must not use the
 //!   pool (`ReadMemory::Heap`).
 //!
-//! Failure model: any shard call may fail. A failed shard is not written any more. If shards are missing in
+//! Failure model: any shard call may fail, or take so much longer than the others that it counts as failed
+//! (`patience`). A failed shard is not written any more. If shards are missing in
 //! the end, the survivors are committed and the blob is rewritten from them to a group without the failed
 //! devices; only if no such group takes it does the short blob stand.
 
+mod patience;
 mod placed;
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    pin::pin,
     rc::Rc,
+    task::Poll,
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
-use futures::{StreamExt, channel::oneshot, future::join_all};
+use futures::{
+    StreamExt,
+    channel::oneshot,
+    future::{Either, join_all, select},
+};
 use quarry_clustermap::{ClusterMap, DeviceId, PartitionId, PgId, PgState, PlacementGroup, Tier};
 use quarry_erasure::Codec;
 use quarry_partition::BlobRef;
@@ -44,6 +55,11 @@ use crate::{
 /// Stripes of one blob on their way to devices, beside the one being filled: enough that a device always has
 /// the next block queued, and 3 x (k+m) x 128 KiB of memory per upload.
 const STRIPES_IN_FLIGHT: usize = 2;
+/// A body that has not filled a stripe after this long holds its buffers only while nobody waits for any: 128 KiB/s
+/// for the longest stripe of 4+2.
+const STRIPE_PATIENCE: Duration = Duration::from_secs(4);
+/// How often a body that is late looks whether somebody waits.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Groups asked for space before the write is given up: each failure rules out a device, so few are needed.
 const RESERVE_ATTEMPTS_MAX: usize = 8;
 /// Groups tried for a rewrite before the short blob stands.
@@ -55,6 +71,9 @@ pub enum WriteError {
     /// The body broke.
     #[error(transparent)]
     Body(#[from] BodyError),
+    /// The body came too slowly while others waited for the memory that it held.
+    #[error("the body comes too slowly for the memory that is left")]
+    TooSlow,
     /// The devices of every group tried are full.
     #[error("the devices are full")]
     OutOfSpace,
@@ -221,7 +240,7 @@ async fn stream_body<C: Cluster, B: Body>(
         input.wait().await?;
         let stripe = layout.stripe(index);
         let mut blocks = placed.cluster().buffers().take_many(profile.total()).await;
-        input.fill(&stripe, &mut blocks, profile.data()).await?;
+        fill_in_time(&**placed.cluster(), input.fill(&stripe, &mut blocks, profile.data())).await?;
         encode(&codec, &mut blocks);
         for (shard, (block, checksums)) in blocks.iter().zip(&mut checksums).enumerate() {
             checksums.extend(unit_checksums(placed.id(), shard_index(shard), stripe.shard_offset, block));
@@ -234,6 +253,27 @@ async fn stream_body<C: Cluster, B: Body>(
         settle(placed, &mut in_flight).await?;
     }
     Ok(checksums)
+}
+
+/// Fills a stripe whose buffers are held: not for long while somebody waits for buffers.
+async fn fill_in_time<C: Cluster>(
+    cluster: &C,
+    fill: impl Future<Output = Result<(), WriteError>>,
+) -> Result<(), WriteError> {
+    let mut fill = pin!(fill);
+    // Most bodies are there at once, and need no timer.
+    if let Poll::Ready(filled) = futures::poll!(fill.as_mut()) {
+        return filled;
+    }
+    let mut pause = STRIPE_PATIENCE;
+    loop {
+        match select(fill, pin!(cluster.sleep(pause))).await {
+            Either::Left((filled, _)) => return filled,
+            Either::Right(_) if cluster.buffers().is_waited_for() => return Err(WriteError::TooSlow),
+            Either::Right(((), unfilled)) => fill = unfilled,
+        }
+        pause = LOOK_EVERY;
+    }
 }
 
 /// Waits for the oldest stripe, and looks whether enough shards are left.

@@ -1,6 +1,7 @@
 //! Object metadata of one partition: a replicated log and its state machine, no I/O inside.
 
 mod blob;
+pub mod checksum;
 pub mod command;
 pub mod frame;
 mod log;

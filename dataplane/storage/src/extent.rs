@@ -9,9 +9,12 @@
 //! Failure model: a double free or a free outside the area is our mistake and panics; a damaged image is the
 //! media's and comes back from [`FreeMap::decode`] as an error.
 
+mod quarantine;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use self::quarantine::Runs;
 use crate::device::BLOCK_BYTES;
 
 /// A block, counted in [`BLOCK_BYTES`] from the start of the device.
@@ -104,6 +107,10 @@ pub struct FreeMap {
     /// (log2 of the length, start): first fit without a walk over all runs.
     by_class: BTreeSet<(u32, u64)>,
     free_blocks: u64,
+    /// Not handed out again.
+    quarantined: Runs,
+    /// Part of it that nobody uses.
+    idle: Runs,
 }
 
 impl FreeMap {
@@ -115,6 +122,8 @@ impl FreeMap {
             by_length: BTreeSet::new(),
             by_class: BTreeSet::new(),
             free_blocks: 0,
+            quarantined: Runs::default(),
+            idle: Runs::default(),
         };
         if !map.area.is_empty() {
             map.insert_run(map.area.start, map.area.end - map.area.start);
@@ -253,7 +262,8 @@ impl FreeMap {
         let overlap = Overlap { extent };
         let mut start = extent.start.0;
         let mut end = start.checked_add(extent.blocks.into()).ok_or(overlap)?;
-        if extent.blocks == 0 || start < self.area.start || end > self.area.end {
+        let is_idle = !self.idle.is_empty() && !self.idle.within(start, end).is_empty();
+        if extent.blocks == 0 || start < self.area.start || end > self.area.end || is_idle {
             return Err(overlap);
         }
         let before = self.runs.range(..end).next_back().map(|(&start, &len)| (start, len));
@@ -271,7 +281,15 @@ impl FreeMap {
             end += len;
         }
         self.insert_run(start, end - start);
+        if !self.quarantined.is_empty() {
+            self.withhold(extent.start.0, extent.end().0);
+        }
         Ok(())
+    }
+
+    /// Length of the image of a map of so many runs.
+    pub fn image_bytes(runs: u64) -> u64 {
+        runs * RUN_BYTES as u64 + (HEADER_BYTES + CHECKSUM_BYTES) as u64
     }
 
     /// The persisted image.
@@ -288,7 +306,8 @@ impl FreeMap {
     ///
     /// Integers are little-endian. Runs are maximal: a gap of at least one block lies between two of them.
     pub fn encode(&self) -> Vec<u8> {
-        let mut image = Vec::with_capacity(HEADER_BYTES + self.runs.len() * RUN_BYTES + CHECKSUM_BYTES);
+        let bytes = Self::image_bytes(self.runs.len() as u64);
+        let mut image = Vec::with_capacity(usize::try_from(bytes).expect("a free map fits memory"));
         image.extend_from_slice(&MAGIC);
         image.extend_from_slice(&VERSION.to_le_bytes());
         image.extend_from_slice(&self.area.start.to_le_bytes());

@@ -12,6 +12,7 @@
 mod allocations;
 mod damage;
 mod engine;
+mod identity;
 mod metastore;
 mod object;
 mod partition;
@@ -37,4 +38,5 @@ pub const TARGETS: &[Target] = &[
     object::PEER,
     metastore::FILE,
     metastore::JSON,
+    identity::POLICY,
 ];

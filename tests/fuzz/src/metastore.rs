@@ -4,8 +4,9 @@ use std::{cell::OnceCell, collections::BTreeMap, fs};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use quarry_clustermap::{
-    ClusterId, ClusterMap, DeviceEntry, DeviceId, DeviceState, Epoch, ErasureProfile, Incarnation,
-    MapVersion, NodeEntry, NodeId, PartitionConfig, PgId, PgState, PlacementGroup, Tier,
+    BucketConfig, ClusterId, ClusterMap, DeviceEntry, DeviceId, DeviceState, DocumentKind, Epoch,
+    ErasureProfile, Incarnation, MapVersion, NodeEntry, NodeId, PartitionConfig, PgId, PgState,
+    PlacementGroup, Tier, Versioning,
 };
 use quarry_controller::{Bucket, BucketState, check_bucket_name};
 use quarry_metastore::Embedded;
@@ -61,6 +62,8 @@ pub(crate) const JSON: Target = Target {
             id: quarry_clustermap::BucketId(random.number()),
             created_ms: random.number(),
             state: if random.one_in(2) { BucketState::Active } else { BucketState::Deleting },
+            revision: random.number(),
+            config: config(random).into(),
         })
         .expect("plain data"),
         _ => serde_json::to_vec(&map(random)).expect("plain data"),
@@ -82,6 +85,16 @@ pub(crate) const JSON: Target = Target {
     factor: 64,
     constant: 16 << 10,
 };
+
+fn config(random: &mut Random) -> BucketConfig {
+    let versionings = [Versioning::Unversioned, Versioning::Enabled, Versioning::Suspended];
+    let kinds = [DocumentKind::Tagging, DocumentKind::Cors, DocumentKind::Lifecycle, DocumentKind::Policy];
+    let documents = random.list(kinds.len(), |random| random.below(kinds.len()));
+    BucketConfig {
+        versioning: versionings[random.below(versionings.len())],
+        documents: documents.into_iter().map(|at| (kinds[at], format!("{{\"at\":{at}}}"))).collect(),
+    }
+}
 
 /// What every core does with a map that was found valid.
 fn use_map(map: &ClusterMap) {

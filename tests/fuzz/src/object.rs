@@ -31,15 +31,18 @@ pub(crate) const PEER: Target = Target {
 fn request(random: &mut Random) -> PeerRequest {
     let name = ShardName { pg: PgId(3), blob: blob_id(random), shard: ShardIndex(random.byte()) };
     let (epoch, partition) = (Epoch(random.number()), PartitionId(200));
-    match random.below(12) {
-        0 => PeerRequest::ReserveShard { name, epoch, len_bytes: random.number() },
+    match random.below(17) {
+        0 => {
+            let remote = random.one_in(2);
+            PeerRequest::ReserveShard { name, epoch, len_bytes: random.number(), remote }
+        }
         1 => {
             let checksums = random.list(40, |_| 7);
             PeerRequest::CommitShard { name, epoch, owner: partition, checksums }
         }
         2 => PeerRequest::AbortShard { name, epoch },
-        3 => PeerRequest::OpenShard { name },
-        4 => PeerRequest::CloseShard { pin: random.number() },
+        3 => PeerRequest::OpenShard { name, remote: random.one_in(2) },
+        4 => PeerRequest::CloseShard { name, pin: random.number() },
         5 => PeerRequest::Execute { partition, command: command(random).encode() },
         6 => {
             let message = envelope(random).encode().expect("short").to_vec();
@@ -53,6 +56,14 @@ fn request(random: &mut Random) -> PeerRequest {
                 |random: &mut Random| ShardName { pg: PgId(1), blob: blob_id(random), shard: ShardIndex(2) };
             PeerRequest::ShardLengths { names: random.list(9, name) }
         }
+        11 => PeerRequest::WriteShard { name, epoch, offset: random.number() },
+        12 => {
+            let (pin, offset) = (random.number(), random.number());
+            PeerRequest::ReadShard { name, pin, offset, len_bytes: 4096 }
+        }
+        13 => PeerRequest::FreeShard { name, epoch },
+        14 => PeerRequest::FullDevices,
+        15 => PeerRequest::Quarantine { run: Run { offset: random.number(), len_bytes: random.number() } },
         _ => PeerRequest::BucketIsEmpty { bucket: BucketId(random.number()) },
     }
 }

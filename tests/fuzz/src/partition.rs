@@ -7,10 +7,12 @@ use quarry_clustermap::{
 };
 use quarry_partition::{
     BlobRef, Entry, Envelope, FRAME_HEADER_BYTES, Message, Payload, Row,
+    checksum::ChecksumAlgorithm,
     command::{
-        BlobOwner, Command, Complete, CompletedUpload, Conditions, Content, Framed, List, Manifest, Outcome,
-        Pairs, Part, PartEntry, Put, PutPart, Refusal, Reply, RevokedWriter, Segment, SegmentRun, Stored,
-        StoredAttributes, Upload, UploadId, decode_row,
+        BlobOwner, Command, Complete, CompletePart, CompletedUpload, Conditions, Content, Framed, List,
+        Listed, Lookup, Manifest, NullVersion, ObjectPart, Origin, Outcome, Pairs, Part, PartEntry,
+        PartRange, PartRun, Position, Put, PutPart, Refusal, Reply, RevokedWriter, Segment, SegmentRun,
+        Stored, StoredAttributes, Upload, UploadChecksum, UploadId, VersionId, VersionKind, decode_row,
     },
 };
 
@@ -194,17 +196,51 @@ fn manifest(random: &mut Random) -> Manifest {
         etag: random.text(10),
         last_modified_ms: 5,
         attributes: attributes(random),
+        tags: pairs(random),
         checksums: pairs(random),
         parts: 2,
-        request: random.maybe(blob_id),
-        upload: random.maybe(|random| UploadId(random.array())),
+        kind: VersionKind::new(random.below(2) == 0, random.below(2) == 0),
+        origin: match random.below(2) {
+            0 => Origin::Put(blob_id(random)),
+            _ => Origin::Upload(UploadId(random.array())),
+        },
         segments,
         continuation_rows: 0,
+        part_rows: u32::try_from(random.below(3)).expect("small"),
     }
 }
 
 fn stored(random: &mut Random) -> Stored {
-    Stored { size_bytes: random.number(), etag: random.text(20), last_modified_ms: random.number(), parts: 1 }
+    Stored {
+        size_bytes: random.number(),
+        etag: random.text(20),
+        last_modified_ms: random.number(),
+        parts: 1,
+        version: random.maybe(version),
+        checksums: pairs(random),
+    }
+}
+
+fn version(random: &mut Random) -> VersionId {
+    match random.below(3) {
+        0 => VersionId::Null,
+        _ => VersionId::Named { version_ms: random.number(), unique: random.array() },
+    }
+}
+
+fn checksum(random: &mut Random) -> UploadChecksum {
+    let algorithm = ChecksumAlgorithm::ALL[random.below(5)];
+    UploadChecksum { algorithm, full_object: random.below(2) == 0 }
+}
+
+fn lookup(random: &mut Random) -> Lookup {
+    Lookup {
+        bucket: BucketId(random.number()),
+        key: random.text(30),
+        version: random.maybe(version),
+        part: random.maybe(|_| 7),
+        conditions: conditions(random),
+    }
 }
 
 fn conditions(random: &mut Random) -> Conditions {
@@ -226,38 +262,92 @@ fn content(random: &mut Random) -> Content {
 pub(crate) fn command(random: &mut Random) -> Command {
     let (bucket, key, upload) = (BucketId(random.number()), random.text(30), UploadId(random.array()));
     match random.below(10) {
-        0 => Command::Head { bucket, key, conditions: conditions(random) },
-        1 => Command::Delete { bucket, key, conditions: conditions(random) },
-        2 => Command::CreateUpload { bucket, key, upload, attributes: attributes(random) },
+        0 => match random.below(3) {
+            0 => Command::Head(lookup(random)),
+            1 => Command::ObjectParts { lookup: lookup(random), after: 3, limit: 9 },
+            _ => Command::SetTags { bucket, key, version: random.maybe(version), tags: pairs(random) },
+        },
+        1 => {
+            let (version, request) = (random.maybe(version), blob_id(random));
+            Command::Delete { bucket, key, version, request, conditions: conditions(random) }
+        }
+        2 => {
+            let (attributes, tags) = (attributes(random), pairs(random));
+            let checksum = random.maybe(checksum);
+            Command::CreateUpload { bucket, key, upload, attributes, tags, checksum }
+        }
         3 => {
             let (md5, checksums, content) = (random.array(), pairs(random), content(random));
             Command::PutPart(PutPart { bucket, key, upload, number: 3, md5, checksums, content })
         }
         4 => {
-            let parts = random.list(6, |random| (1, random.text(20)));
+            let part = |random: &mut Random| CompletePart {
+                number: 1,
+                etag: random.text(20),
+                checksums: pairs(random),
+            };
+            let parts = random.list(6, part);
             let (checksums, conditions) = (pairs(random), conditions(random));
-            Command::Complete(Complete { bucket, key, upload, parts, checksums, conditions })
+            let (full_object, size_bytes) = (random.maybe(|_| true), random.maybe(Random::number));
+            Command::Complete(Complete {
+                bucket,
+                key,
+                upload,
+                parts,
+                checksums,
+                full_object,
+                size_bytes,
+                conditions,
+            })
         }
         5 => {
             let (delimiter, after) =
                 (random.maybe(|random| random.text(3)), random.maybe(|random| random.text(9)));
-            Command::List(List { bucket, prefix: key, delimiter, after, max: 7 })
+            let (listed, after_position) = match random.below(3) {
+                0 => (Listed::Objects, None),
+                1 => (Listed::Versions, Some(Position::Version(random.number()))),
+                _ => (Listed::Uploads, Some(Position::Upload(upload))),
+            };
+            Command::List(List { bucket, listed, prefix: key, delimiter, after, after_position, max: 7 })
         }
         6 => Command::Freed { blobs: random.list(9, blob_id) },
         7 => Command::FreeListNext { after: random.maybe(blob_id), limit: 9 },
         _ => {
             let (etag, attributes, checksums) = (random.text(20), attributes(random), pairs(random));
-            let (content, conditions) = (content(random), conditions(random));
-            Command::Put(Put { bucket, key, etag, attributes, checksums, content, conditions })
+            let (tags, content, conditions) = (pairs(random), content(random), conditions(random));
+            Command::Put(Put { bucket, key, etag, attributes, tags, checksums, content, conditions })
         }
     }
+}
+
+fn upload(random: &mut Random) -> Upload {
+    Upload {
+        created_ms: random.number(),
+        attributes: attributes(random),
+        tags: pairs(random),
+        checksum: random.maybe(checksum),
+    }
+}
+
+fn part_run(random: &mut Random) -> PartRun {
+    let part = |random: &mut Random| ObjectPart {
+        number: 5,
+        size_bytes: random.number(),
+        checksum: random.bytes(32),
+    };
+    PartRun { parts: random.list(9, part) }
 }
 
 fn reply(random: &mut Random) -> Reply {
     match random.below(7) {
         0 => Reply::Stored(stored(random)),
-        1 => Reply::Object { manifest: manifest(random), inline: random.list(3, |random| random.bytes(60)) },
-        2 => Reply::Upload(Upload { created_ms: random.number(), attributes: attributes(random) }),
+        1 => Reply::Object {
+            manifest: manifest(random),
+            inline: random.list(3, |random| random.bytes(60)),
+            version: random.maybe(version),
+            part: random.maybe(|random| PartRange { first: random.number(), len: 9 }),
+        },
+        2 => Reply::Upload(upload(random)),
         3 => {
             let part = |random: &mut Random| PartEntry {
                 number: 4,
@@ -266,13 +356,27 @@ fn reply(random: &mut Random) -> Reply {
                 last_modified_ms: 5,
                 checksums: pairs(random),
             };
-            Reply::Parts { parts: random.list(5, part), truncated: true }
+            Reply::Parts { parts: random.list(5, part), truncated: true, checksum: random.maybe(checksum) }
         }
         4 => Reply::Blobs { blobs: random.list(9, blob), truncated: false },
         5 => Reply::Page {
-            entries: random.list(6, |random| quarry_partition::command::Entry::Object {
-                key: random.text(20),
-                stored: stored(random),
+            entries: random.list(6, |random| match random.below(3) {
+                0 => {
+                    quarry_partition::command::Entry::Object { key: random.text(20), stored: stored(random) }
+                }
+                1 => quarry_partition::command::Entry::Upload {
+                    key: random.text(20),
+                    upload: UploadId(random.array()),
+                    created_ms: random.number(),
+                    checksum: random.maybe(checksum),
+                },
+                _ => quarry_partition::command::Entry::Version {
+                    key: random.text(20),
+                    version: version(random),
+                    is_latest: random.below(2) == 0,
+                    is_marker: random.below(2) == 0,
+                    stored: stored(random),
+                },
             }),
             truncated: true,
         },
@@ -292,8 +396,8 @@ fn refusal(random: &mut Random) -> Refusal {
 fn row(random: &mut Random) -> (Vec<u8>, Vec<u8>) {
     let of_key =
         |kind: u8, rest: &[u8]| [&[kind], &7_u64.to_be_bytes()[..], b"a\0\xffb\0\x01", rest].concat();
-    let (upload, id) = (random.array::<16>(), blob_id(random));
-    match random.below(9) {
+    let (upload_id, id) = (random.array::<16>(), blob_id(random));
+    match random.below(11) {
         0 | 1 => loop {
             let manifest = manifest(random);
             if manifest.size_bytes != u64::MAX {
@@ -304,7 +408,7 @@ fn row(random: &mut Random) -> (Vec<u8>, Vec<u8>) {
             let key = of_key(0x03, &[&(!5_u64).to_be_bytes()[..], &2_u32.to_be_bytes()].concat());
             (key, SegmentRun { segments: random.list(9, segment) }.encode())
         }
-        3 => (of_key(0x10, &upload), Upload { created_ms: 1, attributes: attributes(random) }.encode()),
+        3 => (of_key(0x10, &upload_id), upload(random).encode()),
         4 => {
             let part = Part {
                 md5: random.array(),
@@ -313,22 +417,35 @@ fn row(random: &mut Random) -> (Vec<u8>, Vec<u8>) {
                 request: blob_id(random),
                 segment: random.maybe(segment),
             };
-            ([&[0x11], &upload[..], &[0, 3]].concat(), part.encode())
+            ([&[0x11], &upload_id[..], &[0, 3]].concat(), part.encode())
         }
         5 => {
             let (key, stored) = (random.text(20), stored(random));
-            ([&[0x13], &upload[..]].concat(), CompletedUpload { bucket: BucketId(7), key, stored }.encode())
+            (
+                [&[0x13], &upload_id[..]].concat(),
+                CompletedUpload { bucket: BucketId(7), key, stored }.encode(),
+            )
         }
         6 => {
             let owner = match random.below(2) {
-                0 => BlobOwner::Version { bucket: BucketId(7), key: random.text(20), version_ms: 5 },
-                _ => BlobOwner::Superseded { last_modified_ms: random.number() },
+                0 => BlobOwner::Version {
+                    bucket: BucketId(7),
+                    key: random.text(20),
+                    version_ms: 5,
+                    is_null: true,
+                },
+                _ => BlobOwner::Superseded { last_modified_ms: random.number(), is_null: false },
             };
             ([&[0x20], &id.to_bytes()[..]].concat(), owner.encode())
         }
         7 => {
             let blob = blob(random);
             ([&[0x21], &blob.blob.to_bytes()[..]].concat(), blob.encode())
+        }
+        8 => (of_key(0x04, &[]), NullVersion { version_ms: random.number() }.encode()),
+        9 => {
+            let key = of_key(0x05, &[&(!5_u64).to_be_bytes()[..], &2_u32.to_be_bytes()].concat());
+            (key, part_run(random).encode())
         }
         _ => (vec![0x23, 0, 0, 0, 3], RevokedWriter { incarnation: Incarnation(4) }.encode()),
     }

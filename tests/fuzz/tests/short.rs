@@ -55,4 +55,5 @@ short! {
     peer "peer";
     metastore_file "metastore-file";
     metastore_json "metastore-json";
+    policy_json "policy-json";
 }

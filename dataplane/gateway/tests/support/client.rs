@@ -62,11 +62,24 @@ pub fn head(
     headers: &[(&str, String)],
     len_bytes: u64,
 ) -> (String, Signer) {
+    signed_at(method, target, "test", payload, headers, len_bytes)
+}
+
+/// As [`head`], for a host.
+pub fn signed_at(
+    method: &str,
+    target: &str,
+    host: &str,
+    payload: &str,
+    headers: &[(&str, String)],
+    len_bytes: u64,
+) -> (String, Signer) {
     let mut signer = Signer::new();
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let fixed = [("host", "test".to_owned()), ("x-amz-content-sha256", payload.to_owned())];
+    let fixed = [("host", host.to_owned()), ("x-amz-content-sha256", payload.to_owned())];
     let date = [("x-amz-date", signer.date.clone())];
-    let all: Vec<_> = fixed.iter().chain(&date).chain(headers).collect();
+    let mut all: Vec<_> = fixed.iter().chain(&date).chain(headers).collect();
+    all.sort_by_key(|(name, _)| *name);
     let names = all.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(";");
     let lines: String = all.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
     let canonical = format!("{method}\n{path}\n{query}\n{lines}\n{names}\n{payload}");
@@ -78,6 +91,12 @@ pub fn head(
         signer.scope
     );
     (head, signer)
+}
+
+/// A signed request with `x-amz-*` headers and its body.
+pub fn signed_with(method: &str, target: &str, headers: &[(&str, String)], body: &[u8]) -> Vec<u8> {
+    let (head, _) = head(method, target, &sha256_hex(body), headers, body.len() as u64);
+    [head.as_bytes(), body].concat()
 }
 
 /// A signed request with its body.

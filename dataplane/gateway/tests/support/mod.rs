@@ -8,21 +8,25 @@
 )]
 
 pub mod client;
+pub mod real;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use md5::{Digest as _, Md5};
-use quarry_gateway::{Gateway, GatewayOptions, Limits, Observer, RequestRecord};
+use quarry_gateway::{Domains, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
 use quarry_object::api::{
-    ApiError, Attributes, Body, BodyError, BucketInfo, CompletedPart, Conditions, CopySource, ListEntry,
-    ListPage, ListRequest, ObjectContent, ObjectInfo, ObjectStore, PartInfo, RangeRequest,
+    ApiError, Attributes, Body, BodyError, BucketConfig, BucketInfo, Completion, Conditions, CopyChanges,
+    CopySource, Deleted, DocumentKind, ListEntry, ListPage, ListRequest, ObjectContent, ObjectHead,
+    ObjectInfo, ObjectParts, ObjectStore, PartInfo, PartsPage, RangeRequest, Selector, Tags, UploadChecksum,
+    VersionId, Versioning,
 };
 
 #[derive(Clone)]
@@ -84,6 +88,14 @@ impl MemoryStore {
         Ok(info)
     }
 
+    fn configure(&self, bucket: &str, change: impl FnOnce(&mut BucketConfig)) -> Result<(), ApiError> {
+        let mut state = self.state.borrow_mut();
+        let (info, _) = state.buckets.get_mut(bucket).ok_or(ApiError::NoSuchBucket)?;
+        info.revision += 1;
+        change(Arc::make_mut(&mut info.config));
+        Ok(())
+    }
+
     fn put_bytes(&self, key: &str, attributes: Attributes, data: Bytes) -> Stored {
         let info = ObjectInfo {
             key: key.to_owned(),
@@ -93,6 +105,7 @@ impl MemoryStore {
             attributes,
             checksums: BTreeMap::new(),
             parts: 0,
+            version: None,
         };
         Stored { info, data }
     }
@@ -199,7 +212,7 @@ impl ObjectStore for MemoryStore {
         if state.buckets.contains_key(name) {
             return Err(ApiError::BucketAlreadyOwnedByYou);
         }
-        let info = BucketInfo { name: name.to_owned(), created_ms };
+        let info = BucketInfo { name: name.to_owned(), created_ms, revision: 1, config: Arc::default() };
         state.buckets.insert(name.to_owned(), (info, BTreeMap::new()));
         Ok(())
     }
@@ -214,10 +227,26 @@ impl ObjectStore for MemoryStore {
         Ok(())
     }
 
-    async fn head_bucket(&self, name: &str) -> Result<BucketInfo, ApiError> {
+    fn bucket(&self, name: &str) -> Result<BucketInfo, ApiError> {
         assert_ne!(name, "panics", "a panic that a test asks for");
         let state = self.state.borrow();
         state.buckets.get(name).map(|(info, _)| info.clone()).ok_or(ApiError::NoSuchBucket)
+    }
+
+    async fn set_bucket_document(
+        &self,
+        name: &str,
+        kind: DocumentKind,
+        document: Option<String>,
+    ) -> Result<(), ApiError> {
+        self.configure(name, |config| match document {
+            Some(text) => drop(config.documents.insert(kind, text)),
+            None => drop(config.documents.remove(&kind)),
+        })
+    }
+
+    async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), ApiError> {
+        self.configure(name, |config| config.versioning = versioning)
     }
 
     async fn list_buckets(&self) -> Result<Vec<BucketInfo>, ApiError> {
@@ -247,11 +276,11 @@ impl ObjectStore for MemoryStore {
         &self,
         bucket: &str,
         key: &str,
-        range: Option<RangeRequest>,
+        selector: Selector,
         conditions: Conditions,
     ) -> Result<ObjectContent, ApiError> {
         let stored = self.find(bucket, key, &conditions)?;
-        let (first, data) = cut(&stored.data, range)?;
+        let (first, data) = cut(&stored.data, selector.range)?;
         let range = (first, data.len() as u64);
         let mut pieces: Vec<Result<Bytes, ApiError>> = (0..data.len())
             .step_by(PIECE_BYTES)
@@ -280,17 +309,68 @@ impl ObjectStore for MemoryStore {
         &self,
         bucket: &str,
         key: &str,
+        _selector: Selector,
         conditions: Conditions,
-    ) -> Result<ObjectInfo, ApiError> {
-        self.find(bucket, key, &conditions).map(|stored| stored.info)
+    ) -> Result<ObjectHead, ApiError> {
+        let info = self.find(bucket, key, &conditions)?.info;
+        Ok(ObjectHead { info, part: None })
     }
 
-    async fn delete_object(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<(), ApiError> {
+    async fn delete_object(
+        &self,
+        bucket: &str,
+        key: &str,
+        _version: Option<VersionId>,
+        conditions: Conditions,
+    ) -> Result<Deleted, ApiError> {
         let mut state = self.state.borrow_mut();
         let (_, objects) = state.buckets.get_mut(bucket).ok_or(ApiError::NoSuchBucket)?;
         check(objects.get(key).map(|stored| &stored.info), &conditions)?;
         objects.remove(key);
-        Ok(())
+        Ok(Deleted::default())
+    }
+
+    async fn set_tags(
+        &self,
+        bucket: &str,
+        key: &str,
+        _version: Option<VersionId>,
+        tags: Tags,
+    ) -> Result<Option<VersionId>, ApiError> {
+        let mut state = self.state.borrow_mut();
+        let (_, objects) = state.buckets.get_mut(bucket).ok_or(ApiError::NoSuchBucket)?;
+        objects.get_mut(key).ok_or(ApiError::NoSuchKey)?.info.attributes.tags = tags;
+        Ok(None)
+    }
+
+    async fn object_parts(
+        &self,
+        bucket: &str,
+        key: &str,
+        _version: Option<VersionId>,
+        _after: u16,
+        _limit: usize,
+    ) -> Result<ObjectParts, ApiError> {
+        let info = self.find(bucket, key, &Conditions::default())?.info;
+        Ok(ObjectParts { info, parts: Vec::new(), truncated: false })
+    }
+
+    async fn list_versions(
+        &self,
+        _bucket: &str,
+        _request: ListRequest,
+        _after: Option<VersionId>,
+    ) -> Result<ListPage, ApiError> {
+        Ok(ListPage::default())
+    }
+
+    async fn list_uploads(
+        &self,
+        _bucket: &str,
+        _request: ListRequest,
+        _after: Option<String>,
+    ) -> Result<ListPage, ApiError> {
+        Ok(ListPage::default())
     }
 
     async fn copy_object(
@@ -298,13 +378,14 @@ impl ObjectStore for MemoryStore {
         source: CopySource,
         bucket: &str,
         key: &str,
-        attributes: Option<Attributes>,
+        changes: CopyChanges,
         conditions: Conditions,
-    ) -> Result<ObjectInfo, ApiError> {
+    ) -> Result<(ObjectInfo, Option<VersionId>), ApiError> {
         let found = self.find(&source.bucket, &source.key, &source.conditions)?;
-        let mut stored = self.put_bytes(key, attributes.unwrap_or(found.info.attributes), found.data);
+        let attributes = changes.attributes.unwrap_or(found.info.attributes);
+        let mut stored = self.put_bytes(key, attributes, found.data);
         stored.info.checksums = found.info.checksums;
-        self.store(bucket, stored, &conditions)
+        Ok((self.store(bucket, stored, &conditions)?, None))
     }
 
     async fn list_objects(&self, bucket: &str, request: ListRequest) -> Result<ListPage, ApiError> {
@@ -339,6 +420,7 @@ impl ObjectStore for MemoryStore {
         bucket: &str,
         key: &str,
         attributes: Attributes,
+        _checksum: Option<UploadChecksum>,
     ) -> Result<String, ApiError> {
         let id = format!("{:032x}", self.now_ms());
         let mut state = self.state.borrow_mut();
@@ -376,7 +458,7 @@ impl ObjectStore for MemoryStore {
         key: &str,
         upload: &str,
         number: u16,
-    ) -> Result<PartInfo, ApiError> {
+    ) -> Result<(PartInfo, Option<VersionId>), ApiError> {
         let found = self.find(&source.bucket, &source.key, &source.conditions)?;
         let (_, data) = cut(&found.data, source.range)?;
         let part = PartInfo {
@@ -386,7 +468,7 @@ impl ObjectStore for MemoryStore {
             last_modified_ms: self.now_ms(),
             checksums: BTreeMap::new(),
         };
-        self.add_part(bucket, key, upload, part, data)
+        Ok((self.add_part(bucket, key, upload, part, data)?, None))
     }
 
     async fn list_parts(
@@ -396,13 +478,13 @@ impl ObjectStore for MemoryStore {
         upload: &str,
         after: u16,
         limit: usize,
-    ) -> Result<(Vec<PartInfo>, bool), ApiError> {
+    ) -> Result<PartsPage, ApiError> {
         let state = self.state.borrow();
         let found = state.uploads.get(upload).filter(|found| found.bucket == bucket && found.key == key);
         let parts = &found.ok_or(ApiError::NoSuchUpload)?.parts;
         let later: Vec<PartInfo> = parts.range(after + 1..).map(|(_, (part, _))| part.clone()).collect();
         let truncated = later.len() > limit;
-        Ok((later.into_iter().take(limit).collect(), truncated))
+        Ok(PartsPage { parts: later.into_iter().take(limit).collect(), truncated, checksum: None })
     }
 
     async fn complete_upload(
@@ -410,9 +492,10 @@ impl ObjectStore for MemoryStore {
         bucket: &str,
         key: &str,
         upload: &str,
-        parts: Vec<CompletedPart>,
+        completion: Completion,
         conditions: Conditions,
     ) -> Result<ObjectInfo, ApiError> {
+        let parts = completion.parts;
         let (data, digests, attributes) = {
             let state = self.state.borrow();
             let found = state.uploads.get(upload).ok_or(ApiError::NoSuchUpload)?;
@@ -475,22 +558,39 @@ impl Observer for Log {
     }
 }
 
+thread_local! {
+    /// The users that gateways of this test know.
+    pub static USERS: RefCell<Arc<quarry_identity::UserTable>> = RefCell::default();
+}
+
+fn users() -> Arc<quarry_identity::UserTable> {
+    USERS.with_borrow(Arc::clone)
+}
+
 pub const ACCESS_KEY: &str = "quarrytest";
 pub const SECRET_KEY: &str = "quarrysecret";
 
 pub fn gateway(log: Rc<Log>) -> Gateway {
-    gateway_with(log, Limits::default(), Rc::default())
+    gateway_with(log, Limits::default(), Rc::<MemoryStore>::default())
+}
+
+/// Milliseconds since 1970.
+pub fn wall_ms() -> u64 {
+    u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap()
 }
 
 /// A gateway on tokio's clock, which a test may have paused.
-pub fn gateway_with(log: Rc<Log>, limits: Limits, store: Rc<MemoryStore>) -> Gateway {
+pub fn gateway_with<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>) -> Gateway {
     let begin = tokio::time::Instant::now();
     let count = Cell::new(0_u64);
     let options = GatewayOptions {
         access_key: ACCESS_KEY.into(),
         secret_key: SECRET_KEY.into(),
         region: "us-east-1".into(),
+        domains: Domains { api: vec!["s3.test".into()], website: vec!["site.test".into()] },
         limits,
+        unix_ms: Rc::new(wall_ms),
+        users: Rc::new(users),
         clock: Rc::new(move || -> Duration { begin.elapsed() }),
         sleep: Rc::new(|duration| Box::pin(tokio::time::sleep(duration))),
         request_ids: Rc::new(move || {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use quarry_clustermap::{BucketId, NodeId, PartitionId};
+use quarry_clustermap::{BucketId, DocumentKind, NodeId, PartitionId, Versioning};
 use quarry_controller::{BucketState, ControllerError};
 use quarry_object::{
     api::ApiError,
@@ -131,12 +131,25 @@ fn covered(answer: &PeerResponse) -> &[PartitionId] {
     }
 }
 
+fn described(name: &str, bucket: &quarry_controller::Bucket) -> Bucket {
+    Bucket {
+        id: bucket.id,
+        name: name.to_owned(),
+        created_ms: bucket.created_ms,
+        revision: bucket.revision,
+        config: Arc::clone(&bucket.config),
+    }
+}
+
 fn to_api_error(error: &ControllerError) -> ApiError {
     match error {
         ControllerError::BucketName(_) => ApiError::InvalidBucketName,
         ControllerError::BucketExists { .. } => ApiError::BucketAlreadyOwnedByYou,
         ControllerError::NoSuchBucket { .. } | ControllerError::BucketNotMarked { .. } => {
             ApiError::NoSuchBucket
+        }
+        ControllerError::ConfigurationTooLarge { .. } | ControllerError::VersioningStays { .. } => {
+            ApiError::InvalidRequest { problem: error.to_string() }
         }
         other => ApiError::Unavailable { reason: other.to_string() },
     }
@@ -151,8 +164,9 @@ impl<P: Platform> Metadata for NodeCluster<P> {
         let mut unknown = false;
         let changes = !matches!(
             command,
-            Command::Head { .. }
-                | Command::Get { .. }
+            Command::Head(_)
+                | Command::Get(_)
+                | Command::ObjectParts { .. }
                 | Command::GetUpload { .. }
                 | Command::ListParts { .. }
         );
@@ -189,16 +203,12 @@ impl<P: Platform> Metadata for NodeCluster<P> {
     fn bucket(&self, name: &str) -> Option<Bucket> {
         let buckets = self.buckets.borrow();
         let bucket = buckets.by_name.get(name).filter(|bucket| bucket.state == BucketState::Active)?;
-        Some(Bucket { id: bucket.id, name: name.to_owned(), created_ms: bucket.created_ms })
+        Some(described(name, bucket))
     }
 
     fn buckets(&self) -> Vec<Bucket> {
         let active = |(name, bucket): (&String, &quarry_controller::Bucket)| {
-            (bucket.state == BucketState::Active).then(|| Bucket {
-                id: bucket.id,
-                name: name.clone(),
-                created_ms: bucket.created_ms,
-            })
+            (bucket.state == BucketState::Active).then(|| described(name, bucket))
         };
         self.buckets.borrow().by_name.iter().filter_map(active).collect()
     }
@@ -232,5 +242,25 @@ impl<P: Platform> Metadata for NodeCluster<P> {
                 outcome.and(Err(ApiError::BucketNotEmpty))
             }
         }
+    }
+
+    async fn set_bucket_document(
+        &self,
+        name: &str,
+        kind: DocumentKind,
+        document: Option<String>,
+    ) -> Result<(), ApiError> {
+        let id = self.bucket(name).ok_or(ApiError::NoSuchBucket)?.id;
+        let controller = self.parts.control.controller();
+        let changed = controller.set_bucket_document(name, id, kind, document).await;
+        let bucket = changed.map_err(|error| to_api_error(&error))?;
+        self.spread(|table| table.revision >= bucket.revision).await
+    }
+
+    async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), ApiError> {
+        let id = self.bucket(name).ok_or(ApiError::NoSuchBucket)?.id;
+        let changed = self.parts.control.controller().set_versioning(name, id, versioning).await;
+        let bucket = changed.map_err(|error| to_api_error(&error))?;
+        self.spread(|table| table.revision >= bucket.revision).await
     }
 }

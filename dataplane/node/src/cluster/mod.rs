@@ -24,12 +24,13 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use quarry_clustermap::{BlobId, ClusterMap, DeviceId, Epoch, Incarnation, NodeId, WriterCounter};
 use quarry_controller::{BucketTable, Published};
+use quarry_identity::UserTable;
 use quarry_object::{
     ReadLatency,
-    peer::{PeerFault, PeerRequest, PeerResponse},
+    peer::{PeerFault, PeerRequest, PeerResponse, Run},
     transport::{Address, Parcel, Transport, TransportError},
 };
-use quarry_storage::device::BufferPool;
+use quarry_storage::device::{BufferPool, DeviceError};
 
 use crate::{
     control::ControlHandle,
@@ -41,7 +42,11 @@ const READ_ERRORS_MAX: u32 = 16;
 /// See [`READ_ERRORS_MAX`].
 const READ_ERROR_WINDOW: Duration = Duration::from_secs(60);
 
-/// How far each core is: which map and which revision of the bucket table it acts on.
+/// Writes that go on without a slow device within [`READ_ERROR_WINDOW`], on one core; beyond, they wait for it. Bounds
+/// the buffers that its operations hold, and the repairs that follow.
+const GIVE_UPS_MAX: u32 = 16;
+
+/// How far each core is: which map and which revisions of buckets and users it acts on.
 #[derive(Clone)]
 pub(crate) struct Progress(Arc<Vec<CoreProgress>>);
 
@@ -49,6 +54,7 @@ pub(crate) struct Progress(Arc<Vec<CoreProgress>>);
 struct CoreProgress {
     map_version: AtomicU64,
     bucket_revision: AtomicU64,
+    user_revision: AtomicU64,
 }
 
 impl Progress {
@@ -59,6 +65,7 @@ impl Progress {
     fn set(&self, core: usize, published: &Published) {
         self.0[core].map_version.store(published.map.version.0, Ordering::Release);
         self.0[core].bucket_revision.store(published.buckets.revision, Ordering::Release);
+        self.0[core].user_revision.store(published.users.revision, Ordering::Release);
     }
 
     /// Cores of this node.
@@ -69,6 +76,11 @@ impl Progress {
     /// Whether every core acts on this revision of the bucket table or a newer one.
     fn buckets_reached(&self, revision: u64) -> bool {
         self.0.iter().all(|core| core.bucket_revision.load(Ordering::Acquire) >= revision)
+    }
+
+    /// Whether every core acts on this revision of the user table or a newer one.
+    pub(crate) fn users_reached(&self, revision: u64) -> bool {
+        self.0.iter().all(|core| core.user_revision.load(Ordering::Acquire) >= revision)
     }
 
     /// Whether every core acts on a map that has this epoch.
@@ -101,10 +113,13 @@ pub(crate) struct NodeCluster<P: Platform> {
     parts: CoreParts<P>,
     map: RefCell<Rc<ClusterMap>>,
     buckets: RefCell<Arc<BucketTable>>,
+    users: RefCell<Arc<UserTable>>,
     latency: ReadLatency,
     blob_counter: Cell<u64>,
     random: Cell<u64>,
     read_errors: RefCell<BTreeMap<DeviceId, (Duration, u32)>>,
+    /// Since when, and how often, writes went on without the device.
+    given_up: RefCell<BTreeMap<DeviceId, (Duration, u32)>>,
 }
 
 impl<P: Platform> NodeCluster<P> {
@@ -114,10 +129,12 @@ impl<P: Platform> NodeCluster<P> {
             parts,
             map: RefCell::new(Rc::new(published.map.as_ref().clone())),
             buckets: RefCell::new(Arc::clone(&published.buckets)),
+            users: RefCell::new(Arc::clone(&published.users)),
             latency: ReadLatency::new(),
             blob_counter: Cell::new(0),
             random,
             read_errors: RefCell::default(),
+            given_up: RefCell::default(),
         })
     }
 
@@ -127,7 +144,13 @@ impl<P: Platform> NodeCluster<P> {
             *self.map.borrow_mut() = Rc::new(published.map.as_ref().clone());
         }
         *self.buckets.borrow_mut() = Arc::clone(&published.buckets);
+        *self.users.borrow_mut() = Arc::clone(&published.users);
         self.parts.progress.set(self.parts.core, published);
+    }
+
+    /// The users that this core acts on.
+    pub(crate) fn users(&self) -> Arc<UserTable> {
+        Arc::clone(&self.users.borrow())
     }
 
     /// Blobs that are being read on this node.
@@ -205,8 +228,44 @@ impl<P: Platform> NodeCluster<P> {
         self.parts.control.device_failed(device, format!("a write failed: {problem}"));
     }
 
-    /// A device answered a read with an error: it is out when that happens often.
-    fn read_failed(&self, device: DeviceId, problem: &str) {
+    /// How often writes went on without the device lately.
+    fn times_given_up(&self, device: DeviceId) -> u32 {
+        let now = self.parts.timer.monotonic();
+        let given_up = self.given_up.borrow();
+        let recent =
+            given_up.get(&device).filter(|(since, _)| now.saturating_sub(*since) <= READ_ERROR_WINDOW);
+        recent.map_or(0, |(_, count)| *count)
+    }
+
+    fn try_give_up(&self, device: DeviceId) -> bool {
+        let times = self.times_given_up(device);
+        if times >= GIVE_UPS_MAX {
+            return false;
+        }
+        let now = self.parts.timer.monotonic();
+        let mut given_up = self.given_up.borrow_mut();
+        let entry = given_up.entry(device).or_insert((now, 0));
+        *entry = if times == 0 { (now, 1) } else { (entry.0, times + 1) };
+        tracing::warn!(event = "device_slow", %device, count = times + 1);
+        self.metrics().writes_given_up.inc();
+        true
+    }
+
+    /// A device answered a read with an error: what it could not read goes into quarantine, and it is out when that
+    /// happens often. The reader's pin is dropped after this, in the same order: nobody else has the blocks yet.
+    pub(crate) fn read_failed(&self, device: DeviceId, error: &DeviceError) {
+        if let Some((offset, len_bytes)) = error.unreadable() {
+            let request = PeerRequest::Quarantine { run: Run { offset, len_bytes } };
+            let (class, parcel) = (request.class(), Parcel::from(request.encode()));
+            if let Err(error) = self.parts.transport.send(Address::Device(device), class, parcel) {
+                tracing::warn!(event = "quarantine_not_sent", %device, offset, %error);
+            }
+        }
+        self.count_read_error(device, &error.to_string());
+    }
+
+    /// A read of a device failed, wherever it was tried.
+    pub(crate) fn count_read_error(&self, device: DeviceId, problem: &str) {
         let now = self.parts.timer.monotonic();
         let mut errors = self.read_errors.borrow_mut();
         let (since, count) = errors.entry(device).or_insert((now, 0));

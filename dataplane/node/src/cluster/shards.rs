@@ -156,7 +156,7 @@ impl<P: Platform> NodeCluster<P> {
                 Ok(_) => return Err(to_peer_error(&unexpected())),
                 Err(fault) => {
                     if let PeerFault::Device { detail } = &fault {
-                        self.read_failed(shard.device, detail);
+                        self.count_read_error(shard.device, detail);
                     }
                     return Err(to_peer_error(&fault));
                 }
@@ -210,6 +210,14 @@ impl<P: Platform> Cluster for NodeCluster<P> {
 
     fn read_latency(&self) -> &ReadLatency {
         &self.latency
+    }
+
+    fn write_cost(&self, device: DeviceId) -> u64 {
+        self.times_given_up(device).into()
+    }
+
+    fn give_up(&self, device: DeviceId) -> bool {
+        self.try_give_up(device)
     }
 
     fn report_damage(&self, pg: PgId, blob: BlobId, shard: ShardIndex, kind: DamageKind) {
@@ -333,7 +341,7 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         };
         let (result, buf) = runs::read(&**io, &pieces, buf).await;
         let result = result.map_err(|error| {
-            self.read_failed(shard.device, &error.to_string());
+            self.read_failed(shard.device, &error);
             PeerError::Io
         });
         (result, buf)

@@ -16,13 +16,13 @@ use std::{
 use futures::future::LocalBoxFuture;
 use quarry_clustermap::{DeviceId, Epoch, NodeId, PartitionId};
 use quarry_controller::{
-    Controller, ControllerHandle, ControllerOptions, Published,
+    Controller, ControllerHandle, ControllerOptions,
     cluster::{Member, MemberEnd},
 };
 use quarry_metastore::LazyEtcd;
 use quarry_planner::Policy;
 
-pub(crate) use self::admin::{AdminState, FaultSwitches};
+pub(crate) use self::admin::{AdminAccess, AdminState, AdminToken, FaultSwitches};
 use crate::{config::Config, membership::Plane, metrics::Metrics, runtime::clock};
 
 /// Reports that may wait for the controller; those that repeat themselves are dropped beyond.
@@ -144,8 +144,8 @@ impl Control {
                 local.spawn_local(pass_events(inbox, controller_handle.clone(), |task| {
                     tokio::task::spawn_local(task);
                 }));
-                local.spawn_local(watch_map(controller_handle, Arc::clone(&admin)));
-                local.spawn_local(admin::serve(listener, admin));
+                local.spawn_local(watch_map(controller_handle.clone(), Arc::clone(&admin)));
+                local.spawn_local(admin::serve(listener, admin, controller_handle));
                 let leaving = in_cluster.then(|| (node, ticking.clone()));
                 local.spawn_local(wait_for_signal(stopping, leaving));
                 if !in_cluster {
@@ -253,10 +253,14 @@ async fn tick(controller: ControllerHandle) {
 
 async fn watch_map(controller: ControllerHandle, admin: Arc<AdminState>) {
     let Ok(newest) = controller.subscribe().await else { return };
-    while let Ok(Published { map, .. }) = newest.recv().await {
-        admin.metrics.set_map(&map);
-        tracing::info!(event = "map_changed", version = map.version.0);
-        admin.set_map(map);
+    let mut version = None;
+    while let Ok(published) = newest.recv().await {
+        let map = Arc::clone(&published.map);
+        admin.set_published(published);
+        if version.replace(map.version) != Some(map.version) {
+            admin.metrics.set_map(&map);
+            tracing::info!(event = "map_changed", version = map.version.0);
+        }
     }
 }
 

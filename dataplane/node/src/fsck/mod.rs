@@ -33,7 +33,7 @@ use anyhow::{Context, bail};
 use futures::executor::block_on;
 use quarry_clustermap::{ClusterMap, DeviceId, PartitionId};
 use quarry_metastore::{Embedded, MetastoreError};
-use quarry_partition::command::{BlobStatus, Command, Reply, evaluate};
+use quarry_partition::command::{BlobStatus, Command, EvaluationContext, Reply, evaluate};
 use quarry_storage::store::ShardRow;
 
 pub(crate) use self::devices::read_only_options;
@@ -161,6 +161,8 @@ impl Check<'_> {
         }
         let whole = listed.whole();
         let free = device.store.free_map();
+        let idle = free.idle().into_iter();
+        used.extend(idle.map(|extent| Used { extent, purpose: Purpose::Quarantine }));
         let area = free.area();
         let runs = free.runs().map(|(start, blocks)| (start.0, blocks));
         space::judge(&name, area.start.0..area.end.0, used, runs, whole, &mut self.findings);
@@ -190,7 +192,9 @@ impl Check<'_> {
     /// What the collector would be told about a blob.
     async fn status(&self, row: &ShardRow) -> Option<BlobStatus> {
         let rows = self.partitions.get(&row.owner_partition)?;
-        let answer = evaluate(rows, 0, &Command::BlobStatus { blob: row.blob }).await.ok()?;
+        let answer = evaluate(rows, EvaluationContext::default(), &Command::BlobStatus { blob: row.blob })
+            .await
+            .ok()?;
         match answer.reply {
             Reply::Blob(status) => Some(status),
             _ => None,

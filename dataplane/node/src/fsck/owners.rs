@@ -10,7 +10,7 @@ use std::{
 use quarry_clustermap::{BlobId, PartitionId, partition_of};
 use quarry_partition::{
     BlobRef,
-    command::{BlobOwner, DecodedRow, Segment, decode_row},
+    command::{BlobOwner, DecodedRow, Segment, VERSION_MS_BYTES, decode_row, null_version_row},
 };
 
 use super::{
@@ -28,6 +28,8 @@ pub(super) struct Owners {
     /// Blobs that versions and parts name, and those on the free list.
     pub(super) blobs: Vec<(BlobRef, Claim)>,
     pub(super) objects: u64,
+    /// The row key of the version before, without its time.
+    newer: Vec<u8>,
     /// Blobs and requests with an owner row.
     owned: Vec<BlobId>,
     /// Rows that others name, with the length they must have.
@@ -38,8 +40,8 @@ pub(super) struct Owners {
 
 impl Owners {
     pub(super) fn new(partition: PartitionId, partition_count: u16) -> Self {
-        let (blobs, owned, named, beside) = Default::default();
-        Self { partition, partition_count, blobs, objects: 0, owned, named, beside }
+        let (blobs, owned, named, beside, newer) = Default::default();
+        Self { partition, partition_count, blobs, objects: 0, newer, owned, named, beside }
     }
 
     /// Takes the next row.
@@ -55,8 +57,9 @@ impl Owners {
         }
         self.named.extend(row.named_rows(key).into_iter().map(|named| (hash(&named.key), named.size_bytes)));
         match row {
-            DecodedRow::Version { bucket, key: name, .. } => {
-                self.objects += 1;
+            DecodedRow::Version { bucket, key: name, manifest } => {
+                self.objects += u64::from(!manifest.kind.is_marker());
+                self.null_version(key, manifest.kind.is_null());
                 if partition_of(bucket, name.as_bytes(), self.partition_count) != self.partition {
                     self.damaged(key, "its key belongs to another partition", findings);
                 }
@@ -64,13 +67,25 @@ impl Owners {
             DecodedRow::Body { size_bytes } | DecodedRow::PartBody { size_bytes } => {
                 self.beside.push((hash(key), u32::try_from(size_bytes).unwrap_or(u32::MAX)));
             }
-            DecodedRow::Continuation(_) => self.beside.push((hash(key), 0)),
+            DecodedRow::Continuation(_) | DecodedRow::PartRun | DecodedRow::NullVersion(_) => {
+                self.beside.push((hash(key), 0));
+            }
             DecodedRow::Owner { blob, owner: BlobOwner::Version { .. } | BlobOwner::Part { .. } } => {
                 self.owned.push(blob);
             }
             DecodedRow::Free(blob) => self.blobs.push((blob, Claim::Freed)),
             _ => {}
         }
+    }
+
+    /// A null version below another one is named by a row. Versions come in order, newest first within a key.
+    fn null_version(&mut self, row: &[u8], is_null: bool) {
+        let of_key = &row[..row.len() - VERSION_MS_BYTES];
+        if is_null && self.newer == of_key {
+            self.named.push((hash(&null_version_row(row)), None));
+        }
+        self.newer.clear();
+        self.newer.extend_from_slice(of_key);
     }
 
     fn damaged(&self, key: &[u8], what: impl std::fmt::Display, findings: &mut Findings) {
@@ -118,7 +133,8 @@ impl Owners {
         findings: &mut Findings,
     ) {
         let Ok(row) = decode_row(key, value) else { return };
-        let named = row.named_rows(key).into_iter().map(|named| named.key);
+        let null = matches!(row, DecodedRow::Version { .. }).then(|| null_version_row(key));
+        let named = row.named_rows(key).into_iter().map(|named| named.key).chain(null);
         for key in named.chain([key.to_vec()]) {
             if let Some(problem) = problems.remove(&hash(&key)) {
                 self.damaged(&key, problem, findings);

@@ -13,6 +13,8 @@ pub(super) enum Purpose {
     IndexPage,
     IndexValue,
     FreeMap,
+    /// The medium failed to read it, and nobody uses it.
+    Quarantine,
 }
 
 /// An extent in use: 16 bytes each, for one device at a time.

@@ -1,16 +1,10 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, BTreeSet},
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::{LocalBoxFuture, join_all};
-use quarry_clustermap::{BucketId, DeviceId, Epoch, NodeId, PartitionId};
+use quarry_clustermap::{BucketId, DeviceId, Epoch, NodeId, PartitionId, Versioning};
 use quarry_controller::{BucketState, BucketTable};
 use quarry_object::{
     peer::{PeerFault, PeerRequest, PeerResponse},
@@ -26,6 +20,13 @@ use crate::{
     platform::{Platform, Timer},
 };
 
+/// What a primary must know of a bucket.
+#[derive(Clone, Copy)]
+struct BucketRules {
+    is_open: bool,
+    versioning: Versioning,
+}
+
 /// See the module.
 pub(crate) struct Links<P: Platform> {
     transport: Rc<P::Transport>,
@@ -36,7 +37,7 @@ pub(crate) struct Links<P: Platform> {
     progress: Progress,
     space: SpaceTable,
     timer: P::Timer,
-    open_buckets: RefCell<BTreeSet<BucketId>>,
+    buckets: RefCell<BTreeMap<BucketId, BucketRules>>,
     /// Devices of other nodes that are full, as of a moment ago.
     full_elsewhere: RefCell<BTreeMap<NodeId, Vec<DeviceId>>>,
 }
@@ -50,18 +51,26 @@ impl<P: Platform> Links<P> {
         progress: Progress,
         space: SpaceTable,
     ) -> Self {
-        let (open_buckets, full_elsewhere) = (RefCell::default(), RefCell::default());
-        Self { transport, spawn, control, progress, space, timer, open_buckets, full_elsewhere }
+        let (buckets, full_elsewhere) = (RefCell::default(), RefCell::default());
+        Self { transport, spawn, control, progress, space, timer, buckets, full_elsewhere }
     }
 
-    /// From now on only these buckets take writes.
+    /// From now on only buckets that are active here take writes, and this is what they keep of older versions.
     pub(super) fn set_buckets(&self, table: &Arc<BucketTable>) {
-        let active = table.by_name.values().filter(|bucket| bucket.state == BucketState::Active);
-        *self.open_buckets.borrow_mut() = active.map(|bucket| bucket.id).collect();
+        let rules = |bucket: &quarry_controller::Bucket| BucketRules {
+            is_open: bucket.state == BucketState::Active,
+            versioning: bucket.config.versioning,
+        };
+        let buckets = table.by_name.values();
+        *self.buckets.borrow_mut() = buckets.map(|bucket| (bucket.id, rules(bucket))).collect();
     }
 
     pub(super) fn bucket_is_open(&self, bucket: BucketId) -> bool {
-        self.open_buckets.borrow().contains(&bucket)
+        self.buckets.borrow().get(&bucket).is_some_and(|rules| rules.is_open)
+    }
+
+    pub(super) fn versioning(&self, bucket: BucketId) -> Versioning {
+        self.buckets.borrow().get(&bucket).map(|rules| rules.versioning).unwrap_or_default()
     }
 
     /// Whether a device has only its reserve left.
@@ -77,6 +86,11 @@ impl<P: Platform> Links<P> {
     /// What another node says of its devices.
     pub(super) fn set_full(&self, node: NodeId, devices: Vec<DeviceId>) {
         self.full_elsewhere.borrow_mut().insert(node, devices);
+    }
+
+    /// Whether a device's journal has too much to do to begin more.
+    pub(super) fn is_busy(&self, device: DeviceId) -> bool {
+        self.space.is_busy(device)
     }
 
     /// Asks the control plane to record a new primary, and waits until no core takes the old one for it any more:

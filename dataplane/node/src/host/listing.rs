@@ -9,7 +9,7 @@ use quarry_object::{
     metadata::ExecuteError,
     peer::{PeerFault, PeerResponse},
 };
-use quarry_partition::command::{Command, Entry, Framed, List, Reply};
+use quarry_partition::command::{Command, Entry, Framed, List, Position, Reply};
 
 use super::PartitionHost;
 use crate::platform::Platform;
@@ -23,18 +23,21 @@ struct Source<P: Platform> {
     entries: VecDeque<Entry>,
     /// More can be fetched after the last entry fetched.
     truncated: bool,
-    last: Option<String>,
+    last: Option<(String, Option<Position>)>,
 }
 
 impl<P: Platform> Source<P> {
     async fn fetch(&mut self, list: &List, max: u32) -> Result<(), PeerFault> {
-        let after = self.last.clone().or_else(|| list.after.clone());
-        let command = Command::List(List { after, max, ..list.clone() });
+        let mut list = List { max, ..list.clone() };
+        if let Some((after, position)) = self.last.clone() {
+            (list.after, list.after_position) = (Some(after), position);
+        }
+        let command = Command::List(list);
         match self.replica.execute(&command).await {
             Ok(Reply::Page { entries, truncated }) => {
                 self.truncated = truncated && !entries.is_empty();
                 if let Some(last) = entries.last() {
-                    self.last = Some(last.name().to_owned());
+                    self.last = Some((last.name().to_owned(), last.position()));
                 }
                 self.entries.extend(entries);
                 Ok(())
@@ -86,11 +89,11 @@ async fn merge<P: Platform>(
         }
     }
     let mut merged: Vec<Entry> = Vec::with_capacity(list.max as usize);
-    while let Some(Reverse((name, index))) = heap.pop() {
+    while let Some(Reverse((_, index))) = heap.pop() {
         let source = &mut sources[index];
         let entry = source.entries.pop_front().expect("the heap names sources that have an entry");
         // The same rolled-up prefix comes from every partition that has a key below it.
-        if merged.last().is_none_or(|last| last.name() != name) {
+        if !matches!(entry, Entry::Prefix(_)) || merged.last() != Some(&entry) {
             if merged.len() == list.max as usize {
                 return Ok((merged, true));
             }
@@ -124,8 +127,10 @@ pub(crate) fn merge_pages(answers: Vec<PeerResponse>, max: usize) -> Result<Merg
         merged.truncated |= truncated;
         merged.partitions.extend(partitions);
     }
+    // Stable: versions of a key are all in one partition, and stay in their order.
     merged.entries.sort_by(|a, b| a.name().cmp(b.name()));
-    merged.entries.dedup_by(|a, b| a.name() == b.name());
+    // Only rolled-up prefixes come from several partitions.
+    merged.entries.dedup_by(|a, b| matches!(a, Entry::Prefix(_)) && a == b);
     merged.truncated |= merged.entries.len() > max;
     merged.entries.truncate(max);
     Ok(merged)

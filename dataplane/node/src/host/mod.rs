@@ -10,7 +10,7 @@ mod space;
 mod view;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
     sync::Arc,
@@ -22,13 +22,13 @@ use quarry_clustermap::{ClusterMap, DeviceId, NodeId, PartitionId, Sequence};
 use quarry_controller::BucketTable;
 use quarry_object::{
     metadata::ExecuteError,
-    peer::{PeerFault, PeerRequest, PeerResponse},
+    peer::{PeerFault, PeerRequest, PeerResponse, Run, ShardName},
     transport::{Address, Parcel},
 };
 use quarry_partition::command::{Command, Framed, Outcome};
 use quarry_storage::store::{Store, StoreError};
 
-use self::shards::Shards;
+use self::shards::{ReadFault, Shards};
 pub(crate) use self::{
     links::Links,
     listing::merge_pages,
@@ -37,6 +37,9 @@ pub(crate) use self::{
 };
 use crate::platform::Platform;
 
+/// A device whose journal makes no progress for so long counts as failed, so that its partitions go on without it.
+const STALL_MAX_MS: u64 = 30_000;
+
 /// One device that this core owns.
 pub(crate) struct DeviceHost<P: Platform> {
     pub(crate) store: Store<P::Device>,
@@ -44,6 +47,21 @@ pub(crate) struct DeviceHost<P: Platform> {
     partitions: RefCell<BTreeMap<PartitionId, Rc<PartitionHost<P>>>>,
     /// Partitions whose rows are being wiped: no replica is made before that has ended.
     forgetting: RefCell<BTreeSet<PartitionId>>,
+    /// The journal's batch under way and when it was first seen; `None` while there is none.
+    batch: Cell<Option<(u64, u64)>>,
+}
+
+impl<P: Platform> DeviceHost<P> {
+    /// How long the journal has been at one batch, in ms.
+    fn stalled_ms(&self, now_ms: u64) -> u64 {
+        let known = self.batch.get();
+        let batch = self.store.batch_under_way().map(|batch| match known {
+            Some((same, since)) if same == batch => (batch, since),
+            _ => (batch, now_ms),
+        });
+        self.batch.set(batch);
+        batch.map_or(0, |(_, since)| now_ms.saturating_sub(since))
+    }
 }
 
 /// All devices that this core owns.
@@ -69,6 +87,7 @@ impl<P: Platform> CoreHost<P> {
                     shards,
                     partitions: RefCell::default(),
                     forgetting: RefCell::default(),
+                    batch: Cell::new(None),
                 }),
             )
         };
@@ -165,8 +184,13 @@ impl<P: Platform> CoreHost<P> {
     /// Time passes for every replica, and for what was lent to other nodes.
     pub(crate) fn tick(&self) {
         let now_ms = self.links.monotonic_ms();
-        for host in self.devices.values() {
+        for (id, host) in &self.devices {
             host.shards.tick(now_ms);
+            let stalled_ms = host.stalled_ms(now_ms);
+            if stalled_ms >= STALL_MAX_MS && self.map.borrow().is_in(*id) {
+                let reason = format!("its journal has been at one batch for {stalled_ms} ms");
+                self.links.control.device_failed(*id, reason);
+            }
             let replicas: Vec<_> = host.partitions.borrow().values().cloned().collect();
             replicas.iter().for_each(PartitionHost::tick);
         }
@@ -195,6 +219,17 @@ impl<P: Platform> CoreHost<P> {
         self.links.index_damaged(&self.devices[&device].store, reason);
     }
 
+    /// The device failed to read a range: it is not handed out again. A device with too many such blocks is out.
+    pub(crate) async fn quarantine(&self, device: DeviceId, run: Run) {
+        let Err(error) = self.devices[&device].store.quarantine(run.offset, run.len_bytes).await else {
+            return;
+        };
+        tracing::warn!(event = "quarantine_failed", %device, offset = run.offset, %error);
+        if let StoreError::QuarantineFull { .. } = error {
+            self.links.control.device_failed(device, error.to_string());
+        }
+    }
+
     /// Answers one message.
     pub(crate) fn handle(self: &Rc<Self>, to: Address, parcel: Parcel) -> LocalBoxFuture<'static, Parcel> {
         let host = Rc::clone(self);
@@ -218,12 +253,33 @@ impl<P: Platform> CoreHost<P> {
             (Address::Core(_), request) => self.answer_core(request).await,
             (Address::Node(_), request) => self.answer_node(request).await,
             (Address::Device(device), PeerRequest::ReadShard { name, pin, offset, len_bytes }) => {
-                let bytes = self.device(device)?.shards.read(name, pin, offset, len_bytes).await?;
+                let bytes = self.read_for_peer(device, name, pin, (offset, len_bytes)).await?;
                 return Ok((PeerResponse::Done, bytes));
             }
             (Address::Device(device), request) => self.answer_device(device, request, &parcel.bulk).await,
         };
         Ok((response?, Bytes::new()))
+    }
+
+    /// Reads (offset, length) of a shard for another node; what the device cannot read goes into quarantine while the
+    /// reader's pin holds it.
+    async fn read_for_peer(
+        &self,
+        device: DeviceId,
+        name: ShardName,
+        pin: u64,
+        (offset, len_bytes): (u64, u32),
+    ) -> Result<Bytes, PeerFault> {
+        match self.device(device)?.shards.read(name, pin, offset, len_bytes).await {
+            Ok(bytes) => Ok(bytes),
+            Err(ReadFault::Refused(fault)) => Err(fault),
+            Err(ReadFault::Device(error)) => {
+                if let Some((offset, len_bytes)) = error.unreadable() {
+                    self.quarantine(device, Run { offset, len_bytes }).await;
+                }
+                Err(PeerFault::Device { detail: error.to_string() })
+            }
+        }
     }
 
     fn device(&self, device: DeviceId) -> Result<&Rc<DeviceHost<P>>, PeerFault> {
@@ -255,6 +311,10 @@ impl<P: Platform> CoreHost<P> {
             PeerRequest::FenceGroup { pg, epoch } => host.shards.fence(pg, epoch).await,
             PeerRequest::ListShards { pg, after, limit } => host.shards.list(pg, after, limit).await,
             PeerRequest::ShardLengths { names } => host.shards.lengths(&names).await,
+            PeerRequest::Quarantine { run } => {
+                self.quarantine(device, run).await;
+                Ok(PeerResponse::Done)
+            }
             PeerRequest::Execute { partition, command } => {
                 let replica =
                     host.partitions.borrow().get(&partition).cloned().ok_or(PeerFault::NotPrimary)?;

@@ -17,11 +17,11 @@ use std::{
 
 use bytes::Bytes;
 use futures::{channel::oneshot, lock::Mutex};
-use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionConfig, PartitionId, Sequence};
+use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionConfig, PartitionId, Sequence, Versioning};
 use quarry_object::{metadata::ExecuteError, peer::PeerFault};
 use quarry_partition::{
     Envelope, Input, Message, Output, Payload, Refusal, Replica, Report, Row,
-    command::{Command, EvaluateError, Reply, evaluate, is_free_list_row},
+    command::{Command, EvaluateError, EvaluationContext, Reply, evaluate, is_free_list_row},
 };
 use quarry_storage::store::{LogEntry, Mutation, Store, StoreError};
 
@@ -149,6 +149,11 @@ impl<P: Platform> PartitionHost<P> {
         if is_read(command) { self.read(command).await } else { self.write(command).await }
     }
 
+    fn context(&self, command: &Command) -> EvaluationContext {
+        let versioning = command.bucket().map(|bucket| self.links.versioning(bucket)).unwrap_or_default();
+        EvaluationContext { now_ms: self.links.unix_ms(), versioning }
+    }
+
     /// Reads see committed rows only, so they wait for nothing.
     async fn read(&self, command: &Command) -> Result<Reply, ExecuteError> {
         for _ in 0..READ_ATTEMPTS {
@@ -157,7 +162,7 @@ impl<P: Platform> PartitionHost<P> {
             }
             let before = self.replica.borrow().committed();
             let view = RowView::committed(&self.store, self.partition);
-            let result = evaluate(&view, self.links.unix_ms(), command).await;
+            let result = evaluate(&view, self.context(command), command).await;
             let unchanged = self.replica.borrow().committed() == before;
             match result {
                 Ok(evaluated) if self.is_serving_primary() => return Ok(evaluated.reply),
@@ -175,6 +180,10 @@ impl<P: Platform> PartitionHost<P> {
         if !self.is_serving_primary() {
             return Err(PeerFault::NotPrimary.into());
         }
+        // Before anything is proposed: a replica that cannot journal an entry is lost until the next epoch.
+        if self.members.borrow().iter().any(|member| self.links.is_busy(*member)) {
+            return Err(PeerFault::Busy.into());
+        }
         if let Some(bucket) = written_bucket(command) {
             if !self.links.bucket_is_open(bucket) {
                 return Err(PeerFault::BucketGone.into());
@@ -183,8 +192,15 @@ impl<P: Platform> PartitionHost<P> {
                 return Err(PeerFault::Full.into());
             }
         }
+        // A delete marker in a bucket that has been found empty would stay for ever.
+        if let Command::Delete { bucket, version: None, .. } = command
+            && self.links.versioning(*bucket) != Versioning::Unversioned
+            && !self.links.bucket_is_open(*bucket)
+        {
+            return Err(PeerFault::BucketGone.into());
+        }
         let view = RowView::proposed(&self.store, self.partition, &self.proposed);
-        let evaluated = evaluate(&view, self.links.unix_ms(), command).await;
+        let evaluated = evaluate(&view, self.context(command), command).await;
         let (token, outcome) = self.new_waiter();
         match &evaluated {
             Ok(evaluated) if !evaluated.rows.is_empty() => self.propose(token, evaluated.rows.clone())?,
@@ -417,8 +433,9 @@ pub(crate) fn into_mutations(payload: Payload) -> Vec<Mutation> {
 fn is_read(command: &Command) -> bool {
     matches!(
         command,
-        Command::Head { .. }
-            | Command::Get { .. }
+        Command::Head(_)
+            | Command::Get(_)
+            | Command::ObjectParts { .. }
             | Command::List(_)
             | Command::ListParts { .. }
             | Command::GetUpload { .. }
@@ -433,7 +450,7 @@ fn written_bucket(command: &Command) -> Option<BucketId> {
         Command::Put(put) => Some(put.bucket),
         Command::PutPart(part) => Some(part.bucket),
         Command::Complete(complete) => Some(complete.bucket),
-        Command::CreateUpload { bucket, .. } => Some(*bucket),
+        Command::CreateUpload { bucket, .. } | Command::SetTags { bucket, .. } => Some(*bucket),
         _ => None,
     }
 }

@@ -26,7 +26,7 @@ use quarry_object::{
     transport::BULK_BYTES_MAX,
 };
 use quarry_storage::{
-    device::{BLOCK_BYTES, Device, IoBuf},
+    device::{BLOCK_BYTES, Device, DeviceError, IoBuf},
     extent::Extent,
     store::{CHECKSUM_UNIT_BYTES, ShardExtent, ShardKey, ShardPin, ShardRow, Store, StoreError},
 };
@@ -62,6 +62,15 @@ struct RemotePin {
     runs: Vec<Run>,
     len_bytes: u64,
     used_ms: Cell<u64>,
+}
+
+/// Why a piece of a shard was not read.
+#[derive(PartialEq, Eq, Debug, thiserror::Error)]
+pub(crate) enum ReadFault {
+    #[error(transparent)]
+    Refused(#[from] PeerFault),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// Told when the device's shard table is damaged: the device is out then.
@@ -290,7 +299,7 @@ impl<D: Device + 'static> Shards<D> {
         pin: u64,
         offset: u64,
         len_bytes: u32,
-    ) -> Result<Bytes, PeerFault> {
+    ) -> Result<Bytes, ReadFault> {
         let pinned = self.pins.borrow().get(&pin).cloned().filter(|pinned| pinned.is_of(name));
         let pinned = pinned.ok_or(PeerFault::NotFound)?;
         let remote = pinned.remote.as_ref().ok_or(PeerFault::NotFound)?;
@@ -299,7 +308,7 @@ impl<D: Device + 'static> Shards<D> {
             covered(&remote.runs, remote.len_bytes, offset, len).ok_or_else(|| damaged("read", name))?;
         let (result, buf) = runs::read(&**self.store.device(), &pieces, IoBuf::zeroed(len)).await;
         remote.used_ms.set(self.now_ms.get());
-        result.map_err(|error| PeerFault::Device { detail: error.to_string() })?;
+        result?;
         Ok(buf.into_bytes())
     }
 

@@ -5,26 +5,32 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use quarry_clustermap::DeviceId;
-use quarry_storage::store::SpaceUsage;
+use quarry_storage::{device::Device, store::Store};
 
 /// Space of one device, as of a moment ago.
 #[derive(Debug, Default)]
 pub(crate) struct DeviceSpace {
     capacity_bytes: AtomicU64,
     free_bytes: AtomicU64,
+    quarantined_bytes: AtomicU64,
     /// The store's reserve, and what its next checkpoint may take.
     kept_bytes: AtomicU64,
+    /// Its journal's queue is long.
+    is_busy: AtomicBool,
 }
 
 impl DeviceSpace {
-    pub(crate) fn set(&self, usage: SpaceUsage) {
+    pub(crate) fn set<D: Device + 'static>(&self, store: &Store<D>) {
+        let usage = store.space();
+        self.is_busy.store(store.stats().queue_is_long(), Ordering::Relaxed);
         self.capacity_bytes.store(usage.capacity_bytes, Ordering::Relaxed);
         self.free_bytes.store(usage.free_bytes, Ordering::Relaxed);
+        self.quarantined_bytes.store(usage.quarantined_bytes, Ordering::Relaxed);
         self.kept_bytes.store(usage.reserve_bytes + usage.pending_bytes, Ordering::Relaxed);
     }
 
@@ -34,6 +40,10 @@ impl DeviceSpace {
 
     pub(crate) fn free_bytes(&self) -> u64 {
         self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn quarantined_bytes(&self) -> u64 {
+        self.quarantined_bytes.load(Ordering::Relaxed)
     }
 
     /// Only the reserve is left: it is for deletes and checkpoints.
@@ -62,5 +72,10 @@ impl SpaceTable {
 
     pub(super) fn is_full(&self, device: DeviceId) -> bool {
         self.0.get(&device).is_some_and(|space| space.is_full())
+    }
+
+    /// Whether too much waits for the device's journal to begin anything that adds to it.
+    pub(super) fn is_busy(&self, device: DeviceId) -> bool {
+        self.0.get(&device).is_some_and(|space| space.is_busy.load(Ordering::Relaxed))
     }
 }

@@ -2,6 +2,7 @@
 //! of them are idempotent and start over after a restart.
 
 pub(crate) mod collector;
+pub(crate) mod expiry;
 pub(crate) mod freer;
 pub(crate) mod leftovers;
 pub(crate) mod mover;

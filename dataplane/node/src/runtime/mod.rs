@@ -6,3 +6,4 @@ pub(crate) mod fd;
 pub(crate) mod mesh;
 pub(crate) mod net;
 pub(crate) mod pulse;
+pub(crate) mod tls;

@@ -3,7 +3,9 @@
 use std::rc::Rc;
 
 use futures::future::join_all;
-use quarry_object::api::{ApiError, Attributes, CompletedPart, Conditions, CopySource, ObjectStore};
+use quarry_object::api::{
+    ApiError, Attributes, CompletedPart, Completion, Conditions, CopyChanges, CopySource, ObjectStore,
+};
 
 use super::{
     Random,
@@ -86,8 +88,8 @@ impl Client {
     }
 
     async fn delete(&self, key: &str) -> Result<(), ApiError> {
-        let delete = self.node.objects.delete_object(BUCKET, key, Conditions::default());
-        self.history.note(key, None, delete).await
+        let delete = self.node.objects.delete_object(BUCKET, key, None, Conditions::default());
+        self.history.note(key, None, delete).await.map(drop)
     }
 
     /// Copies what was just written under another key of this client.
@@ -95,9 +97,10 @@ impl Client {
         let source = format!("client-{}/source", self.number);
         let content = self.content(1 + self.random.below(LARGE_BYTES as u64));
         self.history.note(&source, Some(Rc::clone(&content)), put(&self.node, &source, &content)).await?;
-        let from =
-            CopySource { bucket: BUCKET.into(), key: source, conditions: Conditions::default(), range: None };
-        let copy = self.node.objects.copy_object(from, BUCKET, key, None, Conditions::default());
+        let conditions = Conditions::default();
+        let from = CopySource { bucket: BUCKET.into(), key: source, version: None, conditions, range: None };
+        let copy =
+            self.node.objects.copy_object(from, BUCKET, key, CopyChanges::default(), Conditions::default());
         // A copy's ETag is computed anew.
         let copied = Rc::new(Content { bytes: content.bytes.clone(), etag: String::new() });
         self.history.note(key, Some(copied), copy).await.map(drop)
@@ -106,7 +109,7 @@ impl Client {
     /// Three parts, one of them twice; completed with the middle one alone, or aborted.
     async fn upload(&self, key: &str, complete: bool) -> Result<(), ApiError> {
         let objects = &self.node.objects;
-        let upload = objects.create_upload(BUCKET, key, Attributes::default()).await?;
+        let upload = objects.create_upload(BUCKET, key, Attributes::default(), None).await?;
         self.history.note_upload(key, &upload);
         let sizes = [300_000, 1 + self.random.below(3000), 150_000, 100_000];
         let parts: Vec<_> = sizes.iter().map(|size| self.content(*size)).collect();
@@ -117,7 +120,9 @@ impl Client {
             return objects.abort_upload(BUCKET, key, &upload).await;
         }
         let chosen = &parts[1];
-        let named = vec![CompletedPart { number: 2, etag: chosen.etag.clone() }];
+        let checksums = Default::default();
+        let parts = vec![CompletedPart { number: 2, etag: chosen.etag.clone(), checksums }];
+        let named = Completion { parts, ..Completion::default() };
         let whole = Rc::new(Content { bytes: chosen.bytes.clone(), etag: String::new() });
         let completed = objects.complete_upload(BUCKET, key, &upload, named, Conditions::default());
         self.history.note(key, Some(whole), completed).await.map(drop)

@@ -12,7 +12,9 @@ use std::{collections::BTreeSet, ops::Range, rc::Rc};
 
 use quarry_clustermap::partition_of;
 use quarry_object::{
-    api::{ApiError, Attributes, CompletedPart, Conditions, CopySource, ObjectStore},
+    api::{
+        ApiError, Attributes, CompletedPart, Completion, Conditions, CopyChanges, CopySource, ObjectStore,
+    },
     metadata::Metadata,
 };
 use quarry_storage::device::{BLOCK_BYTES, Event};
@@ -215,12 +217,12 @@ impl Rig {
         let part = self.obeys("UploadPart", "multi", touches, async move |node| {
             node.objects.put_part(BUCKET, "multi", &upload, number, content.body()).await
         });
-        CompletedPart { number, etag: part.etag }
+        CompletedPart { number, etag: part.etag, checksums: Default::default() }
     }
 
     fn create_upload(&mut self) -> String {
         self.obeys("CreateMultipartUpload", "multi", Touches::Commit, async |node| {
-            node.objects.create_upload(BUCKET, "multi", Attributes::default()).await
+            node.objects.create_upload(BUCKET, "multi", Attributes::default(), None).await
         })
     }
 }
@@ -241,20 +243,22 @@ fn every_operation_obeys(profile: &str, seed: u64) {
         let source = CopySource {
             bucket: BUCKET.into(),
             key: "small".into(),
+            version: None,
             conditions: Conditions::default(),
             range: None,
         };
-        node.objects.copy_object(source, BUCKET, "copy", None, Conditions::default()).await
+        node.objects.copy_object(source, BUCKET, "copy", CopyChanges::default(), Conditions::default()).await
     });
     for key in ["small", "copy", "empty"] {
         rig.obeys("DELETE", key, Commit, async move |node| {
-            node.objects.delete_object(BUCKET, key, Conditions::default()).await
+            node.objects.delete_object(BUCKET, key, None, Conditions::default()).await
         });
     }
     let upload = rig.create_upload();
     rig.part(&upload, 1, 5 << 20, ShardsAndCommit);
     let parts = vec![rig.part(&upload, 1, 5 << 20, ShardsAndCommit), rig.part(&upload, 2, 100, Commit)];
     rig.part(&upload, 3, 50_000, ShardsAndCommit);
+    let parts = Completion { parts, ..Completion::default() };
     rig.obeys("CompleteMultipartUpload", "multi", Commit, async move |node| {
         node.objects.complete_upload(BUCKET, "multi", &upload, parts, Conditions::default()).await
     });

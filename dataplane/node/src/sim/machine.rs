@@ -383,7 +383,7 @@ fn watch_space(parts: &Rc<NodeParts>, spawn: &super::executor::Spawn, space: &Sp
     spawn(Box::pin(async move {
         loop {
             for (id, device) in parts.host.devices() {
-                space.of(id).expect("made for every device").set(device.store.space());
+                space.of(id).expect("made for every device").set(&device.store);
             }
             parts.timer.sleep(WATCH_SPACE_EVERY).await;
         }

@@ -9,6 +9,7 @@ mod clients;
 mod crash;
 mod devices;
 mod executor;
+mod expiry;
 mod flush_order;
 mod history;
 mod life;
@@ -20,6 +21,7 @@ mod repair;
 pub(crate) mod stopped;
 mod transport;
 mod verify;
+mod versions;
 mod world;
 
 /// Seeds of a normal run of a test, or those that the environment asks for.

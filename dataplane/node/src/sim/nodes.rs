@@ -15,8 +15,8 @@ use std::{
 };
 
 use futures::{StreamExt, future::join_all};
-use quarry_clustermap::NodeId;
-use quarry_object::api::{ApiError, Attributes, Conditions, ListEntry, ListRequest, ObjectStore};
+use quarry_clustermap::{DeviceId, NodeId};
+use quarry_object::api::{ApiError, Attributes, Conditions, ListEntry, ListRequest, ObjectStore, Selector};
 
 use super::{
     Doing, Random,
@@ -120,11 +120,12 @@ impl Histories {
 async fn read(node: &RunningNode, key: &str) -> Option<Found> {
     let (objects, key) = (Rc::clone(&node.objects), key.to_owned());
     let reading = async move {
-        let mut content = match objects.get_object(BUCKET, &key, None, Conditions::default()).await {
-            Ok(content) => content,
-            Err(ApiError::NoSuchKey) => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let mut content =
+            match objects.get_object(BUCKET, &key, Selector::default(), Conditions::default()).await {
+                Ok(content) => content,
+                Err(ApiError::NoSuchKey) => return Ok(None),
+                Err(error) => return Err(error),
+            };
         let mut bytes = Vec::new();
         while let Some(piece) = content.stream.next().await {
             match piece {
@@ -197,7 +198,8 @@ impl Client {
 
 async fn delete(node: &RunningNode, key: &str) -> Option<Result<(), ApiError>> {
     let (objects, key) = (Rc::clone(&node.objects), key.to_owned());
-    node.run(async move { objects.delete_object(BUCKET, &key, Conditions::default()).await.map(drop) }).await
+    node.run(async move { objects.delete_object(BUCKET, &key, None, Conditions::default()).await.map(drop) })
+        .await
 }
 
 async fn list(node: &RunningNode) -> Option<Result<Vec<(String, u64)>, ApiError>> {
@@ -207,7 +209,7 @@ async fn list(node: &RunningNode) -> Option<Result<Vec<(String, u64)>, ApiError>
         let page = objects.list_objects(BUCKET, request).await?;
         Ok(page.entries.into_iter().map(|entry| match entry {
             ListEntry::Object(info) => (info.key, info.size_bytes),
-            ListEntry::Prefix(prefix) => panic!("a prefix {prefix} without a delimiter"),
+            other => panic!("{other:?} in a listing of objects without a delimiter"),
         }))
     };
     let listed: Option<Result<_, ApiError>> = node.run(listing).await;
@@ -310,7 +312,7 @@ async fn start(world: &World) {
 fn live(seed: u64) -> (u64, u64) {
     let _doing = Doing(format!("seed {seed}"));
     let mut executor = Executor::new();
-    let world = World::new(NODES, DEVICE_BYTES, (executor.timer(), executor.spawn()), seed);
+    let world = World::new(NODES, |_| DEVICE_BYTES, (executor.timer(), executor.spawn()), seed);
     let (started, noted) = (Rc::clone(&world), Rc::new(Histories::default()));
     let histories = Rc::clone(&noted);
     executor.run(async move {
@@ -347,9 +349,10 @@ fn nodes_that_crash_and_links_that_are_cut_lose_nothing() {
 /// A primary refuses what a replica on another node could not take: none is lost for want of room, and deletes work.
 #[test]
 fn full_devices_of_other_nodes_refuse_writes_and_take_deletes() {
-    const SMALL_DEVICE_BYTES: u64 = 12 << 20;
+    // The last one is full while all others have room.
+    let size = |device: DeviceId| if device.0 == 5 { 8 << 20 } else { 12 << 20 };
     let mut executor = Executor::new();
-    let world = World::new(NODES, SMALL_DEVICE_BYTES, (executor.timer(), executor.spawn()), 1);
+    let world = World::new(NODES, size, (executor.timer(), executor.spawn()), 1);
     let started = Rc::clone(&world);
     executor.run(async move {
         start(&started).await;

@@ -183,7 +183,7 @@ fn what_cannot_be_repaired_is_reported_and_left() {
         scrubbed(&node).await;
         assert!(node.cluster.metrics().shards_lost.get() > 0);
         assert_eq!(node.cluster.metrics().shards_rebuilt.get(), 0);
-        node.objects.delete_object(BUCKET, "doomed", Conditions::default()).await.unwrap();
+        node.objects.delete_object(BUCKET, "doomed", None, Conditions::default()).await.unwrap();
         let whole = verify::read(&node, "whole", None).await.unwrap();
         assert!(whole.0 == content.bytes);
     });
@@ -243,6 +243,7 @@ async fn put_short(node: &Rc<NodeParts>, key: &str, content: &Content) {
         key: key.to_owned(),
         etag: content.etag.clone(),
         attributes: StoredAttributes::default(),
+        tags: Vec::new(),
         checksums: Vec::default(),
         content: Stored::Blobs(vec![blob]),
         conditions: StoredConditions::default(),
@@ -424,4 +425,88 @@ fn a_damaged_index_takes_the_device_out_until_it_is_mended() {
         all_whole(&node, &noted).await;
     });
     delete_all(node, &history, &machine);
+}
+
+/// Blocks that cannot be read are not used again, though their shard is made anew on the same device.
+#[test]
+fn unreadable_blocks_go_into_quarantine() {
+    let machine = Machine::new("4+2", Limits::TIGHT, 9);
+    let mut node = machine.start();
+    let devices = machine.devices.all().to_vec();
+    let (index, bad) = node.run(move |node| async move {
+        node.objects.create_bucket(BUCKET).await.unwrap();
+        let content = Content::new(&Random::new(9), LARGE_BYTES);
+        clients::put(&node, "key", &content).await.unwrap();
+        let first = shards(&node).await.into_iter().find(|(_, row)| row.shard == ShardIndex(0));
+        let (index, row) = first.unwrap();
+        let start = row.extents[0].extent.start.offset_bytes();
+        let bad = start..start + 4096;
+        devices[index].inject(Fault::Error, When::on(Operation::Read).touching(bad.clone()));
+        // A write there takes the device out.
+        devices[index].inject(Fault::Error, When::on(Operation::Write).touching(bad.clone()));
+        verify::read(&node, "key", None).await.unwrap();
+        repaired(&node).await;
+        assert_eq!(node.cluster.metrics().shards_rebuilt.get(), 1);
+        for n in 0..30 {
+            clients::put(&node, &format!("fill{n}"), &content).await.unwrap();
+        }
+        scrubbed(&node).await;
+        for (at, row) in shards(&node).await {
+            let overlaps = |start: u64, len: u64| start < bad.end && bad.start < start + len;
+            let extents = row.extents.iter().map(|piece| piece.extent);
+            assert!(
+                at != index || !extents.into_iter().any(|e| overlaps(e.start.offset_bytes(), e.len_bytes()))
+            );
+        }
+        assert!(node.map().is_in(device_id(index)));
+        (index, bad)
+    });
+    let metastore = node.shutdown();
+    let machine = machine.with(machine.devices.all().to_vec(), metastore, 10);
+    machine.start().run(move |node| async move {
+        let (_, device) = node.host.devices().find(|(id, _)| *id == device_id(index)).unwrap();
+        let quarantined = device.store.free_map().quarantined();
+        let has = |run: &quarry_storage::extent::Extent| {
+            run.start.offset_bytes() <= bad.start && bad.end <= run.end().offset_bytes()
+        };
+        assert!(quarantined.iter().any(has), "{quarantined:?}");
+    });
+}
+
+/// A stall of seconds is waited out; one that does not end takes the device out, and clients go on.
+#[test]
+fn a_stalled_device_holds_clients_for_a_while_only() {
+    let machine = Machine::new("4+2", Limits::ROOMY, 11);
+    let mut node = machine.start();
+    let devices = machine.devices.all().to_vec();
+    node.run(move |node| async move {
+        node.objects.create_bucket(BUCKET).await.unwrap();
+        let content = Content::new(&Random::new(11), LARGE_BYTES);
+        devices[2].set_stalled(true);
+        let short = async {
+            node.timer.sleep(Duration::from_secs(5)).await;
+            devices[2].set_stalled(false);
+        };
+        let (stored, ()) = futures::join!(clients::put(&node, "short", &content), short);
+        stored.unwrap();
+        repaired(&node).await;
+        assert!(node.map().is_in(device_id(2)), "a single stall is no failure");
+
+        devices[2].set_stalled(true);
+        let begun = node.timer.monotonic();
+        let put = async |n: u64| {
+            let key = format!("long{n}");
+            while clients::put(&node, &key, &content).await.is_err() {
+                node.timer.sleep(Duration::from_secs(1)).await;
+            }
+        };
+        futures::future::join_all((0..8).map(put)).await;
+        let took = node.timer.monotonic() - begun;
+        assert!(took < Duration::from_secs(60), "{took:?}");
+        node.wait_for("the device to be out", || !node.map().is_in(device_id(2))).await;
+        for key in ["short", "long0", "long7"] {
+            assert!(verify::read(&node, key, None).await.unwrap().0 == content.bytes);
+        }
+        devices[2].set_stalled(false);
+    });
 }

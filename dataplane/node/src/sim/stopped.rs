@@ -3,7 +3,7 @@
 use std::{rc::Rc, time::Duration};
 
 use quarry_clustermap::DeviceId;
-use quarry_object::api::{Attributes, CompletedPart, Conditions, ObjectStore};
+use quarry_object::api::{Attributes, CompletedPart, Completion, Conditions, ObjectStore};
 use quarry_storage::device::{Device, SimDevice};
 
 use super::{
@@ -75,7 +75,7 @@ async fn fill(node: &Rc<NodeParts>) {
     }
     for number in (0..LARGE).step_by(5) {
         for key in [format!("small-{number:02}"), format!("large-{number:02}")] {
-            node.objects.delete_object(BUCKET, &key, Conditions::default()).await.unwrap();
+            node.objects.delete_object(BUCKET, &key, None, Conditions::default()).await.unwrap();
         }
     }
     upload(node, "under-way", &Content::new(&random, LARGE_BYTES), false).await;
@@ -84,10 +84,12 @@ async fn fill(node: &Rc<NodeParts>) {
 /// One part with shards; while it is under way, also one without.
 async fn upload(node: &Rc<NodeParts>, key: &str, content: &Content, complete: bool) {
     let objects = &node.objects;
-    let upload = objects.create_upload(BUCKET, key, Attributes::default()).await.unwrap();
+    let upload = objects.create_upload(BUCKET, key, Attributes::default(), None).await.unwrap();
     objects.put_part(BUCKET, key, &upload, 1, content.body()).await.unwrap();
     if complete {
-        let parts = vec![CompletedPart { number: 1, etag: content.etag.clone() }];
+        let checksums = Default::default();
+        let parts = vec![CompletedPart { number: 1, etag: content.etag.clone(), checksums }];
+        let parts = Completion { parts, ..Completion::default() };
         objects.complete_upload(BUCKET, key, &upload, parts, Conditions::default()).await.unwrap();
     } else {
         let small = Content::new(&Random::new(2), 1000);

@@ -11,13 +11,13 @@ use bytes::Bytes;
 use futures::{StreamExt, future::join_all};
 use quarry_clustermap::{BlobId, PartitionId, ShardIndex, partition_of};
 use quarry_object::{
-    api::{ApiError, Conditions, ListEntry, ListRequest, ObjectStore, RangeRequest},
+    api::{ApiError, Conditions, ListEntry, ListRequest, ObjectStore, RangeRequest, Selector},
     checksum,
     metadata::Metadata,
 };
 use quarry_partition::{
     BlobRef,
-    command::{BlobStatus, Command, Manifest, Reply, Segment},
+    command::{BlobStatus, Command, Lookup, Manifest, Reply, Segment},
 };
 use quarry_storage::{
     device::{Device, DeviceError, IoBuf, SimDevice},
@@ -74,7 +74,8 @@ pub(super) async fn read(
     key: &str,
     range: Option<RangeRequest>,
 ) -> Option<(Bytes, String)> {
-    let mut content = match node.objects.get_object(BUCKET, key, range, Conditions::default()).await {
+    let selector = Selector { range, ..Selector::default() };
+    let mut content = match node.objects.get_object(BUCKET, key, selector, Conditions::default()).await {
         Ok(content) => content,
         Err(ApiError::NoSuchKey) => return None,
         Err(error) => panic!("{key} cannot be read: {error}"),
@@ -109,7 +110,7 @@ async fn check_listing(node: &Rc<NodeParts>, observed: &Observed) {
         after = page.entries.last().map(|entry| entry.name().to_owned());
         listed.extend(page.entries.into_iter().map(|entry| match entry {
             ListEntry::Object(info) => (info.key, info.size_bytes),
-            ListEntry::Prefix(prefix) => panic!("a prefix {prefix} without a delimiter"),
+            other => panic!("an unexpected entry {other:?}"),
         }));
         if !page.truncated {
             break;
@@ -121,7 +122,7 @@ async fn check_listing(node: &Rc<NodeParts>, observed: &Observed) {
 async fn manifest(node: &Rc<NodeParts>, key: &str) -> Manifest {
     let bucket = node.cluster.bucket(BUCKET).unwrap().id;
     let partition = partition_of(bucket, key.as_bytes(), node.map().partition_count());
-    let get = Command::Get { bucket, key: key.to_owned(), conditions: Default::default() };
+    let get = Command::Get(Lookup::newest(bucket, key));
     match node.cluster.execute(partition, get).await {
         Ok(Reply::Object { manifest, .. }) => manifest,
         other => panic!("{key} has no manifest: {other:?}"),
@@ -233,7 +234,7 @@ pub(super) async fn delete_everything(
     uploads: Vec<(String, String)>,
 ) {
     for key in keys {
-        node.objects.delete_object(BUCKET, &key, Conditions::default()).await.unwrap();
+        node.objects.delete_object(BUCKET, &key, None, Conditions::default()).await.unwrap();
     }
     for (key, upload) in uploads {
         match node.objects.abort_upload(BUCKET, &key, &upload).await {

@@ -7,9 +7,9 @@
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use futures::{channel::oneshot, future::join_all};
-use quarry_clustermap::{ClusterId, ClusterMap, DeviceId, NodeId, Tier};
+use quarry_clustermap::{ClusterId, ClusterMap, DeviceId, Incarnation, NodeId, Tier};
 use quarry_controller::{
-    Controller, ControllerHandle, ControllerOptions, DeviceReport, NodeRegistration, Registered,
+    Controller, ControllerHandle, ControllerOptions, DeviceReport, NodeRegistration, Published, Registered,
 };
 use quarry_metastore::{Embedded, Metastore, Transaction};
 use quarry_object::objects::{ObjectOptions, Objects};
@@ -86,10 +86,13 @@ pub(super) struct World {
     nodes: RefCell<BTreeMap<NodeId, Rc<RunningNode>>>,
     /// Pools outlive the node, as buffers that the world still holds do.
     buffers: BufferPool,
-    device_bytes: u64,
+    device_bytes: SizeOf,
     seed: u64,
     _directory: TempDir,
 }
+
+/// Bytes of each device.
+pub(super) type SizeOf = fn(DeviceId) -> u64;
 
 fn owner(device: DeviceId) -> NodeId {
     NodeId(1 + u32::try_from(device.0).expect("few devices") / DEVICES_PER_NODE)
@@ -105,12 +108,12 @@ fn policy() -> Policy {
 }
 
 /// The first map, of all nodes at once.
-fn first_map(nodes: u32, device_bytes: u64) -> ClusterMap {
+fn first_map(nodes: u32, device_bytes: SizeOf) -> ClusterMap {
     let node = |_| NodeObservation { address: String::new(), rack: String::new() };
     let device = |id| DeviceObservation {
         node: owner(id),
         tier: Tier::Hot,
-        capacity_bytes: device_bytes,
+        capacity_bytes: device_bytes(id),
         location: id.to_string(),
         present: true,
         replaces: None,
@@ -128,7 +131,7 @@ impl World {
     /// Formatted devices, a control plane with a map of all nodes, and no node running.
     pub(super) fn new(
         nodes: u32,
-        device_bytes: u64,
+        device_bytes: SizeOf,
         (timer, spawn): (SimTimer, Spawn),
         seed: u64,
     ) -> Rc<Self> {
@@ -141,7 +144,7 @@ impl World {
         let (controller, handle) = Controller::new(metastore, options);
         spawn(Box::pin(controller.run()));
         let format = |id: &DeviceId| {
-            let device = SimDevice::new(device_bytes, seed.wrapping_add(id.0));
+            let device = SimDevice::new(device_bytes(*id), seed.wrapping_add(id.0));
             let params = FormatParams { cluster: CLUSTER, device: *id, journal_bytes: JOURNAL_BYTES };
             futures::executor::block_on(Store::format(Rc::new(device.clone()), params)).unwrap();
             device.set_shuffle(true);
@@ -201,7 +204,7 @@ impl World {
         let report = |(device, _)| DeviceReport {
             device,
             tier: Tier::Hot,
-            capacity_bytes: self.device_bytes,
+            capacity_bytes: (self.device_bytes)(device),
             location: DeviceId::to_string(&device),
             found: true,
             replaces: None,
@@ -262,35 +265,47 @@ impl World {
         self.network.attach(node, handler, Rc::clone(&spawn));
         host.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
         cluster.set_published(&published);
-        let (told, acting) = (Rc::clone(&host), Rc::clone(&cluster));
+        self.start_tasks((&host, &cluster), newest, space, (node, incarnation), &spawn);
+        let options = ObjectOptions { inline_below_bytes: INLINE_BELOW_BYTES };
+        let objects = Rc::new(Objects::new(cluster, options));
+        let running = RunningNode { life, host, objects };
+        self.nodes.borrow_mut().insert(node, Rc::new(running));
+    }
+
+    /// What runs in a node beside requests.
+    fn start_tasks(
+        &self,
+        (host, cluster): (&Rc<CoreHost<ClusterSim>>, &Rc<NodeCluster<ClusterSim>>),
+        newest: async_channel::Receiver<Published>,
+        space: SpaceTable,
+        (node, incarnation): (NodeId, Incarnation),
+        spawn: &Spawn,
+    ) {
+        let (told, acting) = (Rc::clone(host), Rc::clone(cluster));
         spawn(Box::pin(async move {
             while let Ok(published) = newest.recv().await {
                 told.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
                 acting.set_published(&published);
             }
         }));
-        let (ticking, timer) = (Rc::clone(&host), self.timer.clone());
+        let (ticking, timer) = (Rc::clone(host), self.timer.clone());
         spawn(Box::pin(async move {
             loop {
                 for (id, device) in ticking.devices() {
-                    space.of(id).expect("made for every device").set(device.store.space());
+                    space.of(id).expect("made for every device").set(&device.store);
                 }
                 timer.sleep(TICK).await;
                 ticking.tick();
             }
         }));
         let (budget, pair) =
-            (Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND)), || (Rc::clone(&host), Rc::clone(&cluster)));
+            (Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND)), || (Rc::clone(host), Rc::clone(cluster)));
         spawn(Box::pin(jobs::freer::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::leftovers::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::room::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::mover::run(pair().1, Rc::clone(&budget))));
         spawn(Box::pin(jobs::repair::run(pair().0, pair().1, budget)));
         spawn(Box::pin(jobs::collector::follow(pair().0, pair().1, node, incarnation)));
-        let options = ObjectOptions { inline_below_bytes: INLINE_BELOW_BYTES };
-        let objects = Rc::new(Objects::new(cluster, options));
-        let running = RunningNode { life, host, objects };
-        self.nodes.borrow_mut().insert(node, Rc::new(running));
     }
 
     /// Waits until every partition has one serving primary and all nodes act on the same map.

@@ -3,5 +3,6 @@
 use crate::{api::BucketInfo, metadata::Bucket};
 
 pub(super) fn info(bucket: Bucket) -> BucketInfo {
-    BucketInfo { name: bucket.name, created_ms: bucket.created_ms }
+    let Bucket { id: _, name, created_ms, revision, config } = bucket;
+    BucketInfo { name, created_ms, revision, config }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use quarry_partition::command::{self, Manifest, Pairs, Reply, Stored, StoredAttributes};
+use quarry_partition::command::{self, Manifest, Pairs, Reply, Stored, StoredAttributes, VersionId};
 
 use crate::api::{ApiError, Attributes, Conditions, ObjectInfo};
 
@@ -14,8 +14,12 @@ pub(super) fn to_stored(attributes: Attributes) -> StoredAttributes {
     StoredAttributes { headers: to_pairs(attributes.headers), user: to_pairs(attributes.user) }
 }
 
-pub(super) fn to_attributes(stored: StoredAttributes) -> Attributes {
-    Attributes { headers: stored.headers.into_iter().collect(), user: stored.user.into_iter().collect() }
+fn to_attributes(stored: StoredAttributes, tags: Pairs) -> Attributes {
+    Attributes {
+        headers: stored.headers.into_iter().collect(),
+        user: stored.user.into_iter().collect(),
+        tags: tags.into_iter().collect(),
+    }
 }
 
 pub(super) fn to_conditions(conditions: Conditions) -> command::Conditions {
@@ -27,15 +31,16 @@ pub(super) fn to_conditions(conditions: Conditions) -> command::Conditions {
     }
 }
 
-pub(super) fn to_info(key: &str, manifest: Manifest) -> ObjectInfo {
+pub(super) fn to_info(key: &str, manifest: Manifest, version: Option<VersionId>) -> ObjectInfo {
     ObjectInfo {
         key: key.to_owned(),
         size_bytes: manifest.size_bytes,
         etag: manifest.etag,
         last_modified_ms: manifest.last_modified_ms,
-        attributes: to_attributes(manifest.attributes),
+        attributes: to_attributes(manifest.attributes, manifest.tags),
         checksums: manifest.checksums.into_iter().collect(),
         parts: manifest.parts,
+        version,
     }
 }
 
@@ -46,8 +51,9 @@ pub(super) fn stored_to_info(key: &str, stored: Stored) -> ObjectInfo {
         etag: stored.etag,
         last_modified_ms: stored.last_modified_ms,
         attributes: Attributes::default(),
-        checksums: BTreeMap::new(),
+        checksums: stored.checksums.into_iter().collect(),
         parts: stored.parts,
+        version: stored.version,
     }
 }
 

@@ -6,24 +6,39 @@ use md5::{Digest, Md5};
 
 use super::Objects;
 use crate::{
-    api::{ApiError, Attributes, Body, BodyDigests, BodyError, CopySource},
+    api::{
+        ApiError, Body, BodyDigests, BodyError, ChecksumAlgorithm, ChecksumHasher, CopySource, ObjectInfo,
+        Selector,
+    },
     cluster::Cluster,
     metadata::Metadata,
     reader::ReadMemory,
 };
 
 impl<C: Cluster + Metadata> Objects<C> {
-    /// The attributes of the source and its bytes as a body.
-    pub(super) async fn open_source(&self, source: CopySource) -> Result<(Attributes, CopyBody), ApiError> {
+    /// The source, and its bytes as a body with a checksum: the one asked for, or else the source's own kind.
+    pub(super) async fn open_source(
+        &self,
+        source: CopySource,
+        checksum: Option<ChecksumAlgorithm>,
+    ) -> Result<(ObjectInfo, CopyBody), ApiError> {
+        let selector = Selector { version: source.version, part: None, range: source.range };
         let content =
-            self.get(&source.bucket, &source.key, source.range, source.conditions, ReadMemory::Heap).await;
+            self.get(&source.bucket, &source.key, selector, source.conditions, ReadMemory::Heap).await;
         let content = content.map_err(|error| match error {
             // A copy has no 304: a condition that does not hold fails it.
             ApiError::NotModified { .. } => ApiError::PreconditionFailed,
             other => other,
         })?;
-        let body = CopyBody { len_bytes: content.range.1, stream: content.stream, md5: Md5::new() };
-        Ok((content.info.attributes, body))
+        let own = content.info.checksums.keys().find_map(|name| ChecksumAlgorithm::by_name(name));
+        let algorithm = checksum.or(own).unwrap_or(ChecksumAlgorithm::Crc64Nvme);
+        let body = CopyBody {
+            len_bytes: content.range.1,
+            stream: content.stream,
+            md5: Md5::new(),
+            checksum: Some((algorithm, algorithm.hasher())),
+        };
+        Ok((content.info, body))
     }
 }
 
@@ -32,6 +47,8 @@ pub(super) struct CopyBody {
     len_bytes: u64,
     stream: LocalBoxStream<'static, Result<Bytes, ApiError>>,
     md5: Md5,
+    /// Taken at the end.
+    checksum: Option<(ChecksumAlgorithm, ChecksumHasher)>,
 }
 
 impl Body for CopyBody {
@@ -43,6 +60,9 @@ impl Body for CopyBody {
         match self.stream.next().await? {
             Ok(bytes) => {
                 self.md5.update(&bytes);
+                if let Some((_, hasher)) = &mut self.checksum {
+                    hasher.update(&bytes);
+                }
                 Some(Ok(bytes))
             }
             Err(error) => Some(Err(BodyError::Source { problem: error.to_string() })),
@@ -50,6 +70,8 @@ impl Body for CopyBody {
     }
 
     fn digests(&mut self) -> BodyDigests {
-        BodyDigests { md5: self.md5.finalize_reset().into(), checksums: Default::default() }
+        let checksums =
+            self.checksum.take().map(|(algorithm, hasher)| (algorithm.name().to_owned(), hasher.finish()));
+        BodyDigests { md5: self.md5.finalize_reset().into(), checksums: checksums.into_iter().collect() }
     }
 }

@@ -4,12 +4,18 @@ use std::{ops::Range, rc::Rc};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream, stream::LocalBoxStream};
-use quarry_clustermap::BlobId;
-use quarry_partition::command::{Command, Manifest, Reply, Segment};
+use quarry_clustermap::{BlobId, PartitionId};
+use quarry_partition::{
+    checksum::encode_checksum,
+    command::{Command, Lookup, Manifest, Reply, Segment},
+};
 
 use super::{Objects, convert};
 use crate::{
-    api::{ApiError, Conditions, ObjectContent, ObjectInfo, RangeRequest},
+    api::{
+        ApiError, Conditions, ObjectContent, ObjectHead, ObjectPartInfo, ObjectParts, RangeRequest, Selector,
+        VersionId,
+    },
     cluster::Cluster,
     metadata::Metadata,
     reader::{ReadMemory, read_range},
@@ -20,13 +26,53 @@ impl<C: Cluster + Metadata> Objects<C> {
         &self,
         bucket: &str,
         key: &str,
+        selector: Selector,
         conditions: Conditions,
-    ) -> Result<ObjectInfo, ApiError> {
+    ) -> Result<ObjectHead, ApiError> {
+        let (lookup, partition) = self.lookup((bucket, key), selector, conditions)?;
+        match self.cluster.execute(partition, Command::Head(lookup)).await? {
+            Reply::Object { manifest, version, part, .. } => {
+                self.refuse_expired(bucket, key, selector.version, &manifest)?;
+                let info = convert::to_info(key, manifest, version);
+                Ok(ObjectHead { info, part: part.map(|part| (part.first, part.len)) })
+            }
+            other => Err(convert::unexpected(&other)),
+        }
+    }
+
+    fn lookup(
+        &self,
+        (bucket, key): (&str, &str),
+        Selector { version, part, .. }: Selector,
+        conditions: Conditions,
+    ) -> Result<(Lookup, PartitionId), ApiError> {
         let (bucket, partition) = self.owner(bucket, key)?;
         let conditions = convert::to_conditions(conditions);
-        let command = Command::Head { bucket: bucket.id, key: key.to_owned(), conditions };
-        match self.cluster.execute(partition, command).await? {
-            Reply::Object { manifest, .. } => Ok(convert::to_info(key, manifest)),
+        Ok((Lookup { bucket: bucket.id, key: key.to_owned(), version, part, conditions }, partition))
+    }
+
+    pub(super) async fn parts_of(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        after: u16,
+        limit: usize,
+    ) -> Result<ObjectParts, ApiError> {
+        let selector = Selector { version, ..Selector::default() };
+        let (lookup, partition) = self.lookup((bucket, key), selector, Conditions::default())?;
+        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+        match self.cluster.execute(partition, Command::ObjectParts { lookup, after, limit }).await? {
+            Reply::ObjectParts { manifest, version: name, parts, truncated } => {
+                self.refuse_expired(bucket, key, version, &manifest)?;
+                let parts = parts.into_iter().map(|part| ObjectPartInfo {
+                    number: part.number,
+                    size_bytes: part.size_bytes,
+                    checksum: (!part.checksum.is_empty()).then(|| encode_checksum(&part.checksum)),
+                });
+                let parts = parts.collect();
+                Ok(ObjectParts { info: convert::to_info(key, manifest, name), parts, truncated })
+            }
             other => Err(convert::unexpected(&other)),
         }
     }
@@ -35,20 +81,24 @@ impl<C: Cluster + Metadata> Objects<C> {
         &self,
         bucket: &str,
         key: &str,
-        range: Option<RangeRequest>,
+        selector: Selector,
         conditions: Conditions,
         memory: ReadMemory,
     ) -> Result<ObjectContent, ApiError> {
-        let (bucket, partition) = self.owner(bucket, key)?;
-        let conditions = convert::to_conditions(conditions);
-        let command = Command::Get { bucket: bucket.id, key: key.to_owned(), conditions };
+        let (lookup, partition) = self.lookup((bucket, key), selector, conditions)?;
+        let command = Command::Get(lookup);
         let mut before = None;
         loop {
-            let (manifest, inline) = match self.cluster.execute(partition, command.clone()).await? {
-                Reply::Object { manifest, inline } => (manifest, inline),
-                other => return Err(convert::unexpected(&other)),
+            let (manifest, inline, name, part) =
+                match self.cluster.execute(partition, command.clone()).await? {
+                    Reply::Object { manifest, inline, version, part } => (manifest, inline, version, part),
+                    other => return Err(convert::unexpected(&other)),
+                };
+            self.refuse_expired(bucket, key, selector.version, &manifest)?;
+            let (first, len) = match part {
+                Some(part) => (part.first, part.len),
+                None => resolve(selector.range, manifest.size_bytes)?,
             };
-            let (first, len) = resolve(range, manifest.size_bytes)?;
             let mut stream = self.stream(&manifest, inline, first..first + len, memory)?;
             let head = stream.next().await;
             if let Some(Err(error)) = head {
@@ -62,7 +112,8 @@ impl<C: Cluster + Metadata> Objects<C> {
                 continue;
             }
             let stream = stream::iter(head).chain(stream).boxed_local();
-            return Ok(ObjectContent { info: convert::to_info(key, manifest), range: (first, len), stream });
+            let info = convert::to_info(key, manifest, name);
+            return Ok(ObjectContent { info, range: (first, len), stream });
         }
     }
 

@@ -1,33 +1,70 @@
-//! Listing.
+//! Listings.
 
-use quarry_partition::command::{self, Entry};
+use quarry_partition::command::{self, Entry, Listed, Position};
 
-use super::{Objects, convert};
+use super::{Objects, convert, upload::upload_id};
 use crate::{
-    api::{ApiError, ListEntry, ListPage, ListRequest},
+    api::{ApiError, ListEntry, ListPage, ListRequest, VersionId},
     cluster::Cluster,
     metadata::Metadata,
 };
 
 impl<C: Cluster + Metadata> Objects<C> {
-    pub(super) async fn list(&self, bucket: &str, request: ListRequest) -> Result<ListPage, ApiError> {
-        let bucket = self.bucket(bucket)?;
+    pub(super) async fn list(
+        &self,
+        bucket: &str,
+        listed: Listed,
+        request: ListRequest,
+        after_position: Option<Position>,
+    ) -> Result<ListPage, ApiError> {
+        let bucket = self.found(bucket)?;
         let max = u32::try_from(request.max_keys).unwrap_or(u32::MAX).min(command::LIST_ENTRIES_MAX);
         if max == 0 {
             return Ok(ListPage::default());
         }
         let list = command::List {
             bucket: bucket.id,
+            listed,
             prefix: request.prefix,
             delimiter: request.delimiter,
+            after_position: after_position.filter(|_| request.after.is_some()),
             after: request.after,
             max,
         };
         let (entries, truncated) = self.cluster.list(list).await?;
-        let entries = entries.into_iter().map(|entry| match entry {
-            Entry::Object { key, stored } => ListEntry::Object(convert::stored_to_info(&key, stored)),
-            Entry::Prefix(prefix) => ListEntry::Prefix(prefix),
-        });
-        Ok(ListPage { entries: entries.collect(), truncated })
+        Ok(ListPage { entries: entries.into_iter().map(entry).collect(), truncated })
     }
+}
+
+fn entry(entry: Entry) -> ListEntry {
+    match entry {
+        Entry::Object { key, stored } => ListEntry::Object(convert::stored_to_info(&key, stored)),
+        Entry::Version { key, version, is_latest, is_marker, stored } => {
+            let mut info = convert::stored_to_info(&key, stored);
+            info.version = Some(version);
+            ListEntry::Version { info, is_latest, is_marker }
+        }
+        Entry::Upload { key, upload, created_ms, checksum } => {
+            ListEntry::Upload { key, upload: hex::encode(upload.0), created_ms, checksum }
+        }
+        Entry::Prefix(prefix) => ListEntry::Prefix(prefix),
+    }
+}
+
+/// Where the versions after one of a key begin.
+pub(super) fn after_version(version: VersionId) -> Position {
+    match version {
+        VersionId::Null => Position::NullVersion,
+        VersionId::Named { version_ms, .. } => Position::Version(version_ms),
+    }
+}
+
+/// Where the uploads after one of a key begin.
+///
+/// # Errors
+/// Not one of our ids.
+pub(super) fn after_upload(upload: &str) -> Result<Position, ApiError> {
+    let id = upload_id(upload);
+    id.map(Position::Upload)
+        .map_err(|_| ApiError::InvalidRequest { problem: "the upload id marker is not an upload id".into() })
 }

@@ -7,6 +7,7 @@
 mod bucket;
 mod convert;
 mod copy;
+mod expired;
 mod get;
 mod list;
 mod put;
@@ -14,12 +15,15 @@ mod upload;
 
 use std::rc::Rc;
 
-use quarry_clustermap::{PartitionId, partition_of};
+use quarry_clustermap::{DocumentKind, PartitionId, Versioning, partition_of};
+use quarry_partition::command::Listed;
 
+use self::expired::RulesOfBuckets;
 use crate::{
     api::{
-        ApiError, Attributes, Body, BucketInfo, CompletedPart, Conditions, CopySource, ListPage, ListRequest,
-        ObjectContent, ObjectInfo, ObjectStore, PartInfo, RangeRequest,
+        ApiError, Attributes, Body, BucketInfo, ChecksumAlgorithm, Completion, Conditions, CopyChanges,
+        CopySource, Deleted, ListPage, ListRequest, ObjectContent, ObjectHead, ObjectInfo, ObjectParts,
+        ObjectStore, PartInfo, PartsPage, Selector, Tags, UploadChecksum, VersionId,
     },
     cluster::Cluster,
     metadata::{Bucket, Metadata},
@@ -32,6 +36,9 @@ pub const BODY_BYTES_MAX: u64 = 5 << 30;
 /// Largest object: 5 TiB.
 pub const OBJECT_BYTES_MAX: u64 = 5 << 40;
 
+/// Headers that a copy has of its own or not at all.
+pub const NEVER_COPIED: [&str; 2] = ["x-amz-storage-class", "x-amz-website-redirect-location"];
+
 /// Settings of the object layer.
 #[derive(Clone, Copy, Debug)]
 pub struct ObjectOptions {
@@ -43,27 +50,28 @@ pub struct ObjectOptions {
 pub struct Objects<C> {
     cluster: Rc<C>,
     options: ObjectOptions,
+    rules: Rc<RulesOfBuckets>,
 }
 
 impl<C> Clone for Objects<C> {
     fn clone(&self) -> Self {
-        Self { cluster: Rc::clone(&self.cluster), options: self.options }
+        Self { cluster: Rc::clone(&self.cluster), options: self.options, rules: Rc::clone(&self.rules) }
     }
 }
 
 impl<C: Cluster + Metadata> Objects<C> {
     /// The object layer over a cluster.
     pub fn new(cluster: Rc<C>, options: ObjectOptions) -> Self {
-        Self { cluster, options }
+        Self { cluster, options, rules: Rc::default() }
     }
 
-    fn bucket(&self, name: &str) -> Result<Bucket, ApiError> {
+    fn found(&self, name: &str) -> Result<Bucket, ApiError> {
         self.cluster.bucket(name).ok_or(ApiError::NoSuchBucket)
     }
 
     /// The bucket and the partition that owns a key.
     fn owner(&self, bucket: &str, key: &str) -> Result<(Bucket, PartitionId), ApiError> {
-        let bucket = self.bucket(bucket)?;
+        let bucket = self.found(bucket)?;
         if key.is_empty() {
             return Err(ApiError::InvalidRequest { problem: "the key is empty".into() });
         }
@@ -80,7 +88,7 @@ impl From<WriteError> for ApiError {
         match error {
             WriteError::Body(error) => Self::Body(error),
             WriteError::OutOfSpace => Self::OutOfSpace,
-            WriteError::NoGroup | WriteError::TooFewShards { .. } => {
+            WriteError::NoGroup | WriteError::TooFewShards { .. } | WriteError::TooSlow => {
                 Self::Unavailable { reason: error.to_string() }
             }
         }
@@ -102,16 +110,29 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
     }
 
     async fn delete_bucket(&self, name: &str) -> Result<(), ApiError> {
-        self.bucket(name)?;
+        self.found(name)?;
         self.cluster.delete_bucket(name).await
     }
 
-    async fn head_bucket(&self, name: &str) -> Result<BucketInfo, ApiError> {
-        Ok(bucket::info(self.bucket(name)?))
+    fn bucket(&self, name: &str) -> Result<BucketInfo, ApiError> {
+        Ok(bucket::info(self.found(name)?))
     }
 
     async fn list_buckets(&self) -> Result<Vec<BucketInfo>, ApiError> {
         Ok(self.cluster.buckets().into_iter().map(bucket::info).collect())
+    }
+
+    async fn set_bucket_document(
+        &self,
+        name: &str,
+        kind: DocumentKind,
+        document: Option<String>,
+    ) -> Result<(), ApiError> {
+        self.cluster.set_bucket_document(name, kind, document).await
+    }
+
+    async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), ApiError> {
+        self.cluster.set_versioning(name, versioning).await
     }
 
     async fn put_object<B: Body>(
@@ -129,23 +150,51 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
         &self,
         bucket: &str,
         key: &str,
-        range: Option<RangeRequest>,
+        selector: Selector,
         conditions: Conditions,
     ) -> Result<ObjectContent, ApiError> {
-        self.get(bucket, key, range, conditions, ReadMemory::Pool).await
+        self.get(bucket, key, selector, conditions, ReadMemory::Pool).await
     }
 
     async fn head_object(
         &self,
         bucket: &str,
         key: &str,
+        selector: Selector,
         conditions: Conditions,
-    ) -> Result<ObjectInfo, ApiError> {
-        self.head(bucket, key, conditions).await
+    ) -> Result<ObjectHead, ApiError> {
+        self.head(bucket, key, selector, conditions).await
     }
 
-    async fn delete_object(&self, bucket: &str, key: &str, conditions: Conditions) -> Result<(), ApiError> {
-        self.delete(bucket, key, conditions).await
+    async fn delete_object(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        conditions: Conditions,
+    ) -> Result<Deleted, ApiError> {
+        self.delete(bucket, key, version, conditions).await
+    }
+
+    async fn set_tags(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        tags: Tags,
+    ) -> Result<Option<VersionId>, ApiError> {
+        self.tag(bucket, key, version, tags).await
+    }
+
+    async fn object_parts(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        after: u16,
+        limit: usize,
+    ) -> Result<ObjectParts, ApiError> {
+        self.parts_of(bucket, key, version, after, limit).await
     }
 
     async fn copy_object(
@@ -153,16 +202,39 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
         source: CopySource,
         bucket: &str,
         key: &str,
-        attributes: Option<Attributes>,
+        changes: CopyChanges,
         conditions: Conditions,
-    ) -> Result<ObjectInfo, ApiError> {
-        let (content, body) = self.open_source(source).await?;
-        let attributes = attributes.unwrap_or(content);
-        self.put(bucket, key, attributes, conditions, body).await
+    ) -> Result<(ObjectInfo, Option<VersionId>), ApiError> {
+        let (found, body) = self.open_source(source, changes.checksum).await?;
+        let mut attributes = found.attributes;
+        attributes.headers.retain(|name, _| !NEVER_COPIED.contains(&name.as_str()));
+        attributes.headers.extend(changes.own_headers);
+        let tags = changes.tags.unwrap_or_else(|| std::mem::take(&mut attributes.tags));
+        let attributes = Attributes { tags, ..changes.attributes.unwrap_or(attributes) };
+        Ok((self.put(bucket, key, attributes, conditions, body).await?, found.version))
     }
 
     async fn list_objects(&self, bucket: &str, request: ListRequest) -> Result<ListPage, ApiError> {
-        self.list(bucket, request).await
+        self.list(bucket, Listed::Objects, request, None).await
+    }
+
+    async fn list_versions(
+        &self,
+        bucket: &str,
+        request: ListRequest,
+        after: Option<VersionId>,
+    ) -> Result<ListPage, ApiError> {
+        self.list(bucket, Listed::Versions, request, after.map(list::after_version)).await
+    }
+
+    async fn list_uploads(
+        &self,
+        bucket: &str,
+        request: ListRequest,
+        after: Option<String>,
+    ) -> Result<ListPage, ApiError> {
+        let after = after.as_deref().map(list::after_upload).transpose()?;
+        self.list(bucket, Listed::Uploads, request, after).await
     }
 
     async fn create_upload(
@@ -170,8 +242,9 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
         bucket: &str,
         key: &str,
         attributes: Attributes,
+        checksum: Option<UploadChecksum>,
     ) -> Result<String, ApiError> {
-        self.begin_upload(bucket, key, attributes).await
+        self.begin_upload(bucket, key, attributes, checksum).await
     }
 
     async fn put_part<B: Body>(
@@ -192,9 +265,12 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
         key: &str,
         upload: &str,
         number: u16,
-    ) -> Result<PartInfo, ApiError> {
-        let (_, body) = self.open_source(source).await?;
-        self.store_part(bucket, key, upload, number, body).await
+    ) -> Result<(PartInfo, Option<VersionId>), ApiError> {
+        let checksum = self.upload_checksum(bucket, key, upload).await?;
+        // Parts of an upload without one all have the same, so that the object gets one, too.
+        let algorithm = checksum.map_or(ChecksumAlgorithm::Crc64Nvme, |checksum| checksum.algorithm);
+        let (found, body) = self.open_source(source, Some(algorithm)).await?;
+        Ok((self.store_part(bucket, key, upload, number, body).await?, found.version))
     }
 
     async fn list_parts(
@@ -204,7 +280,7 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
         upload: &str,
         after: u16,
         limit: usize,
-    ) -> Result<(Vec<PartInfo>, bool), ApiError> {
+    ) -> Result<PartsPage, ApiError> {
         self.parts(bucket, key, upload, after, limit).await
     }
 
@@ -213,10 +289,10 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
         bucket: &str,
         key: &str,
         upload: &str,
-        parts: Vec<CompletedPart>,
+        completion: Completion,
         conditions: Conditions,
     ) -> Result<ObjectInfo, ApiError> {
-        self.complete(bucket, key, upload, parts, conditions).await
+        self.complete(bucket, key, upload, completion, conditions).await
     }
 
     async fn abort_upload(&self, bucket: &str, key: &str, upload: &str) -> Result<(), ApiError> {

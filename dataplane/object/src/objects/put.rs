@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use quarry_clustermap::{BucketId, PartitionId, Tier};
-use quarry_partition::command::{Command, Content, Put, Reply};
+use quarry_partition::command::{Command, Content, Lookup, Put, Refusal, Reply};
 
 use super::{BODY_BYTES_MAX, Objects, convert};
 use crate::{
-    api::{ApiError, Attributes, Body, BodyDigests, Conditions, ObjectInfo},
+    api::{ApiError, Attributes, Body, BodyDigests, Conditions, Deleted, ObjectInfo, Tags, VersionId},
     cluster::Cluster,
     metadata::{ExecuteError, Metadata},
     writer::{free_blob, write_blob},
@@ -19,7 +19,7 @@ impl<C: Cluster + Metadata> Objects<C> {
         &self,
         bucket: &str,
         key: &str,
-        attributes: Attributes,
+        mut attributes: Attributes,
         conditions: Conditions,
         body: B,
     ) -> Result<ObjectInfo, ApiError> {
@@ -34,6 +34,7 @@ impl<C: Cluster + Metadata> Objects<C> {
             bucket: bucket.id,
             key: key.to_owned(),
             etag: hex::encode(digests.md5),
+            tags: convert::to_pairs(std::mem::take(&mut attributes.tags)),
             attributes: convert::to_stored(attributes),
             checksums: convert::to_pairs(digests.checksums),
             content: content.clone(),
@@ -56,10 +57,10 @@ impl<C: Cluster + Metadata> Objects<C> {
         partition: PartitionId,
         conditions: &Conditions,
     ) -> Result<(), ApiError> {
-        let head = Command::Head { bucket, key: key.to_owned(), conditions: Default::default() };
+        let head = Command::Head(Lookup::newest(bucket, key));
         let current = match self.cluster.execute(partition, head).await {
             Ok(Reply::Object { manifest, .. }) => Some(manifest.etag),
-            Err(ExecuteError::Refused(quarry_partition::command::Refusal::NoSuchKey)) => None,
+            Err(ExecuteError::Refused(Refusal::NoSuchKey | Refusal::DeleteMarker { .. })) => None,
             Ok(other) => return Err(convert::unexpected(&other)),
             Err(error) => return Err(error.into()),
         };
@@ -124,13 +125,32 @@ impl<C: Cluster + Metadata> Objects<C> {
         &self,
         bucket: &str,
         key: &str,
+        version: Option<VersionId>,
         conditions: Conditions,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Deleted, ApiError> {
         let (bucket, partition) = self.owner(bucket, key)?;
         let conditions = convert::to_conditions(conditions);
-        let command = Command::Delete { bucket: bucket.id, key: key.to_owned(), conditions };
+        let request = self.cluster.next_blob_id();
+        let command =
+            Command::Delete { bucket: bucket.id, key: key.to_owned(), version, request, conditions };
         match self.cluster.execute(partition, command).await? {
-            Reply::Done => Ok(()),
+            Reply::Deleted { version, is_marker } => Ok(Deleted { version, is_marker }),
+            other => Err(convert::unexpected(&other)),
+        }
+    }
+
+    pub(super) async fn tag(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        tags: Tags,
+    ) -> Result<Option<VersionId>, ApiError> {
+        let (bucket, partition) = self.owner(bucket, key)?;
+        let tags = convert::to_pairs(tags);
+        let command = Command::SetTags { bucket: bucket.id, key: key.to_owned(), version, tags };
+        match self.cluster.execute(partition, command).await? {
+            Reply::Tagged(version) => Ok(version),
             other => Err(convert::unexpected(&other)),
         }
     }

@@ -1,10 +1,14 @@
 //! Multipart uploads. Parts are blobs of their own and live in the key's own partition.
 
-use quarry_partition::command::{Command, Complete, PARTS_MAX, PutPart, Reply, UploadId};
+use quarry_partition::command::{
+    Command, Complete, CompletePart, PARTS_MAX, PutPart, Reply, UploadChecksum, UploadId,
+};
 
 use super::{Objects, convert};
 use crate::{
-    api::{ApiError, Attributes, Body, CompletedPart, Conditions, ObjectInfo, PartInfo},
+    api::{
+        ApiError, Attributes, Body, CompletedPart, Completion, Conditions, ObjectInfo, PartInfo, PartsPage,
+    },
     cluster::Cluster,
     metadata::Metadata,
 };
@@ -14,20 +18,40 @@ impl<C: Cluster + Metadata> Objects<C> {
         &self,
         bucket: &str,
         key: &str,
-        attributes: Attributes,
+        mut attributes: Attributes,
+        checksum: Option<UploadChecksum>,
     ) -> Result<String, ApiError> {
         let (bucket, partition) = self.owner(bucket, key)?;
         let mut upload = [0; 16];
-        upload[..8].copy_from_slice(&self.cluster.random().to_be_bytes());
+        // Uploads of a key are listed by the time they began.
+        upload[..8].copy_from_slice(&self.cluster.now_ms().to_be_bytes());
         upload[8..].copy_from_slice(&self.cluster.random().to_be_bytes());
         let command = Command::CreateUpload {
             bucket: bucket.id,
             key: key.to_owned(),
             upload: UploadId(upload),
+            tags: convert::to_pairs(std::mem::take(&mut attributes.tags)),
             attributes: convert::to_stored(attributes),
+            checksum,
         };
         match self.cluster.execute(partition, command).await? {
             Reply::Done => Ok(hex::encode(upload)),
+            other => Err(convert::unexpected(&other)),
+        }
+    }
+
+    /// What checksum the parts of an upload must have.
+    pub(super) async fn upload_checksum(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload: &str,
+    ) -> Result<Option<UploadChecksum>, ApiError> {
+        let (bucket, partition) = self.owner(bucket, key)?;
+        let command =
+            Command::GetUpload { bucket: bucket.id, key: key.to_owned(), upload: upload_id(upload)? };
+        match self.cluster.execute(partition, command).await? {
+            Reply::Upload(upload) => Ok(upload.checksum),
             other => Err(convert::unexpected(&other)),
         }
     }
@@ -79,13 +103,13 @@ impl<C: Cluster + Metadata> Objects<C> {
         upload: &str,
         after: u16,
         limit: usize,
-    ) -> Result<(Vec<PartInfo>, bool), ApiError> {
+    ) -> Result<PartsPage, ApiError> {
         let (bucket, partition) = self.owner(bucket, key)?;
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
         let upload = upload_id(upload)?;
         let command = Command::ListParts { bucket: bucket.id, key: key.to_owned(), upload, after, limit };
         match self.cluster.execute(partition, command).await? {
-            Reply::Parts { parts, truncated } => {
+            Reply::Parts { parts, truncated, checksum } => {
                 let parts = parts.into_iter().map(|part| PartInfo {
                     number: part.number,
                     size_bytes: part.size_bytes,
@@ -93,7 +117,7 @@ impl<C: Cluster + Metadata> Objects<C> {
                     last_modified_ms: part.last_modified_ms,
                     checksums: part.checksums.into_iter().collect(),
                 });
-                Ok((parts.collect(), truncated))
+                Ok(PartsPage { parts: parts.collect(), truncated, checksum })
             }
             other => Err(convert::unexpected(&other)),
         }
@@ -104,7 +128,7 @@ impl<C: Cluster + Metadata> Objects<C> {
         bucket: &str,
         key: &str,
         upload: &str,
-        parts: Vec<CompletedPart>,
+        completion: Completion,
         conditions: Conditions,
     ) -> Result<ObjectInfo, ApiError> {
         let (bucket, partition) = self.owner(bucket, key)?;
@@ -112,8 +136,10 @@ impl<C: Cluster + Metadata> Objects<C> {
             bucket: bucket.id,
             key: key.to_owned(),
             upload: upload_id(upload)?,
-            parts: parts.into_iter().map(|part| (part.number, part.etag)).collect(),
-            checksums: Vec::new(),
+            parts: completion.parts.into_iter().map(named).collect(),
+            checksums: convert::to_pairs(completion.checksums),
+            full_object: completion.full_object,
+            size_bytes: completion.size_bytes,
             conditions: convert::to_conditions(conditions),
         });
         match self.cluster.execute(partition, command).await? {
@@ -132,8 +158,13 @@ impl<C: Cluster + Metadata> Objects<C> {
     }
 }
 
+fn named(part: CompletedPart) -> CompletePart {
+    let CompletedPart { number, etag, checksums } = part;
+    CompletePart { number, etag, checksums: convert::to_pairs(checksums) }
+}
+
 /// An id that we did not make names no upload.
-fn upload_id(text: &str) -> Result<UploadId, ApiError> {
+pub(super) fn upload_id(text: &str) -> Result<UploadId, ApiError> {
     let mut id = [0; 16];
     hex::decode_to_slice(text, &mut id).map_err(|_| ApiError::NoSuchUpload)?;
     Ok(UploadId(id))

@@ -156,6 +156,11 @@ pub enum PeerRequest {
         /// At most [`LIST_SHARDS_MAX`].
         names: Vec<ShardName>,
     },
+    /// The device failed to read a range (EIO): its blocks are not to be handed out again. Has no answer.
+    Quarantine {
+        /// Where it lies.
+        run: Run,
+    },
     /// Evaluate a command of the partition crate on its primary.
     Execute {
         /// Which partition.

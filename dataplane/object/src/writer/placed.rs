@@ -12,7 +12,7 @@ use quarry_clustermap::{
 use quarry_partition::BlobRef;
 use quarry_storage::device::IoBuf;
 
-use super::WriteError;
+use super::{WriteError, patience};
 use crate::{
     cluster::{Cluster, PeerError, ReserveShard},
     stripe::{Layout, shard_index},
@@ -117,29 +117,65 @@ impl<C: Cluster> Placed<C> {
         join_all(reservations).await;
     }
 
-    /// Writes one block to every live shard.
+    /// Writes one block to every live shard. Returns when all have ended, or when those that have not were given up.
     pub(super) async fn write_stripe(self: Rc<Self>, offset: u64, blocks: Vec<IoBuf>) {
-        let writes = blocks.into_iter().enumerate().map(async |(index, block)| {
-            let Some(reserved) = self.reserved(index) else { return };
-            let (result, _block) = self.cluster.write_shard(&reserved, offset, block).await;
-            if let Err(cause) = result {
-                self.fail_write(index, cause);
-            }
-        });
-        join_all(writes).await;
+        let write = |(index, block): (usize, IoBuf)| {
+            let task = Rc::clone(&self).write_block(index, offset, block);
+            (index, run(&self.cluster, task))
+        };
+        let writes = blocks.into_iter().enumerate().map(write).collect();
+        let give_up = |index| self.fail_write(index, PeerError::Timeout);
+        patience::wait(&*self.cluster, &self, writes, give_up).await;
     }
 
-    /// Commits every live shard; all writes have ended.
+    /// Holds the blob and the buffer until the device is done with them, whoever waits.
+    async fn write_block(self: Rc<Self>, index: usize, offset: u64, block: IoBuf) {
+        // In this order, so that a task that is dropped lets go of the reservation first.
+        let placed = self;
+        let Some(reserved) = placed.reserved(index) else { return };
+        let (result, _block) = placed.cluster.write_shard(&reserved, offset, block).await;
+        drop(reserved);
+        if let Err(cause) = result {
+            placed.fail_write(index, cause);
+        }
+    }
+
+    /// Commits every live shard; all writes to them have ended. Returns as [`Placed::write_stripe`] does.
     pub(super) async fn commit_shards(self: Rc<Self>, owner: PartitionId, checksums: Vec<Vec<u32>>) {
-        let commits = checksums.into_iter().enumerate().map(async |(index, checksums)| {
-            let Some(reserved) = self.begin_commit(index) else { return };
-            let result = self.cluster.commit_shard(reserved, owner, checksums).await;
-            self.shards.borrow_mut()[index] = match result {
+        let commit = |(index, checksums)| {
+            let task = Rc::clone(&self).commit_one(index, owner, checksums);
+            (index, run(&self.cluster, task))
+        };
+        let commits = checksums.into_iter().enumerate().map(commit).collect();
+        let give_up = |index| self.end_commit(index, Err(PeerError::Timeout));
+        patience::wait(&*self.cluster, &self, commits, give_up).await;
+    }
+
+    async fn commit_one(self: Rc<Self>, index: usize, owner: PartitionId, checksums: Vec<u32>) {
+        let Some(reserved) = self.begin_commit(index) else { return };
+        let result = self.cluster.commit_shard(reserved, owner, checksums).await;
+        self.end_commit(index, result);
+    }
+
+    /// A receipt that comes after its shard was given up changes nothing.
+    fn end_commit(&self, index: usize, result: Result<(), PeerError>) {
+        let shard = &mut self.shards.borrow_mut()[index];
+        if matches!(shard, Shard::Committing) {
+            *shard = match result {
                 Ok(()) => Shard::Committed,
                 Err(cause) => Shard::Failed { cause, reserved: None, uncertain: true },
             };
-        });
-        join_all(commits).await;
+        }
+    }
+
+    /// The device of a shard, in or out.
+    pub(super) fn device(&self, index: usize) -> DeviceId {
+        self.group.all_members[index]
+    }
+
+    /// Whether a shard has not failed.
+    pub(super) fn is_live(&self, index: usize) -> bool {
+        !matches!(self.shards.borrow()[index], Shard::Failed { .. })
     }
 
     fn reserved(&self, index: usize) -> Option<Rc<C::Reserved>> {
@@ -233,7 +269,7 @@ impl<C: Cluster> Placed<C> {
     fn leftover(&self, index: usize, shard: Shard<C::Reserved>) -> Option<Leftover<C::Reserved>> {
         match shard {
             Shard::Reserved(reserved) | Shard::Failed { reserved: Some(reserved), .. } => {
-                Some(Leftover::Abort(Rc::into_inner(reserved).expect("every task on it has ended")))
+                Some(Leftover::Abort(Rc::into_inner(reserved).expect("every task on it held the blob too")))
             }
             // A blob that is kept short keeps a shard that got there without a receipt: it is right, and to
             // free it might hit its repaired successor.

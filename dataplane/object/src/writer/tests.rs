@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 use quarry_clustermap::ShardIndex;
 
@@ -262,4 +262,98 @@ fn parity_is_what_the_codec_says() {
     let codec = Codec::portable(blob.profile).unwrap();
     codec.decode(&present, &mut [(ShardIndex(2), &mut parity)]).unwrap();
     assert_eq!(parity, shards[2]);
+}
+
+/// A write that takes an hour on one device ends without it, and everything is given back when the device is done.
+#[test]
+fn a_write_does_not_wait_for_one_slow_device() {
+    for (groups, missing, stalled) in [(12, 0, 5), (6, 1, 2)] {
+        let mut sim = Sim::new("4+2", groups, u32::try_from(groups).unwrap(), 64, 7);
+        let bytes = random_bytes(3, 3 * STRIPE + 12_345);
+        sim.disk(stalled).write_delay.set(Duration::from_secs(3600));
+        let begun = sim.cluster.monotonic();
+        for _ in 0..4 {
+            let blob = put(&mut sim, &bytes).unwrap();
+            assert!(blob.missing_shards.count_ones() <= missing);
+            assert_eq!(get(&mut sim, blob).unwrap(), bytes);
+        }
+        let took = sim.cluster.monotonic() - begun;
+        assert!(took < Duration::from_secs(60), "{took:?}");
+        sim.settle();
+        assert_eq!(sim.cluster.disks.values().map(|disk| disk.reserved.get()).sum::<usize>(), 0);
+        assert_eq!(sim.shards(), 4 * usize::try_from(6 - missing).unwrap());
+    }
+}
+
+/// Slow, but not beyond the floor, or two more than parity bears: waited for.
+#[test]
+fn a_write_waits_where_it_must() {
+    let mut sim = Sim::new("4+2", 6, 6, 64, 8);
+    let bytes = random_bytes(3, STRIPE);
+    sim.disk(1).write_delay.set(patience::FLOOR / 2);
+    assert_eq!(put(&mut sim, &bytes).unwrap().missing_shards, 0);
+    for device in [1, 2] {
+        sim.disk(device).write_delay.set(Duration::from_secs(3600));
+    }
+    let begun = sim.cluster.monotonic();
+    let blob = put(&mut sim, &bytes).unwrap();
+    assert!(sim.cluster.monotonic() - begun >= Duration::from_secs(3600));
+    assert!(blob.missing_shards.count_ones() <= 1);
+}
+
+/// Sends a kibibyte per second.
+struct Trickle {
+    cluster: Rc<TestCluster>,
+    len_bytes: u64,
+    sent_bytes: u64,
+}
+
+impl Body for Trickle {
+    fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        if self.sent_bytes == self.len_bytes {
+            return None;
+        }
+        self.cluster.sleep(Duration::from_secs(1)).await;
+        self.sent_bytes += 1024;
+        Some(Ok(Bytes::from_static(&[7; 1024])))
+    }
+
+    fn digests(&mut self) -> BodyDigests {
+        BodyDigests::default()
+    }
+}
+
+/// The pool has room for ten stripes, and twenty times as many senders trickle: others go on.
+#[test]
+fn bodies_that_trickle_do_not_keep_others_out() {
+    let mut sim = Sim::new("4+2", 6, 6, 60, 9);
+    let (slow, refused) = (200, Rc::new(Cell::new(0)));
+    for _ in 0..slow {
+        let (cluster, refused) = (Rc::clone(&sim.cluster), Rc::clone(&refused));
+        sim.cluster.spawn(Box::pin(async move {
+            let mut body = Trickle { cluster: Rc::clone(&cluster), len_bytes: 64 << 10, sent_bytes: 0 };
+            match write_blob(&cluster, Tier::Hot, OWNER, &mut body).await {
+                Ok(blob) => assert_eq!(blob.missing_shards, 0),
+                Err(WriteError::TooSlow) => refused.set(refused.get() + 1),
+                Err(error) => panic!("{error}"),
+            }
+        }));
+    }
+    let cluster = Rc::clone(&sim.cluster);
+    sim.run(async move { cluster.sleep(Duration::from_secs(3)).await });
+    let bytes = random_bytes(4, STRIPE);
+    let begun = sim.cluster.monotonic();
+    let blob = put(&mut sim, &bytes).unwrap();
+    let took = sim.cluster.monotonic() - begun;
+    assert!(took < Duration::from_secs(200), "{took:?}");
+    let blob = (blob, put(&mut sim, &bytes).unwrap());
+    assert_eq!((get(&mut sim, blob.0).unwrap(), get(&mut sim, blob.1).unwrap()), (bytes.clone(), bytes));
+    sim.settle();
+    let refused = refused.get();
+    assert!(refused > slow / 2 && refused < slow, "{refused} of {slow}: only while somebody waits");
+    assert_eq!(sim.cluster.disks.values().map(|disk| disk.reserved.get()).sum::<usize>(), 0);
 }

@@ -7,10 +7,11 @@ use quarry_clustermap::{BlobId, BucketId};
 
 use super::framed::Framed;
 use super::manifest::{
-    BlobOwner, CompletedUpload, Manifest, Part, RevokedWriter, Segment, SegmentRun, Upload,
+    BlobOwner, CompletedUpload, Manifest, NullVersion, Part, PartRun, RevokedWriter, Segment, SegmentRun,
+    Upload, UploadId,
 };
 use super::rows;
-use super::state::SEGMENTS_PER_ROW;
+use super::state::{PARTS_PER_ROW, SEGMENTS_PER_ROW};
 use super::{PARTS_MAX, RowProblem};
 use crate::BlobRef;
 
@@ -33,12 +34,20 @@ pub enum DecodedRow {
     },
     /// Segments that do not fit the manifest's own row.
     Continuation(SegmentRun),
+    /// Which version is the null version.
+    NullVersion(NullVersion),
+    /// Parts of a completed object.
+    PartRun,
     /// An upload in progress.
     Upload {
         /// Of the object to be.
         bucket: BucketId,
         /// Of the object to be.
         key: String,
+        /// Its id.
+        upload: UploadId,
+        /// Unix milliseconds.
+        created_ms: u64,
     },
     /// A part of an upload in progress.
     Part(Part),
@@ -77,7 +86,7 @@ pub struct NamedRow {
 
 impl DecodedRow {
     /// Names of the kinds, for people.
-    pub const KIND_NAMES: [&'static str; 12] = [
+    pub const KIND_NAMES: [&'static str; 14] = [
         "versions",
         "bodies",
         "continuations",
@@ -90,6 +99,8 @@ impl DecodedRow {
         "degraded",
         "revoked writers",
         "expiries",
+        "null versions",
+        "part lists",
     ];
 
     /// Index of its kind in [`DecodedRow::KIND_NAMES`].
@@ -107,6 +118,8 @@ impl DecodedRow {
             Self::Degraded(_) => 9,
             Self::Revoked => 10,
             Self::Expiry => 11,
+            Self::NullVersion(_) => 12,
+            Self::PartRun => 13,
         }
     }
 
@@ -138,6 +151,10 @@ impl DecodedRow {
                 let mut named: Vec<_> = bodies.map(|(index, size)| body(base, index, size)).collect();
                 named.extend((0..manifest.continuation_rows).map(|n| {
                     let key = [&[rows::CONTINUATION], base, &n.to_be_bytes()[..]].concat();
+                    NamedRow { key, size_bytes: None }
+                }));
+                named.extend((0..manifest.part_rows).map(|n| {
+                    let key = [&[rows::PART_RUN], base, &n.to_be_bytes()[..]].concat();
                     NamedRow { key, size_bytes: None }
                 }));
                 named
@@ -183,10 +200,22 @@ pub fn decode_row(key: &[u8], value: &[u8]) -> Result<DecodedRow, RowProblem> {
             }
             Ok(DecodedRow::Continuation(SegmentRun::decode(value)?))
         }
+        rows::NULL_VERSION => {
+            key_fields(rows::NULL_VERSION, key, 0)?;
+            Ok(DecodedRow::NullVersion(NullVersion::decode(value)?))
+        }
+        rows::PART_RUN => {
+            key_fields(rows::PART_RUN, key, 12)?;
+            if continuation_number(key) >= PART_ROWS_MAX {
+                return Err(RowProblem::Key);
+            }
+            PartRun::decode(value)?;
+            Ok(DecodedRow::PartRun)
+        }
         rows::UPLOAD => {
-            let (bucket, name, _) = rows::parse_upload(key).ok_or(RowProblem::Key)?;
-            Upload::decode(value)?;
-            Ok(DecodedRow::Upload { bucket, key: name })
+            let (bucket, name, upload) = rows::parse_upload(key).ok_or(RowProblem::Key)?;
+            let created_ms = Upload::decode(value)?.created_ms;
+            Ok(DecodedRow::Upload { bucket, key: name, upload, created_ms })
         }
         rows::PART => {
             check_length(key, 1 + 16 + 2)?;
@@ -217,14 +246,18 @@ pub fn decode_row(key: &[u8], value: &[u8]) -> Result<DecodedRow, RowProblem> {
 /// Most continuation rows of a manifest: an object has at most a segment per part.
 const CONTINUATION_ROWS_MAX: usize = (PARTS_MAX as usize).div_ceil(SEGMENTS_PER_ROW);
 
-/// Position of a continuation row whose key has its fields.
+/// Most rows that describe the parts of a manifest.
+const PART_ROWS_MAX: usize = (PARTS_MAX as usize).div_ceil(PARTS_PER_ROW);
+
+/// Position of a continuation row, or of one that describes parts, whose key has its fields.
 fn continuation_number(key: &[u8]) -> usize {
     let n = key.last_chunk::<4>().expect("a continuation key has its fields");
     u32::from_be_bytes(*n) as usize
 }
 
 fn check_manifest(manifest: &Manifest, version_ms: u64) -> Result<(), RowProblem> {
-    let too_many = manifest.continuation_rows as usize > CONTINUATION_ROWS_MAX;
+    let too_many = manifest.continuation_rows as usize > CONTINUATION_ROWS_MAX
+        || manifest.part_rows as usize > PART_ROWS_MAX;
     if manifest.last_modified_ms != version_ms || too_many {
         return Err(RowProblem::Mismatch);
     }

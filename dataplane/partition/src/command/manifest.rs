@@ -7,7 +7,9 @@ use quarry_clustermap::{BlobId, BucketId, Incarnation};
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::framed::framed;
+use super::version::VersionId;
 use crate::BlobRef;
+use crate::checksum::ChecksumAlgorithm;
 
 /// Identity of a multipart upload: random, unique for ever.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize)]
@@ -54,7 +56,77 @@ impl Segment {
     }
 }
 
-/// One object version: everything but its bytes.
+/// What a version is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum VersionKind {
+    /// The null version: an object.
+    Null,
+    /// An object with a version id of its own.
+    Named,
+    /// The null version: a delete marker.
+    NullMarker,
+    /// A delete marker with a version id of its own.
+    NamedMarker,
+}
+
+impl VersionKind {
+    /// Of a new version.
+    #[must_use]
+    pub fn new(is_null: bool, is_marker: bool) -> Self {
+        match (is_null, is_marker) {
+            (true, false) => Self::Null,
+            (false, false) => Self::Named,
+            (true, true) => Self::NullMarker,
+            (false, true) => Self::NamedMarker,
+        }
+    }
+
+    /// Whether it is the null version.
+    #[must_use]
+    pub fn is_null(self) -> bool {
+        matches!(self, Self::Null | Self::NullMarker)
+    }
+
+    /// Whether it is a delete marker.
+    #[must_use]
+    pub fn is_marker(self) -> bool {
+        matches!(self, Self::NullMarker | Self::NamedMarker)
+    }
+}
+
+/// What made a version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Origin {
+    /// A put (its first blob) or a delete.
+    Put(BlobId),
+    /// A multipart upload.
+    Upload(UploadId),
+}
+
+impl Origin {
+    /// The put, if it was one.
+    #[must_use]
+    pub fn request(self) -> Option<BlobId> {
+        match self {
+            Self::Put(request) => Some(request),
+            Self::Upload(_) => None,
+        }
+    }
+
+    fn unique(self) -> [u8; 16] {
+        match self {
+            Self::Put(request) => request.to_bytes(),
+            Self::Upload(upload) => upload.0,
+        }
+    }
+}
+
+/// The name of a version.
+pub(super) fn version_id(is_null: bool, version_ms: u64, origin: Origin) -> VersionId {
+    if is_null { VersionId::Null } else { VersionId::Named { version_ms, unique: origin.unique() } }
+}
+
+/// One object version, or a delete marker: everything but its bytes.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct Manifest {
     /// Bytes: the sum of the segments.
@@ -65,19 +137,65 @@ pub struct Manifest {
     pub last_modified_ms: u64,
     /// As given.
     pub attributes: StoredAttributes,
-    /// Additional checksums by algorithm, base64.
+    /// Tags of the object by key.
+    pub tags: Pairs,
+    /// Additional checksums by algorithm, base64; one of the parts' checksums ends with `-parts`.
     pub checksums: Pairs,
     /// Number of parts, 0 for an object that was not uploaded in parts.
     pub parts: u32,
-    /// The put that made it (its first blob); `None` for an upload.
-    pub request: Option<BlobId>,
-    /// The upload that made it.
-    pub upload: Option<UploadId>,
+    /// Object or delete marker, null or named.
+    pub kind: VersionKind,
+    /// What made it.
+    pub origin: Origin,
     /// The bytes, in order; one per part for an upload, except that parts of 0 bytes have none. Empty in the
     /// stored row when continuation rows hold the list.
     pub segments: Vec<Segment>,
     /// Number of continuation rows; 0 once the list has been loaded.
     pub continuation_rows: u32,
+    /// Number of rows that describe the parts; 0 if they are numbered from 1 and have no checksums.
+    pub part_rows: u32,
+}
+
+impl Manifest {
+    /// The name of the version.
+    #[must_use]
+    pub fn version_id(&self) -> VersionId {
+        version_id(self.kind.is_null(), self.last_modified_ms, self.origin)
+    }
+}
+
+/// Which version is the null version of a key whose newest version is another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct NullVersion {
+    /// Its manifest's `last_modified_ms`.
+    pub version_ms: u64,
+}
+
+/// A part of a completed object.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct ObjectPart {
+    /// 1..=10000.
+    pub number: u16,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Digest by the algorithm of the upload; empty if there is none.
+    pub checksum: Vec<u8>,
+}
+
+/// A row of parts of a completed object.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct PartRun {
+    /// By number.
+    pub parts: Vec<ObjectPart>,
+}
+
+/// What checksum an upload was announced to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct UploadChecksum {
+    /// Of every part.
+    pub algorithm: ChecksumAlgorithm,
+    /// Of the object: its own checksum; otherwise the checksum of those of its parts.
+    pub full_object: bool,
 }
 
 /// A continuation row of a manifest.
@@ -94,6 +212,10 @@ pub struct Upload {
     pub created_ms: u64,
     /// For the object to be.
     pub attributes: StoredAttributes,
+    /// For the object to be.
+    pub tags: Pairs,
+    /// As announced.
+    pub checksum: Option<UploadChecksum>,
 }
 
 /// A part of an upload in progress.
@@ -140,6 +262,10 @@ pub struct Stored {
     pub last_modified_ms: u64,
     /// Number of parts, 0 for an object that was not uploaded in parts.
     pub parts: u32,
+    /// The version written, if the bucket has or had versions.
+    pub version: Option<VersionId>,
+    /// Checksums of the object, where the caller does not know them.
+    pub checksums: Pairs,
 }
 
 /// What became of a blob (or of the request id of an inline put, which has no shards).
@@ -153,6 +279,8 @@ pub enum BlobOwner {
         key: String,
         /// Which version: its manifest's `last_modified_ms`.
         version_ms: u64,
+        /// Whether it is the null version.
+        is_null: bool,
     },
     /// A part of an upload, or, once that is completed, the object version that came from the upload.
     Part {
@@ -169,6 +297,8 @@ pub enum BlobOwner {
     Superseded {
         /// What the put answered, Unix milliseconds.
         last_modified_ms: u64,
+        /// Whether it was the null version.
+        is_null: bool,
     },
 }
 
@@ -194,3 +324,5 @@ framed!(CompletedUpload, 5);
 framed!(BlobOwner, 6);
 framed!(BlobRef, 7, BlobRef::check);
 framed!(RevokedWriter, 8);
+framed!(PartRun, 9);
+framed!(NullVersion, 10);

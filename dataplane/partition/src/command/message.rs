@@ -6,8 +6,12 @@ use quarry_clustermap::{BlobId, BucketId, Incarnation, NodeId};
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::framed::framed;
-use super::manifest::{Manifest, Pairs, Stored, StoredAttributes, Upload, UploadId, check_segments};
+use super::manifest::{
+    Manifest, ObjectPart, Pairs, Stored, StoredAttributes, Upload, UploadChecksum, UploadId, check_segments,
+};
+use super::version::VersionId;
 use crate::BlobRef;
+use crate::checksum::ChecksumAlgorithm;
 
 /// Conditions on the object that exists now.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize)]
@@ -47,6 +51,8 @@ pub struct Put {
     pub etag: String,
     /// To store.
     pub attributes: StoredAttributes,
+    /// To store: at most [`super::TAGS_MAX`], each key once.
+    pub tags: Pairs,
     /// To store.
     pub checksums: Pairs,
     /// The bytes.
@@ -83,12 +89,71 @@ pub struct Complete {
     pub key: String,
     /// The upload.
     pub upload: UploadId,
-    /// Numbers, ascending, each with its ETag (without quotes).
-    pub parts: Vec<(u16, String)>,
-    /// Checksums of the whole object, to store.
+    /// By number, ascending.
+    pub parts: Vec<CompletePart>,
+    /// Checksums of the whole object, to compare; without the number of parts.
     pub checksums: Pairs,
+    /// Whether those are of the object itself, where the caller says so.
+    pub full_object: Option<bool>,
+    /// Size of the whole object, to compare.
+    pub size_bytes: Option<u64>,
     /// On the object that exists now.
     pub conditions: Conditions,
+}
+
+/// A part that [`Complete`] names.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct CompletePart {
+    /// 1..=10000.
+    pub number: u16,
+    /// Without quotes.
+    pub etag: String,
+    /// Its checksums, to compare.
+    pub checksums: Pairs,
+}
+
+/// Names what to read.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct Lookup {
+    /// Of the object.
+    pub bucket: BucketId,
+    /// Of the object.
+    pub key: String,
+    /// Which version; `None`: the newest, if that is an object.
+    pub version: Option<VersionId>,
+    /// Where this part lies is answered, too.
+    pub part: Option<u16>,
+    /// On it.
+    pub conditions: Conditions,
+}
+
+impl Lookup {
+    /// The newest version of a key, whatever it is.
+    pub fn newest(bucket: BucketId, key: impl Into<String>) -> Self {
+        Self { bucket, key: key.into(), version: None, part: None, conditions: Conditions::default() }
+    }
+}
+
+/// What a listing is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Listed {
+    /// Keys whose newest version is an object.
+    Objects,
+    /// All versions and delete markers, newest first within a key.
+    Versions,
+    /// Uploads in progress, oldest first within a key (ids begin with their time).
+    Uploads,
+}
+
+/// Within a key of a listing that can have many entries for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub enum Position {
+    /// A version, by its `last_modified_ms`; it may be gone.
+    Version(u64),
+    /// The null version; if it is gone, the end of the key.
+    NullVersion,
+    /// An upload; it may be gone.
+    Upload(UploadId),
 }
 
 /// One page of a listing.
@@ -96,12 +161,16 @@ pub struct Complete {
 pub struct List {
     /// Which bucket.
     pub bucket: BucketId,
+    /// What is listed.
+    pub listed: Listed,
     /// Keys must begin with it.
     pub prefix: String,
     /// Roll keys up to its first occurrence after the prefix; `None` or empty: do not.
     pub delimiter: Option<String>,
     /// Strictly after this key, or, where it is a rolled-up prefix, after everything below it.
     pub after: Option<String>,
+    /// After this entry of the key `after`, not after all of that key.
+    pub after_position: Option<Position>,
     /// Entries, at most [`super::LIST_ENTRIES_MAX`] (more is cut down to it).
     pub max: u32,
 }
@@ -110,31 +179,41 @@ pub struct List {
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum Command {
     /// The manifest without its segments: [`Reply::Object`].
-    Head {
-        /// Of the object.
-        bucket: BucketId,
-        /// Of the object.
-        key: String,
-        /// On it.
-        conditions: Conditions,
-    },
+    Head(Lookup),
     /// The manifest with all segments, and the inline bytes: [`Reply::Object`].
-    Get {
+    Get(Lookup),
+    /// The parts of a completed object above a number: [`Reply::ObjectParts`].
+    ObjectParts {
+        /// Which object; `part` is not looked at.
+        lookup: Lookup,
+        /// Only numbers above it.
+        after: u16,
+        /// At most so many, and at most [`super::LIST_ENTRIES_MAX`].
+        limit: u32,
+    },
+    /// Replaces the tags of a version and nothing else: [`Reply::Tagged`].
+    SetTags {
         /// Of the object.
         bucket: BucketId,
         /// Of the object.
         key: String,
-        /// On it.
-        conditions: Conditions,
+        /// Which version; `None`: the newest.
+        version: Option<VersionId>,
+        /// At most [`super::TAGS_MAX`], each key once.
+        tags: Pairs,
     },
     /// See [`Put`]: [`Reply::Stored`].
     Put(Put),
-    /// Deletes an object; one that does not exist is no error: [`Reply::Done`].
+    /// Deletes an object or a version; one that does not exist is no error: [`Reply::Deleted`].
     Delete {
         /// Of the object.
         bucket: BucketId,
         /// Of the object.
         key: String,
+        /// This version for good; `None`: the object, which in a bucket with versions adds a delete marker.
+        version: Option<VersionId>,
+        /// Identifies the delete, so that a marker is added once.
+        request: BlobId,
         /// On it.
         conditions: Conditions,
     },
@@ -148,6 +227,10 @@ pub enum Command {
         upload: UploadId,
         /// For the object to be.
         attributes: StoredAttributes,
+        /// For the object to be.
+        tags: Pairs,
+        /// What every part must have.
+        checksum: Option<UploadChecksum>,
     },
     /// See [`PutPart`]: [`Reply::Stored`].
     PutPart(PutPart),
@@ -186,7 +269,7 @@ pub enum Command {
     },
     /// See [`List`]: [`Reply::Page`].
     List(List),
-    /// Whether a bucket has neither objects nor uploads here: [`Reply::Empty`].
+    /// Whether a bucket has neither versions, delete markers nor uploads here: [`Reply::Empty`].
     BucketIsEmpty {
         /// Which bucket.
         bucket: BucketId,
@@ -243,6 +326,19 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The bucket whose versioning decides what the command does or answers.
+    pub fn bucket(&self) -> Option<BucketId> {
+        match self {
+            Self::Head(lookup) | Self::Get(lookup) | Self::ObjectParts { lookup, .. } => Some(lookup.bucket),
+            Self::Put(put) => Some(put.bucket),
+            Self::Complete(complete) => Some(complete.bucket),
+            Self::Delete { bucket, .. } | Self::SetTags { bucket, .. } => Some(*bucket),
+            _ => None,
+        }
+    }
+}
+
 /// A stored part, as listed.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct PartEntry {
@@ -268,6 +364,30 @@ pub enum Entry {
         /// Its size, ETag, time and parts.
         stored: Stored,
     },
+    /// A version or delete marker.
+    Version {
+        /// Its key.
+        key: String,
+        /// Its name.
+        version: VersionId,
+        /// The newest of its key.
+        is_latest: bool,
+        /// A delete marker.
+        is_marker: bool,
+        /// Its size, ETag, time and parts.
+        stored: Stored,
+    },
+    /// An upload in progress.
+    Upload {
+        /// Of the object to be.
+        key: String,
+        /// Its id.
+        upload: UploadId,
+        /// Unix milliseconds.
+        created_ms: u64,
+        /// As announced.
+        checksum: Option<UploadChecksum>,
+    },
     /// A rolled-up prefix, with its delimiter.
     Prefix(String),
 }
@@ -276,8 +396,17 @@ impl Entry {
     /// What the listing is ordered by, bytewise.
     pub fn name(&self) -> &str {
         match self {
-            Self::Object { key, .. } => key,
+            Self::Object { key, .. } | Self::Version { key, .. } | Self::Upload { key, .. } => key,
             Self::Prefix(prefix) => prefix,
+        }
+    }
+
+    /// Where within its key it stands, if the listing can have more entries for it.
+    pub fn position(&self) -> Option<Position> {
+        match self {
+            Self::Version { stored, .. } => Some(Position::Version(stored.last_modified_ms)),
+            Self::Upload { upload, .. } => Some(Position::Upload(*upload)),
+            Self::Object { .. } | Self::Prefix(_) => None,
         }
     }
 }
@@ -295,6 +424,15 @@ pub enum BlobStatus {
     Unknown,
 }
 
+/// Where a part lies in its object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct PartRange {
+    /// First byte.
+    pub first: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
 /// The answer to a command that was carried out.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum Reply {
@@ -308,6 +446,30 @@ pub enum Reply {
         manifest: Manifest,
         /// Bytes of the inline segments, in their order (Get).
         inline: Vec<Vec<u8>>,
+        /// Its name, if the bucket has or had versions.
+        version: Option<VersionId>,
+        /// Where the part is that was asked for.
+        part: Option<PartRange>,
+    },
+    /// Parts of a completed object, and whether more follow.
+    ObjectParts {
+        /// Without its segments.
+        manifest: Manifest,
+        /// Its name, if the bucket has or had versions.
+        version: Option<VersionId>,
+        /// In order.
+        parts: Vec<ObjectPart>,
+        /// More follow.
+        truncated: bool,
+    },
+    /// The version whose tags were set, if the bucket has or had versions.
+    Tagged(Option<VersionId>),
+    /// What was deleted.
+    Deleted {
+        /// The version removed, or the delete marker added.
+        version: Option<VersionId>,
+        /// Whether that is a delete marker.
+        is_marker: bool,
     },
     /// An upload.
     Upload(Upload),
@@ -317,6 +479,8 @@ pub enum Reply {
         parts: Vec<PartEntry>,
         /// More follow.
         truncated: bool,
+        /// As announced when the upload began.
+        checksum: Option<UploadChecksum>,
     },
     /// A page of a listing.
     Page {
@@ -346,6 +510,35 @@ pub enum Refusal {
     /// The object does not exist.
     #[error("the key does not exist")]
     NoSuchKey,
+    /// The newest version is a delete marker: to a reader the object does not exist.
+    #[error("the key does not exist: its newest version is a delete marker")]
+    DeleteMarker {
+        /// The marker.
+        version: VersionId,
+    },
+    /// The version that was named is a delete marker, which cannot be read.
+    #[error("the version is a delete marker")]
+    VersionIsMarker {
+        /// The marker.
+        version: VersionId,
+        /// Unix milliseconds.
+        last_modified_ms: u64,
+    },
+    /// The version does not exist.
+    #[error("the version does not exist")]
+    NoSuchVersion,
+    /// The object has no such part.
+    #[error("the object has no part {number}")]
+    NoSuchPart {
+        /// As asked for.
+        number: u16,
+    },
+    /// A checksum given for the whole object is not what its parts make.
+    #[error("the {algorithm:?} that was given does not match the calculated checksum")]
+    ChecksumMismatch {
+        /// Of which algorithm.
+        algorithm: ChecksumAlgorithm,
+    },
     /// The upload does not exist, was completed or was aborted.
     #[error("the multipart upload does not exist")]
     NoSuchUpload,
@@ -402,6 +595,7 @@ pub enum Refusal {
 }
 
 /// What a primary answers to a command that it could evaluate.
+#[expect(clippy::large_enum_variant, reason = "one lives per command, and not for long")]
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum Outcome {
     /// Carried out, and committed if it changed something.
@@ -412,7 +606,9 @@ pub enum Outcome {
 
 fn check_reply(reply: &Reply) -> Result<(), &'static str> {
     match reply {
-        Reply::Object { manifest, .. } => check_segments(&manifest.segments),
+        Reply::Object { manifest, .. } | Reply::ObjectParts { manifest, .. } => {
+            check_segments(&manifest.segments)
+        }
         Reply::Blobs { blobs, .. } => blobs.iter().try_for_each(BlobRef::check),
         _ => Ok(()),
     }

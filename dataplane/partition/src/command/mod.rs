@@ -9,7 +9,9 @@
 //!   takes it from its owner puts it on the free list;
 //! - a put (its first blob, or the request id of inline bytes) takes effect once: a repetition gets the first answer;
 //! - no blob of a revoked writer incarnation gets an owner;
-//! - `last_modified_ms` grows strictly per key while it has a version.
+//! - `last_modified_ms` grows strictly per key while it has a version, and orders its versions;
+//! - a key has at most one null version; a row names it exactly while another version is newer. Keys of buckets that
+//!   never kept versions have no such row, and their newest version is found by one scan of one row.
 //!
 //! Failures: what the caller asked is a [`Refusal`], and nothing has changed; rows that cannot be read or decoded
 //! are [`EvaluateError::View`] or [`EvaluateError::Damaged`], and the caller must answer "unavailable".
@@ -24,6 +26,7 @@ mod rows;
 mod state;
 #[cfg(test)]
 mod tests;
+mod version;
 
 use bytes::Bytes;
 
@@ -31,15 +34,17 @@ pub use decoded::{DecodedRow, NamedRow, decode_row};
 pub use evaluate::evaluate;
 pub use framed::{FRAME_BYTES_MAX, Framed};
 pub use manifest::{
-    BlobOwner, CompletedUpload, Manifest, Pairs, Part, RevokedWriter, Segment, SegmentRun, Stored,
-    StoredAttributes, Upload, UploadId,
+    BlobOwner, CompletedUpload, Manifest, NullVersion, ObjectPart, Origin, Pairs, Part, PartRun,
+    RevokedWriter, Segment, SegmentRun, Stored, StoredAttributes, Upload, UploadChecksum, UploadId,
+    VersionKind,
 };
 pub use message::{
-    BlobStatus, Command, Complete, Conditions, Content, Entry, List, Outcome, PartEntry, Put, PutPart,
-    Refusal, Reply, pairs,
+    BlobStatus, Command, Complete, CompletePart, Conditions, Content, Entry, List, Listed, Lookup, Outcome,
+    PartEntry, PartRange, Position, Put, PutPart, Refusal, Reply, pairs,
 };
 
-pub use rows::is_free_list_row;
+pub use rows::{UPLOAD_ROWS, VERSION_MS_BYTES, is_free_list_row, null_version_row};
+pub use version::{EvaluationContext, VersionId, Versioning};
 
 use crate::{FrameError, Row};
 
@@ -53,6 +58,10 @@ pub const INLINE_BYTES_MAX: usize = 512 * 1024;
 pub const PARTS_MAX: u16 = 10_000;
 /// Smallest part that is not the last, as in S3.
 pub const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
+/// Tags of one object, as in S3.
+pub const TAGS_MAX: usize = 10;
+/// Characters of the key and of the value of a tag, as in S3.
+pub const TAG_CHARS_MAX: (usize, usize) = (128, 256);
 /// Most entries of one page of any kind.
 pub const LIST_ENTRIES_MAX: u32 = 1000;
 /// How long the answer to a put or Complete is kept for repetitions: 1 day. A gateway repeats for minutes.

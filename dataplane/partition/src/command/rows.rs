@@ -5,6 +5,8 @@
 //! 0x01  bucket u64, key, !version_ms u64                   Manifest: versions newest first
 //! 0x02  bucket u64, key, !version_ms u64, segment u32      bytes of an inline segment
 //! 0x03  bucket u64, key, !version_ms u64, n u32            SegmentRun: continuation of a manifest
+//! 0x04  bucket u64, key                                    NullVersion: only if it is not the newest version
+//! 0x05  bucket u64, key, !version_ms u64, n u32            PartRun: parts of a manifest
 //! 0x10  bucket u64, key, upload 16                         Upload
 //! 0x11  upload 16, number u16                              Part
 //! 0x12  upload 16, number u16                              bytes of an inline part
@@ -25,6 +27,8 @@ use super::manifest::UploadId;
 pub(super) const VERSION: u8 = 0x01;
 pub(super) const BODY: u8 = 0x02;
 pub(super) const CONTINUATION: u8 = 0x03;
+pub(super) const NULL_VERSION: u8 = 0x04;
+pub(super) const PART_RUN: u8 = 0x05;
 pub(super) const UPLOAD: u8 = 0x10;
 pub(super) const PART: u8 = 0x11;
 pub(super) const PART_BODY: u8 = 0x12;
@@ -104,14 +108,41 @@ pub(super) fn version(bucket: BucketId, key: &str, version_ms: u64) -> Vec<u8> {
 
 /// All versions of a key, newest first.
 pub(super) fn versions(bucket: BucketId, key: &str) -> KeyRange {
-    range_of(of_key(VERSION, bucket, key))
+    all_of(VERSION, bucket, key)
+}
+
+/// All rows of a kind ([`VERSION`] or [`UPLOAD`]) of a key.
+pub(super) fn all_of(kind: u8, bucket: BucketId, key: &str) -> KeyRange {
+    range_of(of_key(kind, bucket, key))
 }
 
 /// All versions of keys that begin with `prefix`.
 pub(super) fn versions_below(bucket: BucketId, prefix: &str) -> KeyRange {
-    let mut row = of_bucket(VERSION, bucket);
+    below(VERSION, bucket, prefix)
+}
+
+/// All rows of a kind ([`VERSION`] or [`UPLOAD`]) of keys that begin with `prefix`.
+pub(super) fn below(kind: u8, bucket: BucketId, prefix: &str) -> KeyRange {
+    let mut row = of_bucket(kind, bucket);
     push_escaped(&mut row, prefix.as_bytes());
     range_of(row)
+}
+
+/// Bytes of the time at the end of a version's row key.
+pub const VERSION_MS_BYTES: usize = 8;
+
+/// The key of the row that would name the null version of the key that a version row is of.
+///
+/// # Panics
+/// If it is not the key of a version row.
+pub fn null_version_row(version_row: &[u8]) -> Vec<u8> {
+    let of_key = &version_row[1..version_row.len() - VERSION_MS_BYTES];
+    [&[NULL_VERSION], of_key].concat()
+}
+
+/// Which version is the null version.
+pub(super) fn null_version(bucket: BucketId, key: &str) -> Vec<u8> {
+    of_key(NULL_VERSION, bucket, key)
 }
 
 /// Bucket, key and version of a version row.
@@ -148,6 +179,12 @@ pub(super) fn body(bucket: BucketId, key: &str, version_ms: u64, segment: u32) -
 
 pub(super) fn continuation(bucket: BucketId, key: &str, version_ms: u64, n: u32) -> Vec<u8> {
     let mut row = of_version(CONTINUATION, bucket, key, version_ms);
+    row.extend_from_slice(&n.to_be_bytes());
+    row
+}
+
+pub(super) fn part_run(bucket: BucketId, key: &str, version_ms: u64, n: u32) -> Vec<u8> {
+    let mut row = of_version(PART_RUN, bucket, key, version_ms);
     row.extend_from_slice(&n.to_be_bytes());
     row
 }
@@ -201,6 +238,9 @@ pub(super) fn completed(upload: UploadId) -> Vec<u8> {
 pub(super) fn owner(blob: BlobId) -> Vec<u8> {
     of_id(OWNER, &blob.to_bytes())
 }
+
+/// Where the rows of uploads begin; versions and what belongs to them stand before.
+pub const UPLOAD_ROWS: [u8; 1] = [UPLOAD];
 
 /// Whether a row is an entry of the free list: proposing one gives the freer work.
 pub fn is_free_list_row(key: &[u8]) -> bool {

@@ -3,8 +3,9 @@
 use quarry_clustermap::{BlobId, BucketId};
 
 use super::framed::Framed;
-use super::manifest::{BlobOwner, Manifest, Part, RevokedWriter, Segment, SegmentRun, UploadId};
+use super::manifest::{BlobOwner, Manifest, NullVersion, Part, RevokedWriter, Segment, SegmentRun, UploadId};
 use super::message::Refusal;
+use super::version::{VersionId, Versioning};
 use super::{ANSWER_KEPT_MS, EvaluateError, RowProblem, View, rows};
 use crate::{BlobRef, Row};
 
@@ -15,10 +16,14 @@ pub(super) const SEGMENTS_IN_MANIFEST_MAX: usize = 48 * 1024 / SEGMENT_BYTES;
 /// Segments of a full continuation row of about 32 KiB.
 pub(super) const SEGMENTS_PER_ROW: usize = 32 * 1024 / SEGMENT_BYTES;
 
+/// Parts in one row that describes parts: at most about 32 KiB.
+pub(super) const PARTS_PER_ROW: usize = 600;
+
 /// One evaluation: the view, the time, and the rows changed so far. Reads do not see the changes.
 pub(super) struct State<'a, V> {
     pub(super) view: &'a V,
     pub(super) now_ms: u64,
+    pub(super) versioning: Versioning,
     pub(super) rows: Vec<Row>,
 }
 
@@ -67,8 +72,112 @@ impl<V: View> State<'_, V> {
         self.now_ms.max(previous_ms.map_or(0, |ms| ms.saturating_add(1)))
     }
 
+    /// The name of a version, as far as the bucket knows of versions.
+    pub(super) fn shown(&self, version: VersionId) -> Option<VersionId> {
+        (self.versioning != Versioning::Unversioned).then_some(version)
+    }
+
+    /// A version by name, without the segments in continuation rows.
+    pub(super) async fn find(
+        &self,
+        bucket: BucketId,
+        key: &str,
+        version: VersionId,
+    ) -> Result<Option<Manifest>, EvaluateError> {
+        match version {
+            VersionId::Named { version_ms, .. } => {
+                let found = self.version_at(bucket, key, version_ms).await?;
+                Ok(found.filter(|manifest| manifest.version_id() == version))
+            }
+            VersionId::Null => {
+                let newest = self.newest(bucket, key).await?;
+                self.null_version(bucket, key, newest.as_ref()).await
+            }
+        }
+    }
+
+    pub(super) async fn version_at(
+        &self,
+        bucket: BucketId,
+        key: &str,
+        version_ms: u64,
+    ) -> Result<Option<Manifest>, EvaluateError> {
+        let row = rows::version(bucket, key, version_ms);
+        let manifest: Option<Manifest> = self.load(&row).await?;
+        match manifest {
+            Some(manifest) if manifest.last_modified_ms != version_ms => Err(damaged(&row, RowProblem::Key)),
+            manifest => Ok(manifest),
+        }
+    }
+
+    /// The null version; `newest` is the newest of the key.
+    pub(super) async fn null_version(
+        &self,
+        bucket: BucketId,
+        key: &str,
+        newest: Option<&Manifest>,
+    ) -> Result<Option<Manifest>, EvaluateError> {
+        let Some(newest) = newest else { return Ok(None) };
+        if newest.kind.is_null() {
+            return Ok(Some(newest.clone()));
+        }
+        let row = rows::null_version(bucket, key);
+        let Some(NullVersion { version_ms }) = self.load(&row).await? else { return Ok(None) };
+        let null = self.version_at(bucket, key, version_ms).await?.filter(|null| null.kind.is_null());
+        null.map(Some).ok_or_else(|| damaged(&row, RowProblem::Mismatch))
+    }
+
+    /// Makes way for a new newest version: it takes the place of the null version if the bucket does not keep
+    /// versions, and whether it is the null version is returned with its `last_modified_ms`.
+    pub(super) async fn make_way(
+        &mut self,
+        bucket: BucketId,
+        key: &str,
+        newest: Option<&Manifest>,
+    ) -> Result<(u64, bool), EvaluateError> {
+        let version_ms = self.next_ms(newest.map(|newest| newest.last_modified_ms));
+        let is_null = self.versioning != Versioning::Enabled;
+        if is_null {
+            if let Some(null) = self.null_version(bucket, key, newest).await? {
+                self.remove_from_stack(bucket, key, newest, null).await?;
+            }
+        } else if let Some(newest) = newest.filter(|newest| newest.kind.is_null()) {
+            let null = NullVersion { version_ms: newest.last_modified_ms };
+            self.set(rows::null_version(bucket, key), null.encode());
+        }
+        Ok((version_ms, is_null))
+    }
+
+    /// Removes one version of a key, wherever it stands.
+    pub(super) async fn remove_from_stack(
+        &mut self,
+        bucket: BucketId,
+        key: &str,
+        newest: Option<&Manifest>,
+        version: Manifest,
+    ) -> Result<(), EvaluateError> {
+        let is_newest = newest.is_some_and(|newest| newest.last_modified_ms == version.last_modified_ms);
+        let was_named = match (is_newest, version.kind.is_null()) {
+            (false, is_null) => is_null,
+            (true, true) => false,
+            // The next one may be the null version, and is the newest from now on.
+            (true, false) => {
+                let (from, to) = rows::versions(bucket, key);
+                let next = self.view.scan(&from, &to, 2).await?.into_iter().nth(1);
+                let next = next.map(|(row, value)| decode::<Manifest>(&row, &value)).transpose()?;
+                next.is_some_and(|next| next.kind.is_null())
+            }
+        };
+        if was_named {
+            self.remove(rows::null_version(bucket, key));
+        }
+        let version = self.load_segments(bucket, key, version).await?;
+        self.remove_version(bucket, key, &version);
+        Ok(())
+    }
+
     /// The newest version of a key, without the segments in continuation rows.
-    pub(super) async fn current(
+    pub(super) async fn newest(
         &self,
         bucket: BucketId,
         key: &str,
@@ -140,8 +249,8 @@ impl<V: View> State<'_, V> {
     }
 
     /// Remembers what a put answered, for a day.
-    fn supersede(&mut self, request: BlobId, last_modified_ms: u64) {
-        self.own(request, &BlobOwner::Superseded { last_modified_ms });
+    fn supersede(&mut self, request: BlobId, last_modified_ms: u64, is_null: bool) {
+        self.own(request, &BlobOwner::Superseded { last_modified_ms, is_null });
         self.set(self.expiry_of(rows::OWNER, &request.to_bytes()), Vec::new());
     }
 
@@ -166,14 +275,18 @@ impl<V: View> State<'_, V> {
         for row in manifest_rows(bucket, key, manifest) {
             self.remove(row.key);
         }
+        for n in 0..manifest.part_rows {
+            self.remove(rows::part_run(bucket, key, manifest.last_modified_ms, n));
+        }
+        let request = manifest.origin.request();
         for (n, segment) in (0..).zip(&manifest.segments) {
             match segment {
                 Segment::Inline { .. } => self.remove(rows::body(bucket, key, manifest.last_modified_ms, n)),
-                Segment::Blob(blob) => self.free(blob, manifest.request),
+                Segment::Blob(blob) => self.free(blob, request),
             }
         }
-        if let Some(request) = manifest.request {
-            self.supersede(request, manifest.last_modified_ms);
+        if let Some(request) = request {
+            self.supersede(request, manifest.last_modified_ms, manifest.kind.is_null());
         }
     }
 
@@ -186,7 +299,7 @@ impl<V: View> State<'_, V> {
             None => {}
         }
         if keep_answer {
-            self.supersede(part.request, part.last_modified_ms);
+            self.supersede(part.request, part.last_modified_ms, true);
         } else {
             self.remove(rows::owner(part.request));
         }

@@ -259,6 +259,11 @@ impl BufferPool {
         }
     }
 
+    /// Whether somebody waits for buffers.
+    pub fn is_waited_for(&self) -> bool {
+        self.shared.waiting.load(Ordering::SeqCst) > 0
+    }
+
     /// Buffers that nobody holds now.
     pub fn free_slots(&self) -> usize {
         self.shared.free.len()

@@ -127,6 +127,19 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
+    /// The range that the medium could not read (EIO), as (offset, length) in bytes; `None`: something else went wrong.
+    #[must_use]
+    pub fn unreadable(&self) -> Option<(u64, u64)> {
+        match *self {
+            Self::Io { operation: Operation::Read, offset, length_bytes, errno: libc::EIO } => {
+                Some((offset, length_bytes))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl DeviceError {
     /// Builds the error of one I/O from what the operating system said.
     pub(super) fn io(operation: Operation, offset: u64, length_bytes: usize, errno: i32) -> Self {
         Self::Io { operation, offset, length_bytes: length_bytes as u64, errno }

@@ -219,3 +219,25 @@ fn what_cannot_be_given_back_is_an_error() {
     map.try_free(taken).unwrap();
     assert_eq!(map.free_blocks(), 100);
 }
+
+#[test]
+fn quarantined_blocks_are_withheld() {
+    let extent = |start: u64, blocks: u32| Extent { start: BlockIndex(start), blocks };
+    let mut map = FreeMap::new(BlockIndex(10)..BlockIndex(110));
+    map.reserve_exact(extent(20, 10)).unwrap();
+    map.quarantine(extent(28, 4));
+    map.quarantine(extent(26, 2));
+    map.quarantine(extent(0, 11));
+    map.quarantine(extent(109, 50));
+    assert_eq!(map.quarantined(), [extent(10, 1), extent(26, 6), extent(109, 1)]);
+    assert_eq!(map.idle(), [extent(10, 1), extent(30, 2), extent(109, 1)]);
+    assert_eq!((map.free_blocks(), map.quarantined_blocks()), (86, 8));
+    assert!(map.try_free(extent(30, 2)).is_err(), "idle is not in use");
+    assert!(map.try_free(extent(25, 7)).is_err());
+    map.free(extent(20, 10));
+    assert_eq!(map.idle(), [extent(10, 1), extent(26, 6), extent(109, 1)]);
+    assert_eq!(map.runs().collect::<Vec<_>>(), [(BlockIndex(11), 15), (BlockIndex(32), 77)]);
+    assert!(map.reserve_exact(extent(25, 2)).is_err());
+    assert_eq!(FreeMap::decode(&map.encode()).unwrap().free_blocks(), 92);
+    assert_eq!(map.without_quarantine(), FreeMap::new(BlockIndex(10)..BlockIndex(110)));
+}

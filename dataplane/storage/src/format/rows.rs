@@ -7,7 +7,7 @@
 //! | 03 | partition u16 | frame of [`LogRowV1`], or of [`LogRowV2`] while the partition is lost |
 //! | 04 | first partition u16 | frame of [`LostRangeV1`] |
 //! | 10 | partition u16, key chosen by the partition | chosen by the partition |
-//! | 20 | name | device-local value; the store's own: [`SHARDS_INCOMPLETE`], [`INDEX_DAMAGED`] |
+//! | 20 | name | device-local value; the store's own: [`SHARDS_INCOMPLETE`], [`INDEX_DAMAGED`], [`QUARANTINE`] |
 //!
 //! Frame kinds are the table numbers plus 0x100, so that a row is never taken for a record.
 
@@ -17,6 +17,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::{FormatError, frame, record::ExtentV1};
 use crate::device::BLOCK_BYTES;
+use crate::extent::Extent;
 use crate::store::{CHECKSUM_UNIT_BYTES, SHARD_EXTENT_BYTES_MAX, ShardExtent, ShardKey, ShardRow};
 
 /// Table of shard extents.
@@ -37,6 +38,8 @@ pub const TABLE_LOCAL: u8 = 0x20;
 pub const SHARDS_INCOMPLETE: &str = "quarry.shards-incomplete";
 /// Name of the local row that says, with any value but `[0]`, that the index was found damaged: the next start surveys it.
 pub const INDEX_DAMAGED: &str = "quarry.index-damaged";
+/// Name of the local row that holds a frame of [`QuarantineV1`].
+pub const QUARANTINE: &str = "quarry.quarantine";
 
 const VERSION: u16 = 1;
 /// Version of the row of a lost partition's log.
@@ -177,6 +180,13 @@ pub struct LostRangeV1 {
     pub last: PartitionId,
 }
 
+/// Value of the local row [`QUARANTINE`]: blocks that are not handed out again.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct QuarantineV1 {
+    /// In order, disjoint, in the data area.
+    pub runs: Vec<ExtentV1>,
+}
+
 fn encode_row<T>(table: u8, version: u16, value: &T) -> Bytes
 where
     T: for<'a> Serialize<
@@ -284,6 +294,22 @@ pub fn encode_lost_range(last: PartitionId) -> Bytes {
 /// [`FormatError`].
 pub fn decode_lost_range(bytes: &[u8]) -> Result<PartitionId, FormatError> {
     decode_row::<LostRangeV1>(TABLE_LOST, VERSION, "range of lost partitions", bytes).map(|row| row.last)
+}
+
+/// Value of the quarantine.
+#[must_use]
+pub fn encode_quarantine(runs: &[Extent]) -> Bytes {
+    let runs = runs.iter().map(|&extent| extent.into()).collect();
+    encode_row(TABLE_LOCAL, VERSION, &QuarantineV1 { runs })
+}
+
+/// Inverse of [`encode_quarantine`].
+///
+/// # Errors
+/// [`FormatError`].
+pub fn decode_quarantine(bytes: &[u8]) -> Result<Vec<Extent>, FormatError> {
+    let QuarantineV1 { runs } = decode_row(TABLE_LOCAL, VERSION, "quarantine", bytes)?;
+    Ok(runs.into_iter().map(Extent::from).collect())
 }
 
 /// Key of extent `n` of a shard.

@@ -15,6 +15,6 @@ mod queue;
 mod reader;
 mod ring;
 
-pub(crate) use queue::{Class, Pending, Queue, Subject};
+pub(crate) use queue::{Class, Pending, QUEUE_BYTES_ADMIT, Queue, Subject};
 pub(crate) use reader::{RingReader, ScanEnd};
 pub(crate) use ring::Ring;

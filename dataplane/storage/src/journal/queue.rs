@@ -9,8 +9,12 @@ use super::Ring;
 use crate::format::record::Record;
 use crate::store::StoreError;
 
-/// Most bytes that wait; beyond it callers are refused.
-const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Bytes that wait beyond which what can be refused without harm is refused: shards, device-local rows, and, by the
+/// primaries ([`crate::store::SharedStats::queue_is_long`]), commands before anything is done.
+pub(crate) const QUEUE_BYTES_ADMIT: usize = 32 << 20;
+/// Most bytes that wait, of any kind: a replica that cannot journal what was proposed elsewhere is lost, so this lies
+/// well above what is admitted.
+const QUEUE_BYTES_MAX: usize = 256 << 20;
 
 /// Which part of the ring a record may use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,12 +61,20 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    /// Bytes that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
     pub(crate) fn push(&mut self, pending: Pending) -> Result<(), StoreError> {
-        if self.bytes + pending.bytes.len() > QUEUE_BYTES_MAX {
+        let is_replicated = matches!(pending.subject, Subject::Partition(_));
+        let may_be_refused = pending.class == Class::Ordinary && !is_replicated;
+        let limit = if may_be_refused { QUEUE_BYTES_ADMIT } else { QUEUE_BYTES_MAX };
+        if self.bytes + pending.bytes.len() > limit {
             return Err(StoreError::Overloaded { queued_bytes: self.bytes as u64 });
         }
         self.bytes += pending.bytes.len();
@@ -113,5 +125,30 @@ impl Queue {
     pub(crate) fn drain(&mut self) -> Vec<Pending> {
         self.bytes = 0;
         self.waiting.drain(..).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(queue: &mut Queue, subject: Subject, class: Class) -> Result<(), StoreError> {
+        let (done, _) = oneshot::channel();
+        let bytes = vec![0; 1 << 20];
+        queue.push(Pending { bytes, record: None, subject, class, grows_tail: false, done, hold: None })
+    }
+
+    #[test]
+    fn what_was_admitted_elsewhere_has_room_when_the_rest_is_refused() {
+        let mut queue = Queue::default();
+        let shard = (Subject::Pg(PgId(1)), Class::Ordinary);
+        while push(&mut queue, shard.0, shard.1).is_ok() {}
+        assert_eq!(queue.bytes(), QUEUE_BYTES_ADMIT);
+        assert!(push(&mut queue, Subject::Local, Class::Ordinary).is_err());
+        push(&mut queue, Subject::Pg(PgId(1)), Class::Privileged).unwrap();
+        while push(&mut queue, Subject::Partition(PartitionId(1)), Class::Ordinary).is_ok() {}
+        assert_eq!(queue.bytes(), QUEUE_BYTES_MAX);
+        assert_eq!(queue.drain().len(), QUEUE_BYTES_MAX >> 20);
+        assert_eq!(queue.bytes(), 0);
     }
 }

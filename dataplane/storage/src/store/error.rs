@@ -41,6 +41,14 @@ pub enum StoreError {
         /// Reserve.
         reserve_bytes: u64,
     },
+    /// The medium fails to read more blocks than a device may have: it is to be replaced.
+    #[error("{quarantined_bytes} bytes cannot be read, at most {limit_bytes} may be")]
+    QuarantineFull {
+        /// In quarantine.
+        quarantined_bytes: u64,
+        /// Most of them; the number of runs is limited too.
+        limit_bytes: u64,
+    },
     /// Too many bytes wait for the journal.
     #[error("journal queue full: {queued_bytes} bytes wait")]
     Overloaded {

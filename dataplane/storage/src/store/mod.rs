@@ -23,6 +23,7 @@ mod log;
 mod losses;
 mod mend;
 mod overlay;
+mod quarantine;
 mod reads;
 mod recovery;
 mod shards;
@@ -100,6 +101,8 @@ struct Inner<D: Device> {
     /// Free bytes when it was: one begins by itself only when there are more.
     free_when_refused: Cell<Option<u64>>,
     stopping: Cell<bool>,
+    /// A batch is being written.
+    writing: Cell<bool>,
     writer_stopped: Cell<bool>,
     /// As the device-local row says, or about to.
     shards_incomplete: Cell<bool>,
@@ -131,6 +134,13 @@ impl<D: Device + 'static> Store<D> {
     pub fn space(&self) -> SpaceUsage {
         self.0.space.collect();
         SpaceUsage { pending_bytes: self.0.pending_bytes(), ..self.0.space.usage() }
+    }
+
+    /// The batch that the journal writes and flushes now, if any; never the same number twice. One that stays for long
+    /// means that the device does.
+    #[must_use]
+    pub fn batch_under_way(&self) -> Option<u64> {
+        self.0.writing.get().then(|| self.0.stats.load().batches)
     }
 
     /// Counters; the handle may be read from any thread.
@@ -243,6 +253,7 @@ impl<D: Device + 'static> Inner<D> {
         let (done, receiver) = oneshot::channel();
         let pending = Pending { bytes, record: Some(record), subject, class, grows_tail, done, hold };
         self.queue.borrow_mut().push(pending)?;
+        self.stats.set_queued(self.queue.borrow().bytes());
         self.work.notify(usize::MAX);
         Ok(Ticket(receiver))
     }

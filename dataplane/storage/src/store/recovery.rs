@@ -18,7 +18,7 @@ use super::space::Space;
 use super::{
     BusyShards, FormatParams, Inner, Mend, SharedStats, Store, StoreError, StoreOptions, StoreState,
 };
-use super::{checkpoint, mend};
+use super::{checkpoint, mend, quarantine};
 use quarry_clustermap::{ClusterId, DeviceId};
 
 use crate::device::{BLOCK_BYTES, Device, IoBuf};
@@ -26,7 +26,9 @@ use crate::extent::{BlockIndex, FreeMap};
 use crate::format::FormatError;
 use crate::format::record::Record;
 use crate::format::rows;
-use crate::format::superblock::{Area, FreeMapPlace, ReplayStart, SLOTS, Superblock, slot_offset};
+use crate::format::superblock::{
+    Area, FREE_MAP_EXTENTS_MAX, FreeMapPlace, ReplayStart, SLOTS, Superblock, slot_offset,
+};
 use crate::index::{TREE_ROOT_BYTES, Tree, TreeRoot};
 use crate::journal::{Queue, Ring, RingReader, ScanEnd};
 
@@ -84,6 +86,13 @@ pub async fn read_identity<D: Device>(device: &D) -> Result<Identity, StoreError
     Ok(Identity { cluster: superblock.cluster, device: superblock.device })
 }
 
+/// Most blocks that the image of a free map takes: every other block of the data area a run, and its place split as
+/// far as a superblock can say.
+fn free_map_blocks_max(data: Area) -> u64 {
+    let runs = data.blocks.div_ceil(2) + FREE_MAP_EXTENTS_MAX as u64;
+    FreeMap::image_bytes(runs).div_ceil(BLOCK_BYTES as u64) + FREE_MAP_EXTENTS_MAX as u64
+}
+
 /// Reads and verifies the free map of a checkpoint.
 pub(crate) async fn read_free_map<D: Device>(
     device: &D,
@@ -91,6 +100,11 @@ pub(crate) async fn read_free_map<D: Device>(
 ) -> Result<FreeMap, StoreError> {
     let FreeMapPlace { extents, len_bytes, crc } = &superblock.free_map;
     let damaged = |reason: String| StoreError::FreeMapDamaged { reason };
+    // Whatever a superblock says, memory is bounded by what a map of its data area may take.
+    let blocks: u64 = extents.iter().map(|extent| u64::from(extent.blocks)).sum();
+    if blocks > free_map_blocks_max(superblock.data) {
+        return Err(damaged(format!("{blocks} blocks are more than any map of the data area takes")));
+    }
     let mut image = Vec::new();
     for extent in extents {
         let length = usize::try_from(extent.len_bytes()).expect("an extent fits the address space");
@@ -227,6 +241,9 @@ impl<D: Device + 'static> Store<D> {
             None => tree.get(&key).await?,
         };
         let shards_incomplete = Cell::new(mark.is_some_and(|mark| mark[..] != [0]));
+        for extent in quarantine::recorded(&core, &tree).await? {
+            space.free.borrow_mut().quarantine(extent);
+        }
         let ring = Ring::new(superblock.journal, superblock.device, head, superblock.replay.position);
         Ok(Self(Rc::new(Inner {
             device,
@@ -249,6 +266,7 @@ impl<D: Device + 'static> Store<D> {
             checkpoint_refused: RefCell::default(),
             free_when_refused: Cell::new(None),
             stopping: Cell::new(false),
+            writing: Cell::new(false),
             writer_stopped: Cell::new(false),
             shards_incomplete,
             mended,

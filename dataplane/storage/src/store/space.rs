@@ -11,7 +11,8 @@
 //! stores the map as of N. A shard freed after N is allocated in it and is freed again by replay, so the
 //! checkpoint itself must not have put a page there.
 //!
-//! Invariant: data area = free map + reserved + live shards + index + free map image + freed + retired.
+//! Invariant: data area = free map + reserved + live shards + index + free map image + freed + retired + idle
+//! (quarantined, see `quarantine`).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -83,6 +84,7 @@ impl Space {
             free_bytes: self.free.borrow().free_blocks() * block,
             reserve_bytes: self.reserve_blocks * block,
             pending_bytes: 0,
+            quarantined_bytes: self.free.borrow().quarantined_blocks() * block,
         }
     }
 
@@ -180,10 +182,10 @@ impl Space {
     }
 
     /// The free map as of the freeze, given what the checkpoint replaces. What the checkpoint has allocated
-    /// since then is not free in it.
+    /// since then is not free in it; what is in quarantine and in nobody's use is.
     pub(super) fn image(&self, replaced: &[Extent]) -> FreeMap {
         let held = self.held.borrow();
-        let mut image = self.free.borrow().clone();
+        let mut image = self.free.borrow().clone().without_quarantine();
         let reserved = held.reserved.iter();
         reserved.for_each(|(&start, &blocks)| {
             image.free(Extent { start: crate::extent::BlockIndex(start), blocks });

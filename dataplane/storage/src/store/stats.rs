@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::journal::QUEUE_BYTES_ADMIT;
+
 /// Values at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Stats {
@@ -18,25 +20,28 @@ pub struct Stats {
     pub checkpoints: u64,
     /// Bytes of index pages and values written by them.
     pub checkpoint_bytes: u64,
+    /// Bytes that wait for the journal now.
+    pub queued_bytes: u64,
 }
 
 /// Handle to the counters; clones share them.
 #[derive(Clone, Default, Debug)]
-pub struct SharedStats(Arc<[AtomicU64; 6]>);
+pub struct SharedStats(Arc<[AtomicU64; 7]>);
 
 impl SharedStats {
     /// Values now; each is exact, together they are not one snapshot.
     #[must_use]
     pub fn load(&self) -> Stats {
-        let [flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes] =
+        let [flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes, queued_bytes] =
             std::array::from_fn(|n| self.0[n].load(Ordering::Relaxed));
-        Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes }
+        Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes, queued_bytes }
     }
 
     /// The same, with names for metrics.
     #[must_use]
     pub fn counters(&self) -> [(&'static str, u64); 6] {
-        let Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes } = self.load();
+        let Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes, .. } =
+            self.load();
         [
             ("flushes", flushes),
             ("batches", batches),
@@ -45,6 +50,16 @@ impl SharedStats {
             ("checkpoints", checkpoints),
             ("checkpoint_bytes", checkpoint_bytes),
         ]
+    }
+
+    /// Whether so much waits for the journal that nothing more should be begun which would add to it.
+    #[must_use]
+    pub fn queue_is_long(&self) -> bool {
+        self.0[6].load(Ordering::Relaxed) > QUEUE_BYTES_ADMIT as u64
+    }
+
+    pub(super) fn set_queued(&self, bytes: usize) {
+        self.0[6].store(bytes as u64, Ordering::Relaxed);
     }
 
     pub(super) fn count_flush(&self) {

@@ -22,6 +22,7 @@ use crate::index::{Visit, WalkDepth};
 mod crash;
 mod inspection;
 mod mending;
+mod quarantine;
 mod soak;
 mod space;
 mod verifying;
@@ -159,6 +160,8 @@ async fn check_space<D: Device + 'static>(store: &Store<D>) {
     }
     store.0.space.collect();
     let free = store.0.space.free.borrow();
+    free.quarantined().into_iter().for_each(|extent| expected.quarantine(extent));
+    assert_eq!(free.idle(), expected.idle());
     let runs = |map: &FreeMap| map.runs().collect::<Vec<_>>();
     assert_eq!(runs(&free), runs(&expected), "blocks leaked or are owned twice");
 }

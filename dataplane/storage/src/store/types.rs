@@ -117,6 +117,8 @@ pub struct SpaceUsage {
     pub reserve_bytes: u64,
     /// Part of the free bytes that the next checkpoint may take, at worst.
     pub pending_bytes: u64,
+    /// Never handed out again: the medium failed to read them. Includes what a shard still uses.
+    pub quarantined_bytes: u64,
 }
 
 /// Names one shard on a device.

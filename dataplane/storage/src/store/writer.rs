@@ -19,8 +19,12 @@ impl<D: Device + 'static> Inner<D> {
             self.begin_checkpoint_if_wanted();
             let tail_bytes = self.core.borrow().tail_bytes;
             let batch = self.queue.borrow_mut().take_batch(&self.ring.borrow(), tail_bytes);
+            self.stats.set_queued(self.queue.borrow().bytes());
             if !batch.is_empty() {
-                if let Err((error, batch)) = self.write_batch(batch).await {
+                self.writing.set(true);
+                let written = self.write_batch(batch).await;
+                self.writing.set(false);
+                if let Err((error, batch)) = written {
                     self.fail(&error);
                     refuse(batch, &error);
                     break;

@@ -5,7 +5,10 @@ use futures::executor::block_on;
 use quarry_clustermap::{BucketId, Epoch, PartitionId, Sequence, partition_of};
 use quarry_partition::{
     BlobRef,
-    command::{BlobOwner, Command, DecodedRow, Segment, decode_row, evaluate, is_free_list_row},
+    command::{
+        BlobOwner, Command, DecodedRow, EvaluationContext, Framed, Manifest, NullVersion, Segment,
+        VERSION_MS_BYTES, VersionId, VersionKind, decode_row, evaluate, is_free_list_row, null_version_row,
+    },
 };
 use quarry_storage::format::rows::{LogRow, encode_log, log_key};
 
@@ -76,8 +79,10 @@ fn a_blob_of_a_version_that_is_also_free() {
     let store = node.store(node.map.partition(large.partition).primary);
     let view = ReplicaRows::new(&store, large.partition, Sequence(u64::MAX)).unwrap();
     let (bucket, key) = (large.bucket, large.name.clone());
-    let delete = Command::Delete { bucket, key, conditions: Default::default() };
-    let rows = block_on(evaluate(&view, 0, &delete)).unwrap().rows;
+    let version = Some(VersionId::Null);
+    let delete =
+        Command::Delete { bucket, key, version, request: large.blob.blob, conditions: Default::default() };
+    let rows = block_on(evaluate(&view, EvaluationContext::default(), &delete)).unwrap().rows;
     let freed = rows.into_iter().filter(|row| is_free_list_row(&row.key));
     let freed: Vec<_> = freed.map(|row| (row.key, row.value.map(Bytes::from))).collect();
     assert_eq!(freed.len(), 1);
@@ -203,4 +208,29 @@ fn a_partition_that_was_lost() {
     let shards = node.shards().iter().filter(|(_, row)| row.owner_partition == partition).count() as u64;
     let expected = [(Class::LostPartition, 1), (Class::UnjudgedShard, shards)];
     assert_found(&node.fsck(true), &expected, &format!("{partition}: "));
+}
+
+#[test]
+fn a_null_version_below_another_that_no_row_names() {
+    let node = Node::new();
+    let large = large(&node);
+    let Ok(DecodedRow::Version { manifest, .. }) = decode_row(&large.key, &large.value) else { panic!() };
+    let last_modified_ms = manifest.last_modified_ms + 1;
+    let marker = Manifest {
+        size_bytes: 0,
+        last_modified_ms,
+        parts: 0,
+        kind: VersionKind::NamedMarker,
+        segments: Vec::new(),
+        ..manifest.clone()
+    };
+    let of_key = &large.key[..large.key.len() - VERSION_MS_BYTES];
+    let above = [of_key, &(!last_modified_ms).to_be_bytes()].concat();
+    node.write_rows_everywhere(large.partition, &[(above, Some(marker.encode().into()))]);
+    let named = null_version_row(&large.key);
+    let place = format!("{} row {}", large.partition, hex::encode(&named));
+    assert_found(&node.fsck(true), &[(Class::DamagedRow, 1)], &place);
+    let null = NullVersion { version_ms: manifest.last_modified_ms };
+    node.write_rows_everywhere(large.partition, &[(named, Some(null.encode().into()))]);
+    assert_found(&node.fsck(true), &[], "");
 }

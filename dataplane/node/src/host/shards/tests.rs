@@ -57,9 +57,9 @@ fn another_node_writes_and_reads_a_shard() {
         assert!(shards.read(name(1), pin, BLOCK as u64, LEN).await.unwrap() == bytes[BLOCK..]);
         shards.close(name(2), pin);
         assert!(shards.read(name(1), pin, 0, LEN).await.is_ok(), "closed for another shard");
-        assert_eq!(shards.read(name(2), pin, 0, LEN).await, Err(PeerFault::NotFound));
+        assert_eq!(shards.read(name(2), pin, 0, LEN).await, Err(PeerFault::NotFound.into()));
         shards.close(name(1), pin);
-        assert_eq!(shards.read(name(1), pin, 0, LEN).await, Err(PeerFault::NotFound));
+        assert_eq!(shards.read(name(1), pin, 0, LEN).await, Err(PeerFault::NotFound.into()));
     });
 }
 
@@ -128,7 +128,7 @@ fn what_another_node_does_not_use_ends_by_itself() {
         shards.tick(2 * PIN_KEPT_MS);
         assert!(shards.read(name(3), pins[0], 0, LEN).await.is_ok(), "renewed by use");
         shards.tick(3 * PIN_KEPT_MS + 1);
-        assert_eq!(shards.read(name(3), pins[0], 0, LEN).await, Err(PeerFault::NotFound));
+        assert_eq!(shards.read(name(3), pins[0], 0, LEN).await, Err(PeerFault::NotFound.into()));
         assert!(shards.pins.borrow().contains_key(&pins[1]), "a reader of this node keeps its pin");
         shards.tick(RESERVATION_KEPT_MS);
         assert!(shards.reserved.borrow().contains_key(&name(1)));

@@ -118,7 +118,7 @@ async fn is_whole<P: Platform>(
     }
     let mut offset = 0;
     for piece in &row.extents {
-        if !piece_is_whole(cluster, budget, &**device.store.device(), row, (offset, piece)).await {
+        if !piece_is_whole(cluster, budget, device, row, (offset, piece)).await {
             return false;
         }
         offset += u64::from(piece.len_bytes);
@@ -129,10 +129,11 @@ async fn is_whole<P: Platform>(
 async fn piece_is_whole<P: Platform>(
     cluster: &Rc<NodeCluster<P>>,
     budget: &Budget,
-    device: &P::Device,
+    host: &Rc<DeviceHost<P>>,
     row: &ShardRow,
     (offset, piece): (u64, &ShardExtent),
 ) -> bool {
+    let (device, id) = (host.store.device(), host.store.device_id());
     let len = u64::from(piece.len_bytes);
     for (at, checksums) in (0..).zip(piece.checksums.chunks(units(READ_BYTES))) {
         let at = at * READ_BYTES;
@@ -141,6 +142,9 @@ async fn piece_is_whole<P: Platform>(
         let buf = IoBuf::zeroed(usize::try_from(bytes).expect("one read is small"));
         let (result, buf) = device.read(piece.extent.start.offset_bytes() + at, buf).await;
         cluster.metrics().scrub_bytes.inc_by(bytes);
+        if let Err(error) = &result {
+            cluster.read_failed(id, error);
+        }
         if result.is_err() || !unit_checksums_fit(row, offset + at, &buf, checksums) {
             return false;
         }

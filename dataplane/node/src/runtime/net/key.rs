@@ -44,7 +44,7 @@ impl ClusterKey {
         let mut bytes = [0; KEY_BYTES];
         hex::decode_to_slice(text.trim(), &mut bytes)
             .map_err(|_| KeyError::Malformed { path: path.to_owned() })?;
-        Ok(Self(bytes))
+        Ok(Self::new(bytes))
     }
 }
 

@@ -225,10 +225,13 @@ fn a_connection_that_breaks_or_falls_silent_loses_what_was_sent_and_is_made_agai
         wire.cut.set(false);
         glommio::timer::sleep(Duration::from_millis(200)).await;
         assert!(call().await.is_ok());
+        let failures = || asker.stats.as_ref()(NodeId(2), Class::Ordinary).values()[5];
+        let before = failures();
         wire.dead.set(true);
         let began = Instant::now();
         assert_eq!(call().await, Err(TransportError::Lost));
         assert!(began.elapsed() < link::SILENT_FOR + Duration::from_secs(3), "{:?}", began.elapsed());
+        assert_eq!((before.0, failures().1), ("failures", before.1 + 1), "the silence was not noticed");
         wire.dead.set(false);
         glommio::timer::sleep(Duration::from_millis(500)).await;
         assert!(call().await.is_ok());

@@ -7,7 +7,7 @@ use quarry_clustermap::{BlobId, BucketId, Incarnation, NodeId};
 use super::{invalid, page_rows};
 use crate::BlobRef;
 use crate::command::framed::Framed;
-use crate::command::manifest::{BlobOwner, Manifest, Part, RevokedWriter, Segment, UploadId};
+use crate::command::manifest::{BlobOwner, Manifest, Origin, Part, RevokedWriter, Segment, UploadId};
 use crate::command::message::{BlobStatus, Reply};
 use crate::command::rows::KeyRange;
 use crate::command::state::{State, damaged, decode, manifest_rows};
@@ -97,13 +97,17 @@ pub(super) async fn repaired<V: View>(
     }
     let repaired = BlobRef { missing_shards, ..degraded };
     match state.owner(blob).await? {
-        Some(BlobOwner::Version { bucket, key, .. }) => {
-            update_version(state, bucket, &key, &repaired).await?
+        Some(BlobOwner::Version { bucket, key, version_ms, .. }) => {
+            let version = state.version_at(bucket, &key, version_ms).await?;
+            let version = version.ok_or_else(|| damaged(&row, RowProblem::Mismatch))?;
+            update_version(state, bucket, &key, version, &repaired).await?
         }
         Some(BlobOwner::Part { bucket, key, upload, number }) => {
             let found = update_part(state, upload, number, &repaired).await?;
             if !found {
-                update_version(state, bucket, &key, &repaired).await?;
+                let version = version_of_upload(state, bucket, &key, upload).await?;
+                let version = version.ok_or_else(|| damaged(&row, RowProblem::Mismatch))?;
+                update_version(state, bucket, &key, version, &repaired).await?;
             }
         }
         Some(BlobOwner::Superseded { .. }) | None => return Err(damaged(&row, RowProblem::Mismatch)),
@@ -132,15 +136,39 @@ async fn update_part<V: View>(
     Ok(found)
 }
 
+/// The version that an upload was completed to: the newest, unless the key has been written since.
+async fn version_of_upload<V: View>(
+    state: &State<'_, V>,
+    bucket: BucketId,
+    key: &str,
+    upload: UploadId,
+) -> Result<Option<Manifest>, EvaluateError> {
+    const PAGE_ROWS: usize = 16;
+    let (mut from, to) = rows::versions(bucket, key);
+    loop {
+        let page = state.view.scan(&from, &to, PAGE_ROWS).await?;
+        for (row, value) in &page {
+            let version: Manifest = decode(row, value)?;
+            if version.origin == Origin::Upload(upload) {
+                return Ok(Some(version));
+            }
+        }
+        match page.last() {
+            Some((row, _)) if page.len() == PAGE_ROWS => from = [row, &[0][..]].concat(),
+            _ => return Ok(None),
+        }
+    }
+}
+
 async fn update_version<V: View>(
     state: &mut State<'_, V>,
     bucket: BucketId,
     key: &str,
+    version: Manifest,
     repaired: &BlobRef,
 ) -> Result<(), EvaluateError> {
-    let current = state.current(bucket, key).await?;
     let missing = || damaged(&rows::owner(repaired.blob), RowProblem::Mismatch);
-    let old = state.load_segments(bucket, key, current.ok_or_else(missing)?).await?;
+    let old = state.load_segments(bucket, key, version).await?;
     let mut new: Manifest = old.clone();
     if !new.segments.iter_mut().any(|segment| replace(segment, repaired)) {
         return Err(missing());

@@ -1,12 +1,12 @@
-//! Listing the keys of a bucket: a scan that seeks past every rolled-up prefix.
-
-use quarry_clustermap::BucketId;
+//! Listing a bucket: a scan that seeks past every rolled-up prefix, and past what is not listed of a key.
 
 use super::page_rows;
-use crate::command::manifest::{Manifest, Stored};
-use crate::command::message::{Entry, List, Reply};
+use quarry_clustermap::BucketId;
+
+use crate::command::manifest::{Manifest, Stored, Upload};
+use crate::command::message::{Entry, List, Listed, Position, Reply};
 use crate::command::state::{State, damaged, decode};
-use crate::command::{EvaluateError, RowProblem, View, rows};
+use crate::command::{EvaluateError, RowProblem, VersionId, View, rows};
 
 /// Rows per scan: a manifest row can have 56 KiB, so this bounds a listing to about 4 MiB in memory.
 const SCAN_ROWS: usize = 64;
@@ -19,44 +19,92 @@ fn rolled_up<'a>(list: &List, key: &'a str) -> Option<&'a str> {
     Some(&key[..list.prefix.len() + at + delimiter.len()])
 }
 
+fn kind_of(listed: Listed) -> u8 {
+    match listed {
+        Listed::Objects | Listed::Versions => rows::VERSION,
+        Listed::Uploads => rows::UPLOAD,
+    }
+}
+
 /// Where a listing begins.
-fn start(list: &List) -> Vec<u8> {
-    let (first, _) = rows::versions_below(list.bucket, &list.prefix);
-    let Some(after) = &list.after else { return first };
-    let next = if rolled_up(list, after) == Some(after.as_str()) {
-        rows::versions_below(list.bucket, after).1
-    } else {
-        rows::versions(list.bucket, after).1
+async fn start<V: View>(state: &State<'_, V>, list: &List) -> Result<Vec<u8>, EvaluateError> {
+    let (bucket, kind) = (list.bucket, kind_of(list.listed));
+    let (first, _) = rows::below(kind, bucket, &list.prefix);
+    let Some(after) = &list.after else { return Ok(first) };
+    let behind = |mut row: Vec<u8>| {
+        row.push(0);
+        row
     };
-    first.max(next)
+    let next = match list.after_position {
+        _ if rolled_up(list, after) == Some(after.as_str()) => rows::below(kind, bucket, after).1,
+        Some(Position::Version(version_ms)) => behind(rows::version(bucket, after, version_ms)),
+        Some(Position::Upload(upload)) => behind(rows::upload(bucket, after, upload)),
+        Some(Position::NullVersion) => match state.find(bucket, after, VersionId::Null).await? {
+            Some(null) => behind(rows::version(bucket, after, null.last_modified_ms)),
+            None => rows::all_of(kind, bucket, after).1,
+        },
+        None => rows::all_of(kind, bucket, after).1,
+    };
+    Ok(first.max(next))
+}
+
+/// What a row is in a listing, and where the listing goes on; no entry: only that.
+fn entry(
+    list: &List,
+    row: &[u8],
+    value: &[u8],
+    previous: Option<&str>,
+) -> Result<(Option<Entry>, Vec<u8>), EvaluateError> {
+    let next = || [row, &[0][..]].concat();
+    let malformed = || damaged(row, RowProblem::Key);
+    if list.listed == Listed::Uploads {
+        let (_, key, upload) = rows::parse_upload(row).ok_or_else(malformed)?;
+        let Upload { created_ms, checksum, .. } = decode(row, value)?;
+        return Ok((Some(Entry::Upload { key, upload, created_ms, checksum }), next()));
+    }
+    let (_, key, _) = rows::parse_version(row).ok_or_else(malformed)?;
+    let manifest: Manifest = decode(row, value)?;
+    let (version, is_marker) = (manifest.version_id(), manifest.kind.is_marker());
+    let stored = summary(manifest);
+    if list.listed == Listed::Versions {
+        let is_latest = previous != Some(&key);
+        return Ok((Some(Entry::Version { key, version, is_latest, is_marker, stored }), next()));
+    }
+    // Past the older versions of the key.
+    let past = rows::versions(list.bucket, &key).1;
+    Ok(((!is_marker).then_some(Entry::Object { key, stored }), past))
 }
 
 pub(super) async fn list<V: View>(state: &State<'_, V>, list: &List) -> Result<Reply, EvaluateError> {
-    let max = page_rows(list.max);
+    let (max, kind) = (page_rows(list.max), kind_of(list.listed));
     let mut entries: Vec<Entry> = Vec::new();
-    let (_, to) = rows::versions_below(list.bucket, &list.prefix);
-    let mut from = start(list);
+    let (_, to) = rows::below(kind, list.bucket, &list.prefix);
+    let mut from = start(state, list).await?;
+    // The key of the row before, if the listing begins within it.
+    let mut previous = list.after.clone().filter(|_| list.after_position.is_some());
+    let mut limit_rows = 1;
     while max > 0 && from < to {
-        // One more than fits shows whether the page is truncated; a delimiter makes most of a long scan useless.
-        let limit_rows = SCAN_ROWS.min(max - entries.len() + 1);
+        // One more than fits shows whether the page is truncated; a delimiter makes most of a long scan useless, and
+        // versions that are not listed make short ones useless.
+        limit_rows = SCAN_ROWS.min((max - entries.len() + 1).max(limit_rows * 2));
         let page = state.view.scan(&from, &to, limit_rows).await?;
         let whole = page.len() == limit_rows;
         for (row, value) in page {
             if row < from {
                 continue;
             }
+            let (entry, next) = entry(list, &row, &value, previous.as_deref())?;
+            from = next;
+            let Some(entry) = entry else { continue };
             if entries.len() == max {
                 return Ok(Reply::Page { entries, truncated: true });
             }
-            let (_, key, _) = rows::parse_version(&row).ok_or_else(|| damaged(&row, RowProblem::Key))?;
-            if let Some(prefix) = rolled_up(list, &key) {
-                from = rows::versions_below(list.bucket, prefix).1;
+            if let Some(prefix) = rolled_up(list, entry.name()) {
+                from = rows::below(kind, list.bucket, prefix).1;
                 entries.push(Entry::Prefix(prefix.to_owned()));
             } else {
-                // Past the older versions of the key.
-                from = rows::versions(list.bucket, &key).1;
-                let stored = summary(decode(&row, &value)?);
-                entries.push(Entry::Object { key, stored });
+                previous = Some(entry.name().to_owned());
+                entries.push(entry);
             }
         }
         if !whole {
@@ -72,6 +120,8 @@ fn summary(manifest: Manifest) -> Stored {
         etag: manifest.etag,
         last_modified_ms: manifest.last_modified_ms,
         parts: manifest.parts,
+        version: None,
+        checksums: manifest.checksums,
     }
 }
 

@@ -1,5 +1,6 @@
 //! One file per family of commands.
 
+mod completing;
 mod delete;
 mod freeing;
 mod get;
@@ -7,10 +8,13 @@ mod list;
 mod put;
 mod upload;
 
-use super::manifest::{Pairs, StoredAttributes};
+use super::manifest::{Manifest, Pairs, StoredAttributes};
 use super::message::{Command, Refusal, Reply};
 use super::state::State;
-use super::{ATTRIBUTES_BYTES_MAX, EvaluateError, Evaluated, KEY_BYTES_MAX, LIST_ENTRIES_MAX, View, rows};
+use super::{
+    ATTRIBUTES_BYTES_MAX, EvaluateError, Evaluated, EvaluationContext, KEY_BYTES_MAX, LIST_ENTRIES_MAX,
+    TAG_CHARS_MAX, TAGS_MAX, View, rows,
+};
 
 /// Rows of one evaluation, below the limit of a log entry. A delete makes at most 30,025 (10,000 blobs, all degraded);
 /// only a Complete that overwrites such an object and leaves out such parts can make more.
@@ -20,8 +24,13 @@ const ROWS_MAX: usize = 60_000;
 ///
 /// # Errors
 /// [`EvaluateError`]: nothing has changed.
-pub async fn evaluate(view: &impl View, now_ms: u64, command: &Command) -> Result<Evaluated, EvaluateError> {
-    let mut state = State { view, now_ms, rows: Vec::new() };
+pub async fn evaluate(
+    view: &impl View,
+    context: EvaluationContext,
+    command: &Command,
+) -> Result<Evaluated, EvaluateError> {
+    let EvaluationContext { now_ms, versioning } = context;
+    let mut state = State { view, now_ms, versioning, rows: Vec::new() };
     let reply = dispatch(&mut state, command).await?;
     if state.rows.len() > ROWS_MAX {
         return Err(invalid("it frees too many blobs at once: delete the object first").into());
@@ -32,12 +41,19 @@ pub async fn evaluate(view: &impl View, now_ms: u64, command: &Command) -> Resul
 
 async fn dispatch<V: View>(state: &mut State<'_, V>, command: &Command) -> Result<Reply, EvaluateError> {
     match command {
-        Command::Head { bucket, key, conditions } => get::head(state, *bucket, key, conditions).await,
-        Command::Get { bucket, key, conditions } => get::get(state, *bucket, key, conditions).await,
+        Command::Head(lookup) => get::head(state, lookup).await,
+        Command::Get(lookup) => get::get(state, lookup).await,
+        Command::ObjectParts { lookup, after, limit } => get::parts(state, lookup, *after, *limit).await,
+        Command::SetTags { bucket, key, version, tags } => {
+            put::set_tags(state, (*bucket, key), *version, tags).await
+        }
         Command::Put(put) => put::put(state, put).await,
-        Command::Delete { bucket, key, conditions } => delete::delete(state, *bucket, key, conditions).await,
-        Command::CreateUpload { bucket, key, upload, attributes } => {
-            upload::create(state, *bucket, key, *upload, attributes).await
+        Command::Delete { bucket, key, version, request, conditions } => match version {
+            Some(version) => delete::version(state, (*bucket, key), *version, conditions).await,
+            None => delete::object(state, (*bucket, key), *request, conditions).await,
+        },
+        Command::CreateUpload { bucket, key, upload, attributes, tags, checksum } => {
+            upload::create(state, (*bucket, key, *upload), (attributes, tags), *checksum).await
         }
         Command::PutPart(put) => upload::put_part(state, put).await,
         Command::ListParts { bucket, key, upload, after, limit } => {
@@ -80,6 +96,22 @@ fn check_attributes(attributes: &StoredAttributes, checksums: &Pairs) -> Result<
         return Err(Refusal::AttributesTooLarge);
     }
     Ok(())
+}
+
+fn check_tags(tags: &Pairs) -> Result<(), Refusal> {
+    let (key_max, value_max) = TAG_CHARS_MAX;
+    let fits = |(key, value): &(String, String)| {
+        key.chars().count() <= key_max && value.chars().count() <= value_max
+    };
+    if tags.len() > TAGS_MAX || !tags.iter().all(fits) || !tags.is_sorted_by(|(a, _), (b, _)| a < b) {
+        return Err(invalid("the tags are too many or too long, or not in order"));
+    }
+    Ok(())
+}
+
+/// What conditions are decided on: the newest version, if it is an object.
+fn visible(newest: Option<&Manifest>) -> Option<&Manifest> {
+    newest.filter(|newest| !newest.kind.is_marker())
 }
 
 fn invalid(problem: &str) -> Refusal {

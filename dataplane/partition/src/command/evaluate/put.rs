@@ -1,13 +1,16 @@
-//! Storing an object in one command.
+//! Storing an object in one command, and changing its tags.
 
-use quarry_clustermap::{BlobId, ErasureProfile};
+use quarry_clustermap::{BlobId, BucketId, ErasureProfile};
 
-use super::{check_attributes, check_key, invalid};
+use super::{check_attributes, check_key, check_tags, get, invalid, visible};
 use crate::command::conditions::{self, Access};
-use crate::command::manifest::{BlobOwner, Manifest, Segment, Stored};
-use crate::command::message::{Content, Put, Refusal, Reply};
+use crate::command::framed::Framed;
+use crate::command::manifest::{
+    BlobOwner, Manifest, Origin, Pairs, Segment, Stored, VersionKind, version_id,
+};
+use crate::command::message::{Content, Lookup, Put, Refusal, Reply};
 use crate::command::state::{State, manifest_rows};
-use crate::command::{EvaluateError, INLINE_BYTES_MAX, View, rows};
+use crate::command::{EvaluateError, INLINE_BYTES_MAX, VersionId, View, rows};
 
 /// Far above any blob, and the sizes of 10,000 of them still fit 64 bits.
 const BLOB_BYTES_MAX: u64 = 1 << 50;
@@ -84,35 +87,37 @@ impl Checked<'_> {
 pub(super) async fn put<V: View>(state: &mut State<'_, V>, put: &Put) -> Result<Reply, EvaluateError> {
     check_key(&put.key)?;
     check_attributes(&put.attributes, &put.checksums)?;
+    check_tags(&put.tags)?;
     let content = check_content(&put.content)?;
     let (bucket, key) = (put.bucket, put.key.as_str());
-    let answer = |last_modified_ms| {
+    let origin = Origin::Put(content.request);
+    let answer = |state: &State<'_, V>, last_modified_ms, is_null| {
         Reply::Stored(Stored {
             size_bytes: content.size_bytes,
             etag: put.etag.clone(),
             last_modified_ms,
             parts: 0,
+            version: state.shown(version_id(is_null, last_modified_ms, origin)),
+            checksums: Vec::new(),
         })
     };
     match state.owner(content.request).await? {
         None => {}
-        Some(BlobOwner::Version { bucket: b, key: k, version_ms }) if (b, k.as_str()) == (bucket, key) => {
-            return Ok(answer(version_ms));
+        Some(BlobOwner::Version { bucket: b, key: k, version_ms, is_null }) if (b, &*k) == (bucket, key) => {
+            return Ok(answer(state, version_ms, is_null));
         }
-        Some(BlobOwner::Superseded { last_modified_ms }) => return Ok(answer(last_modified_ms)),
+        Some(BlobOwner::Superseded { last_modified_ms, is_null }) => {
+            return Ok(answer(state, last_modified_ms, is_null));
+        }
         Some(_) => return Err(Refusal::BlobInUse { blob: content.request }.into()),
     }
     content.check_blobs(state).await?;
-    let current = state.current(bucket, key).await?;
-    conditions::check(&put.conditions, Access::Write, current.as_ref())?;
+    let newest = state.newest(bucket, key).await?;
+    conditions::check(&put.conditions, Access::Write, visible(newest.as_ref()))?;
 
-    let version_ms = state.next_ms(current.as_ref().map(|manifest| manifest.last_modified_ms));
-    if let Some(current) = current {
-        let current = state.load_segments(bucket, key, current).await?;
-        state.remove_version(bucket, key, &current);
-    }
-    let reply = answer(version_ms);
-    let owner = BlobOwner::Version { bucket, key: key.to_owned(), version_ms };
+    let (version_ms, is_null) = state.make_way(bucket, key, newest.as_ref()).await?;
+    let reply = answer(state, version_ms, is_null);
+    let owner = BlobOwner::Version { bucket, key: key.to_owned(), version_ms, is_null };
     state.own(content.request, &owner);
     for segment in &content.segments {
         if let Segment::Blob(blob) = segment {
@@ -130,13 +135,32 @@ pub(super) async fn put<V: View>(state: &mut State<'_, V>, put: &Put) -> Result<
         etag: put.etag.clone(),
         last_modified_ms: version_ms,
         attributes: put.attributes.clone(),
+        tags: put.tags.clone(),
         checksums: put.checksums.clone(),
         parts: 0,
-        request: Some(content.request),
-        upload: None,
+        kind: VersionKind::new(is_null, false),
+        origin,
         segments: content.segments,
         continuation_rows: 0,
+        part_rows: 0,
     };
     state.rows.extend(manifest_rows(bucket, key, &manifest));
     Ok(reply)
+}
+
+/// Rewrites the manifest's own row with other tags.
+pub(super) async fn set_tags<V: View>(
+    state: &mut State<'_, V>,
+    (bucket, key): (BucketId, &str),
+    version: Option<VersionId>,
+    tags: &Pairs,
+) -> Result<Reply, EvaluateError> {
+    check_tags(tags)?;
+    let manifest = get::find(state, &Lookup { version, ..Lookup::newest(bucket, key) }).await?;
+    let shown = state.shown(manifest.version_id());
+    if manifest.tags != *tags {
+        let row = rows::version(bucket, key, manifest.last_modified_ms);
+        state.set(row, Manifest { tags: tags.clone(), ..manifest }.encode());
+    }
+    Ok(Reply::Tagged(shown))
 }

@@ -3,19 +3,19 @@
 
 use std::collections::BTreeMap;
 
-use md5::{Digest, Md5};
 use quarry_clustermap::BucketId;
 
 use super::put::check_content;
-use super::{check_attributes, check_key, invalid, page_rows};
+use super::{check_attributes, check_key, check_tags, completing, invalid, page_rows, visible};
 use crate::command::conditions::{self, Access};
 use crate::command::framed::Framed;
 use crate::command::manifest::{
-    BlobOwner, CompletedUpload, Manifest, Part, Segment, Stored, StoredAttributes, Upload, UploadId,
+    BlobOwner, CompletedUpload, Manifest, Origin, Pairs, Part, PartRun, Segment, Stored, StoredAttributes,
+    Upload, UploadChecksum, UploadId, VersionKind, version_id,
 };
 use crate::command::message::{Complete, PartEntry, PutPart, Refusal, Reply};
-use crate::command::state::{State, manifest_rows};
-use crate::command::{EvaluateError, PART_BYTES_MIN, PARTS_MAX, View, rows};
+use crate::command::state::{PARTS_PER_ROW, State, manifest_rows};
+use crate::command::{EvaluateError, PARTS_MAX, View, rows};
 
 pub(super) async fn load<V: View>(
     state: &State<'_, V>,
@@ -30,19 +30,23 @@ pub(super) async fn load<V: View>(
 
 pub(super) async fn create<V: View>(
     state: &mut State<'_, V>,
-    bucket: BucketId,
-    key: &str,
-    upload: UploadId,
-    attributes: &StoredAttributes,
+    (bucket, key, upload): (BucketId, &str, UploadId),
+    (attributes, tags): (&StoredAttributes, &Pairs),
+    checksum: Option<UploadChecksum>,
 ) -> Result<Reply, EvaluateError> {
     check_key(key)?;
     check_attributes(attributes, &Vec::new())?;
+    check_tags(tags)?;
+    if checksum.is_some_and(|checksum| checksum.full_object && !checksum.algorithm.combines()) {
+        return Err(invalid("a SHA of the whole object does not follow from those of its parts").into());
+    }
     let row = rows::upload(bucket, key, upload);
     if state.load::<CompletedUpload>(&rows::completed(upload)).await?.is_some() {
         return Err(Refusal::NoSuchUpload.into());
     }
     if state.load::<Upload>(&row).await?.is_none() {
-        state.set(row, Upload { created_ms: state.now_ms, attributes: attributes.clone() }.encode());
+        let (attributes, tags) = (attributes.clone(), tags.clone());
+        state.set(row, Upload { created_ms: state.now_ms, attributes, tags, checksum }.encode());
     }
     Ok(Reply::Done)
 }
@@ -51,7 +55,8 @@ pub(super) async fn put_part<V: View>(
     state: &mut State<'_, V>,
     put: &PutPart,
 ) -> Result<Reply, EvaluateError> {
-    load(state, put.bucket, &put.key, put.upload).await?;
+    let upload = load(state, put.bucket, &put.key, put.upload).await?;
+    completing::check_part(upload.checksum, &put.checksums)?;
     check_attributes(&StoredAttributes::default(), &put.checksums)?;
     if !(1..=PARTS_MAX).contains(&put.number) {
         return Err(invalid("part numbers are 1 to 10000").into());
@@ -66,6 +71,8 @@ pub(super) async fn put_part<V: View>(
             etag: hex::encode(put.md5),
             last_modified_ms,
             parts: 0,
+            version: None,
+            checksums: Vec::new(),
         })
     };
     let row = rows::part(put.upload, put.number);
@@ -75,7 +82,7 @@ pub(super) async fn put_part<V: View>(
     }
     match state.owner(content.request).await? {
         None => {}
-        Some(BlobOwner::Superseded { last_modified_ms }) => return Ok(answer(last_modified_ms)),
+        Some(BlobOwner::Superseded { last_modified_ms, .. }) => return Ok(answer(last_modified_ms)),
         Some(_) => return Err(Refusal::BlobInUse { blob: content.request }.into()),
     }
     state.check_writer(content.request).await?;
@@ -113,7 +120,7 @@ pub(super) async fn list_parts<V: View>(
     after: u16,
     limit: u32,
 ) -> Result<Reply, EvaluateError> {
-    load(state, bucket, key, upload).await?;
+    let checksum = load(state, bucket, key, upload).await?.checksum;
     let limit = page_rows(limit);
     let mut page = state.parts_page(upload, after, limit + 1).await?;
     let truncated = limit > 0 && page.len() > limit;
@@ -125,36 +132,7 @@ pub(super) async fn list_parts<V: View>(
         last_modified_ms: part.last_modified_ms,
         checksums: part.checksums,
     };
-    Ok(Reply::Parts { parts: page.into_iter().map(entry).collect(), truncated })
-}
-
-/// Checks the list of a Complete against the stored parts; takes the chosen ones out of `parts`.
-fn choose(complete: &Complete, parts: &mut BTreeMap<u16, Part>) -> Result<Vec<(u16, Part)>, Refusal> {
-    if complete.parts.is_empty() {
-        return Err(invalid("no parts are named"));
-    }
-    if !complete.parts.is_sorted_by(|(a, _), (b, _)| a < b) {
-        return Err(Refusal::InvalidPartOrder);
-    }
-    let mut chosen = Vec::with_capacity(complete.parts.len());
-    for (number, etag) in &complete.parts {
-        let part = parts.remove(number).filter(|part| etag.eq_ignore_ascii_case(&hex::encode(part.md5)));
-        chosen.push((*number, part.ok_or(Refusal::InvalidPart { number: *number })?));
-    }
-    let all_but_last = &chosen[..chosen.len() - 1];
-    if let Some((number, _)) = all_but_last.iter().find(|(_, part)| part.size_bytes() < PART_BYTES_MIN) {
-        return Err(Refusal::EntityTooSmall { number: *number });
-    }
-    Ok(chosen)
-}
-
-/// `hex(md5 of the part MD5s)-parts`.
-fn multipart_etag(parts: &[(u16, Part)]) -> String {
-    let mut md5 = Md5::new();
-    for (_, part) in parts {
-        md5.update(part.md5);
-    }
-    format!("{}-{}", hex::encode(md5.finalize()), parts.len())
+    Ok(Reply::Parts { parts: page.into_iter().map(entry).collect(), truncated, checksum })
 }
 
 pub(super) async fn complete<V: View>(
@@ -168,28 +146,32 @@ pub(super) async fn complete<V: View>(
         return if same { Ok(Reply::Stored(done.stored)) } else { Err(Refusal::NoSuchUpload.into()) };
     }
     let upload = load(state, bucket, key, id).await?;
-    check_attributes(&upload.attributes, &complete.checksums)?;
     let mut left_out: BTreeMap<u16, Part> = state.all_parts(id).await?.into_iter().collect();
-    let chosen = choose(complete, &mut left_out)?;
-    let current = state.current(bucket, key).await?;
-    conditions::check(&complete.conditions, Access::Write, current.as_ref())?;
+    let chosen = completing::choose(complete, upload.checksum, &mut left_out)?;
+    let checksums = completing::checksums(complete, upload.checksum, &chosen)?;
+    check_attributes(&upload.attributes, &checksums)?;
+    let newest = state.newest(bucket, key).await?;
+    conditions::check(&complete.conditions, Access::Write, visible(newest.as_ref()))?;
 
-    let version_ms = state.next_ms(current.as_ref().map(|manifest| manifest.last_modified_ms));
-    if let Some(current) = current {
-        let current = state.load_segments(bucket, key, current).await?;
-        state.remove_version(bucket, key, &current);
+    let (version_ms, is_null) = state.make_way(bucket, key, newest.as_ref()).await?;
+    let runs = completing::described(upload.checksum, &chosen);
+    let runs: Vec<_> = runs.chunks(PARTS_PER_ROW).map(|parts| PartRun { parts: parts.to_vec() }).collect();
+    for (n, run) in (0..).zip(&runs) {
+        state.set(rows::part_run(bucket, key, version_ms, n), run.encode());
     }
     let mut manifest = Manifest {
         size_bytes: chosen.iter().map(|(_, part)| part.size_bytes()).sum(),
-        etag: multipart_etag(&chosen),
+        etag: completing::etag(&chosen),
         last_modified_ms: version_ms,
         attributes: upload.attributes,
-        checksums: complete.checksums.clone(),
+        tags: upload.tags,
+        checksums: checksums.clone(),
         parts: u32::try_from(chosen.len()).expect("part numbers are 16 bits and distinct"),
-        request: None,
-        upload: Some(id),
+        kind: VersionKind::new(is_null, false),
+        origin: Origin::Upload(id),
         segments: Vec::with_capacity(chosen.len()),
         continuation_rows: 0,
+        part_rows: u32::try_from(runs.len()).expect("10,000 parts take 17 rows"),
     };
     for (number, part) in &chosen {
         move_part(state, complete, *number, part, &mut manifest).await?;
@@ -205,6 +187,8 @@ pub(super) async fn complete<V: View>(
         etag: manifest.etag,
         last_modified_ms: version_ms,
         parts: manifest.parts,
+        version: state.shown(version_id(is_null, version_ms, Origin::Upload(id))),
+        checksums,
     };
     let done = CompletedUpload { bucket, key: key.to_owned(), stored: stored.clone() };
     state.set(rows::completed(id), done.encode());

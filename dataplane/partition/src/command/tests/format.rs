@@ -5,11 +5,13 @@ use quarry_clustermap::{BlobId, BucketId, ErasureProfile, Incarnation};
 
 use super::{BUCKET, blob, blob_id, get, put};
 use crate::BlobRef;
+use crate::checksum::ChecksumAlgorithm;
 use crate::command::rows;
 use crate::command::state::SEGMENTS_PER_ROW;
 use crate::command::{
-    BlobOwner, Command, CompletedUpload, Content, Framed, Manifest, Outcome, PARTS_MAX, Part, Refusal, Reply,
-    RevokedWriter, RowProblem, Segment, SegmentRun, Stored, StoredAttributes, Upload, UploadId, decode_row,
+    BlobOwner, Command, CompletedUpload, Content, Framed, Manifest, NullVersion, ObjectPart, Origin, Outcome,
+    PARTS_MAX, Part, PartRun, Refusal, Reply, RevokedWriter, RowProblem, Segment, SegmentRun, Stored,
+    StoredAttributes, Upload, UploadChecksum, UploadId, VersionId, VersionKind, decode_row,
 };
 use crate::frame::{FrameError, FrameKind};
 
@@ -22,17 +24,21 @@ fn manifest() -> Manifest {
             headers: vec![("content-type".to_owned(), "text/plain".to_owned())],
             user: Vec::new(),
         },
+        tags: vec![("a".to_owned(), "b".to_owned())],
         checksums: vec![("crc32c".to_owned(), "AAAAAA==".to_owned())],
         parts: 2,
-        request: Some(blob_id(1)),
-        upload: Some(UploadId([9; 16])),
+        kind: VersionKind::Named,
+        origin: Origin::Upload(UploadId([9; 16])),
         segments: vec![Segment::Blob(blob(1, 10)), Segment::Inline { size_bytes: 2 }],
         continuation_rows: 0,
+        part_rows: 0,
     }
 }
 
 fn stored() -> Stored {
-    Stored { size_bytes: 1, etag: "ab".to_owned(), last_modified_ms: 2, parts: 3 }
+    let version = Some(VersionId::Named { version_ms: 2, unique: [3; 16] });
+    let checksums = manifest().checksums;
+    Stored { size_bytes: 1, etag: "ab".to_owned(), last_modified_ms: 2, parts: 3, version, checksums }
 }
 
 fn part() -> Part {
@@ -59,14 +65,21 @@ fn persisted_values_keep_their_bytes() {
     let values = [
         hex_of(&manifest()),
         hex_of(&SegmentRun { segments: manifest().segments }),
-        hex_of(&Upload { created_ms: 1, attributes: manifest().attributes }),
+        hex_of(&Upload {
+            created_ms: 1,
+            attributes: manifest().attributes,
+            tags: manifest().tags,
+            checksum: Some(UploadChecksum { algorithm: ChecksumAlgorithm::Sha1, full_object: false }),
+        }),
         hex_of(&part()),
         hex_of(&CompletedUpload { bucket, key: key.clone(), stored: stored() }),
-        hex_of(&BlobOwner::Version { bucket, key: key.clone(), version_ms: 1 }),
+        hex_of(&BlobOwner::Version { bucket, key: key.clone(), version_ms: 1, is_null: true }),
         hex_of(&BlobOwner::Part { bucket, key, upload, number: 2 }),
-        hex_of(&BlobOwner::Superseded { last_modified_ms: 3 }),
+        hex_of(&BlobOwner::Superseded { last_modified_ms: 3, is_null: false }),
         hex_of(&blob(1, 10)),
         hex_of(&RevokedWriter { incarnation: Incarnation(4) }),
+        hex_of(&PartRun { parts: vec![ObjectPart { number: 1, size_bytes: 2, checksum: vec![3] }] }),
+        hex_of(&NullVersion { version_ms: 4 }),
     ];
     let golden: Vec<&str> = include_str!("golden.txt").lines().collect();
     assert_eq!(values.join("\n"), golden.join("\n"));
@@ -83,6 +96,8 @@ fn row_keys_keep_their_bytes() {
         (rows::version(BUCKET, "a\0b", 1), format!("01{key}")),
         (rows::body(BUCKET, "a\0b", 1, 2), format!("02{key}00000002")),
         (rows::continuation(BUCKET, "a\0b", 1, 2), format!("03{key}00000002")),
+        (rows::null_version(BUCKET, "k"), "0400000000000000076b0001".to_owned()),
+        (rows::part_run(BUCKET, "a\0b", 1, 2), format!("05{key}00000002")),
         (rows::upload(BUCKET, "k", id), format!("1000000000000000076b0001{e}")),
         (rows::part(id, 3), format!("11{e}0003")),
         (rows::part_body(id, 3), format!("12{e}0003")),
@@ -130,6 +145,8 @@ fn decode_all(bytes: &[u8]) -> usize {
         BlobOwner::decode(bytes).is_ok(),
         BlobRef::decode(bytes).is_ok(),
         RevokedWriter::decode(bytes).is_ok(),
+        PartRun::decode(bytes).is_ok(),
+        NullVersion::decode(bytes).is_ok(),
         Command::decode(bytes).is_ok(),
         Reply::decode(bytes).is_ok(),
         Refusal::decode(bytes).is_ok(),
@@ -140,6 +157,10 @@ fn decode_all(bytes: &[u8]) -> usize {
     .count()
 }
 
+fn object(inline: Vec<Vec<u8>>) -> Reply {
+    Reply::Object { manifest: manifest(), inline, version: None, part: None }
+}
+
 fn examples() -> Vec<Vec<u8>> {
     vec![
         manifest().encode(),
@@ -147,7 +168,7 @@ fn examples() -> Vec<Vec<u8>> {
         part().encode(),
         put("key", Content::Blobs(vec![blob(1, 10)])).encode(),
         put("key", Content::Inline { request: blob_id(1), bytes: vec![1, 2, 3] }).encode(),
-        Reply::Object { manifest: manifest(), inline: vec![vec![1, 2]] }.encode(),
+        object(vec![vec![1, 2]]).encode(),
         Refusal::NotModified { etag: "e".to_owned(), last_modified_ms: 1 }.encode(),
         Outcome::Done(Reply::Stored(stored())).encode(),
     ]
@@ -157,7 +178,7 @@ fn examples() -> Vec<Vec<u8>> {
 fn messages_round_trip() {
     let command = put("key", Content::Blobs(vec![blob(1, 10)]));
     assert_eq!(Command::decode(&command.encode()).unwrap(), command);
-    let outcome = Outcome::Done(Reply::Object { manifest: manifest(), inline: vec![vec![1, 2]] });
+    let outcome = Outcome::Done(object(vec![vec![1, 2]]));
     assert_eq!(Outcome::decode(&outcome.encode()).unwrap(), outcome);
 }
 
@@ -183,7 +204,7 @@ proptest! {
     #[test]
     fn random_bytes_do_not_decode_and_do_not_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..200),
-        frame_type in prop::sample::select(vec![1_u16, 2, 3, 4, 5, 6, 7, 8, 0x101, 0x102, 0x103, 0x104]),
+        frame_type in prop::sample::select(vec![1_u16, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0x101, 0x102, 0x103, 0x104]),
     ) {
         prop_assert_eq!(decode_all(&bytes), 0);
         prop_assert!(decode_all(&sealed(frame_type, &bytes)) <= 1);
@@ -238,7 +259,8 @@ fn profiles_out_of_range_are_refused_in_rows_and_replies() {
         let segments = vec![Segment::Inline { size_bytes: 2 }, Segment::Blob(bad)];
         let manifest = Manifest { segments: segments.clone(), ..manifest() };
         let part = Part { segment: Some(Segment::Blob(bad)), ..part() };
-        let reply = Reply::Object { manifest: manifest.clone(), inline: Vec::new() };
+        let reply =
+            Reply::Object { manifest: manifest.clone(), inline: Vec::new(), version: None, part: None };
         let list = Reply::Blobs { blobs: vec![bad], truncated: false };
         assert!(refused(BlobRef::decode(&bad.encode()).err()));
         assert!(refused(Manifest::decode(&manifest.encode()).err()));

@@ -1,6 +1,7 @@
 mod format;
 mod model;
 mod scenarios;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -10,8 +11,8 @@ use futures::executor::block_on;
 use quarry_clustermap::{BlobId, BucketId, ErasureProfile, Incarnation, NodeId, PgId, WriterCounter};
 
 use super::{
-    Command, Conditions, Content, EvaluateError, Put, PutPart, Refusal, Reply, Stored, StoredAttributes,
-    UploadId, View, ViewError, evaluate,
+    Command, Conditions, Content, EvaluateError, EvaluationContext, Lookup, Put, PutPart, Refusal, Reply,
+    Stored, StoredAttributes, UploadId, Versioning, View, ViewError, evaluate,
 };
 use crate::{BlobRef, Row};
 
@@ -40,11 +41,13 @@ impl View for Rows {
 struct Partition {
     rows: Rows,
     now_ms: u64,
+    versioning: Versioning,
 }
 
 impl Partition {
     fn evaluate(&mut self, command: &Command) -> Result<(Reply, Vec<Row>), EvaluateError> {
-        let evaluated = block_on(evaluate(&self.rows, self.now_ms, command))?;
+        let context = EvaluationContext { now_ms: self.now_ms, versioning: self.versioning };
+        let evaluated = block_on(evaluate(&self.rows, context, command))?;
         for row in evaluated.rows.clone() {
             match row.value {
                 Some(value) => self.rows.0.insert(row.key, value),
@@ -100,6 +103,7 @@ fn put(key: &str, content: Content) -> Command {
         key: key.to_owned(),
         etag: "e".to_owned(),
         attributes: StoredAttributes::default(),
+        tags: Vec::new(),
         checksums: Vec::new(),
         content,
         conditions: Conditions::default(),
@@ -107,7 +111,7 @@ fn put(key: &str, content: Content) -> Command {
 }
 
 fn get(key: &str) -> Command {
-    Command::Get { bucket: BUCKET, key: key.to_owned(), conditions: Conditions::default() }
+    Command::Get(Lookup::newest(BUCKET, key))
 }
 
 fn put_part(upload: UploadId, number: u16, content: Content) -> Command {

@@ -1,26 +1,43 @@
 //! Random commands against a store of plain maps that has the same promises, and an audit of every row: nothing is
 //! lost, nothing leaks, every blob has one owner or is free.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod driver;
 
-use proptest::prelude::{Just, ProptestConfig, Strategy, prop, prop_assert_eq, prop_oneof, proptest};
-use quarry_clustermap::{BlobId, BucketId, Incarnation, NodeId, WriterCounter};
+use std::collections::BTreeMap;
 
-use super::{MIB, Partition};
+use quarry_clustermap::{BlobId, BucketId, Incarnation, NodeId};
+
+use super::MIB;
 use crate::BlobRef;
 use crate::command::{
-    BlobStatus, Command, Complete, Conditions, Content, Entry, List, Pairs, Put, PutPart, Refusal, Reply,
-    Segment, Stored, StoredAttributes, UploadId,
+    Complete, CompletePart, Conditions, Content, Entry, List, Listed, Origin, Pairs, Position, Put, PutPart,
+    Refusal, Reply, Segment, Stored, UploadId, VersionId, Versioning,
 };
 
-const KEYS: [&str; 9] = ["a", "a/", "a/b", "a/b/c", "a/c", "a\0", "a\0b", "b", "é/1"];
-
+/// A version or delete marker.
 #[derive(Clone, Debug)]
 struct Object {
     stored: Stored,
-    request: Option<BlobId>,
+    origin: Origin,
+    is_null: bool,
+    is_marker: bool,
+    tags: Pairs,
     segments: Vec<Segment>,
     inline: Vec<Vec<u8>>,
+    part_rows: usize,
+}
+
+impl Object {
+    fn id(&self) -> VersionId {
+        let unique = match self.origin {
+            Origin::Put(request) => request.to_bytes(),
+            Origin::Upload(upload) => upload.0,
+        };
+        match self.is_null {
+            true => VersionId::Null,
+            false => VersionId::Named { version_ms: self.stored.last_modified_ms, unique },
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -32,10 +49,14 @@ struct ModelPart {
 
 #[derive(Default)]
 struct Model {
-    objects: BTreeMap<(BucketId, String), Object>,
+    /// Newest first, never empty.
+    objects: BTreeMap<(BucketId, String), Vec<Object>>,
     uploads: BTreeMap<UploadId, (BucketId, String, BTreeMap<u16, ModelPart>)>,
+    created_ms: BTreeMap<UploadId, u64>,
     completed: BTreeMap<UploadId, Stored>,
-    answers: BTreeMap<BlobId, u64>,
+    /// Time of a version that is gone, and whether it was the null version.
+    answers: BTreeMap<BlobId, (u64, bool)>,
+    versioning: BTreeMap<BucketId, Versioning>,
     free: BTreeMap<BlobId, BlobRef>,
     revoked: BTreeMap<NodeId, Incarnation>,
 }
@@ -61,13 +82,54 @@ fn size_of(segments: &[Segment]) -> u64 {
     segments.iter().map(Segment::size_bytes).sum()
 }
 
+fn plain(etag: String, size_bytes: u64, parts: usize) -> Stored {
+    let (parts, checksums) = (u32::try_from(parts).unwrap(), Vec::new());
+    Stored { size_bytes, etag, last_modified_ms: 0, parts, version: None, checksums }
+}
+
+fn object(
+    origin: Origin,
+    stored: Stored,
+    tags: Pairs,
+    (segments, inline): (Vec<Segment>, Vec<Vec<u8>>),
+) -> Object {
+    Object { stored, origin, is_null: true, is_marker: false, tags, segments, inline, part_rows: 0 }
+}
+
 fn holds(etags: &[String], object: &Object) -> bool {
     etags.contains(&"*".to_owned()) || etags.contains(&object.stored.etag)
 }
 
 impl Model {
-    fn check(&self, at: &(BucketId, String), conditions: &Conditions, write: bool) -> Result<(), Refusal> {
-        let Some(object) = self.objects.get(at) else {
+    fn stack(&self, at: &(BucketId, String)) -> &[Object] {
+        self.objects.get(at).map_or(&[], Vec::as_slice)
+    }
+
+    fn versioning(&self, bucket: BucketId) -> Versioning {
+        self.versioning.get(&bucket).copied().unwrap_or_default()
+    }
+
+    fn shown(&self, bucket: BucketId, version: VersionId) -> Option<VersionId> {
+        (self.versioning(bucket) != Versioning::Unversioned).then_some(version)
+    }
+
+    /// The version that a reader gets.
+    fn find(&self, at: &(BucketId, String), version: Option<VersionId>) -> Result<&Object, Refusal> {
+        let stack = self.stack(at);
+        let found = match version {
+            None => stack.first().ok_or(Refusal::NoSuchKey)?,
+            Some(id) => stack.iter().find(|object| object.id() == id).ok_or(Refusal::NoSuchVersion)?,
+        };
+        let (version_id, last_modified_ms) = (found.id(), found.stored.last_modified_ms);
+        match (found.is_marker, version) {
+            (false, _) => Ok(found),
+            (true, None) => Err(Refusal::DeleteMarker { version: version_id }),
+            (true, Some(_)) => Err(Refusal::VersionIsMarker { version: version_id, last_modified_ms }),
+        }
+    }
+
+    fn check(&self, object: Option<&Object>, conditions: &Conditions, write: bool) -> Result<(), Refusal> {
+        let Some(object) = object.filter(|object| !object.is_marker) else {
             let fails = !write || conditions.if_match.is_some();
             return if fails { Err(Refusal::NoSuchKey) } else { Ok(()) };
         };
@@ -101,13 +163,74 @@ impl Model {
         }
     }
 
-    fn remove(&mut self, at: &(BucketId, String)) -> Option<u64> {
-        let object = self.objects.remove(at)?;
-        self.free_segments(&object.segments);
-        if let Some(request) = object.request {
-            self.answers.insert(request, object.stored.last_modified_ms);
+    /// Removes a version for good.
+    fn remove(&mut self, at: &(BucketId, String), version: VersionId) -> Option<Object> {
+        let stack = self.objects.get_mut(at)?;
+        let object = stack.remove(stack.iter().position(|object| object.id() == version)?);
+        if stack.is_empty() {
+            self.objects.remove(at);
         }
-        Some(object.stored.last_modified_ms)
+        self.free_segments(&object.segments);
+        if let Origin::Put(request) = object.origin {
+            self.answers.insert(request, (object.stored.last_modified_ms, object.is_null));
+        }
+        Some(object)
+    }
+
+    /// Puts a version on the stack, in place of the null version if it is one itself; its time is made here.
+    fn push(&mut self, at: (BucketId, String), now_ms: u64, mut object: Object) -> Stored {
+        let newest = self.stack(&at).first().map_or(0, |newest| newest.stored.last_modified_ms + 1);
+        object.stored.last_modified_ms = now_ms.max(newest);
+        object.is_null = self.versioning(at.0) != Versioning::Enabled;
+        if object.is_null {
+            self.remove(&at, VersionId::Null);
+        }
+        let version = self.shown(at.0, object.id());
+        let stored = Stored { version, ..object.stored.clone() };
+        self.objects.entry(at).or_default().insert(0, object);
+        stored
+    }
+
+    /// What a put or delete that took effect before has made of a key.
+    fn done(&self, at: &(BucketId, String), request: BlobId) -> Option<(u64, bool)> {
+        let made = self.stack(at).iter().find(|object| object.origin == Origin::Put(request));
+        let made = made.map(|object| (object.stored.last_modified_ms, object.is_null));
+        made.or(self.answers.get(&request).copied())
+    }
+
+    fn delete(
+        &mut self,
+        at: (BucketId, String),
+        (version, request): (Option<VersionId>, BlobId),
+        conditions: &Conditions,
+        now_ms: u64,
+    ) -> Result<Reply, Refusal> {
+        if let Some(version) = version {
+            let found = self.stack(&at).iter().find(|object| object.id() == version).cloned();
+            self.check(found.as_ref(), conditions, true)?;
+            self.remove(&at, version);
+            let is_marker = found.is_some_and(|object| object.is_marker);
+            return Ok(Reply::Deleted { version: Some(version), is_marker });
+        }
+        let versioned = self.versioning(at.0) != Versioning::Unversioned;
+        if let Some((version_ms, is_null)) = self.done(&at, request).filter(|_| versioned) {
+            let named = VersionId::Named { version_ms, unique: request.to_bytes() };
+            let version = Some(if is_null { VersionId::Null } else { named });
+            return Ok(Reply::Deleted { version, is_marker: true });
+        }
+        if versioned {
+            self.writer_check(&Content::Inline { request, bytes: vec![] })?;
+        }
+        self.check(self.stack(&at).first(), conditions, true)?;
+        if !versioned {
+            self.remove(&at, VersionId::Null);
+            return Ok(Reply::Deleted { version: None, is_marker: false });
+        }
+        let marker = Object {
+            is_marker: true,
+            ..object(Origin::Put(request), plain(String::new(), 0, 0), Vec::new(), (vec![], vec![]))
+        };
+        Ok(Reply::Deleted { version: self.push(at, now_ms, marker).version, is_marker: true })
     }
 
     fn writer_check(&self, content: &Content) -> Result<(), Refusal> {
@@ -128,17 +251,17 @@ impl Model {
         let at = (put.bucket, put.key.clone());
         let request = request_of(&put.content);
         let (segments, inline) = segments_of(&put.content);
-        let mut stored =
-            Stored { size_bytes: size_of(&segments), etag: put.etag.clone(), last_modified_ms: 0, parts: 0 };
-        let current = self.objects.get(&at).filter(|object| object.request == Some(request));
-        if let Some(ms) = current.map(|o| o.stored.last_modified_ms).or(self.answers.get(&request).copied()) {
-            return Ok(Stored { last_modified_ms: ms, ..stored });
+        let stored = plain(put.etag.clone(), size_of(&segments), 0);
+        let mut made = object(Origin::Put(request), stored, put.tags.clone(), (segments, inline));
+        if let Some((ms, is_null)) = self.done(&at, request) {
+            made.stored.last_modified_ms = ms;
+            made.is_null = is_null;
+            let version = self.shown(at.0, made.id());
+            return Ok(Stored { version, ..made.stored });
         }
         self.writer_check(&put.content)?;
-        self.check(&at, &put.conditions, true)?;
-        stored.last_modified_ms = now_ms.max(self.remove(&at).map_or(0, |ms| ms + 1));
-        self.objects.insert(at, Object { stored: stored.clone(), request: Some(request), segments, inline });
-        Ok(stored)
+        self.check(self.stack(&at).first(), &put.conditions, true)?;
+        Ok(self.push(at, now_ms, made))
     }
 
     fn put_part(&mut self, put: &PutPart, now_ms: u64) -> Result<Stored, Refusal> {
@@ -146,17 +269,17 @@ impl Model {
         let (_, _, parts) = known.ok_or(Refusal::NoSuchUpload)?;
         let request = request_of(&put.content);
         let size_bytes = size_of(&segments_of(&put.content).0);
-        let mut stored = Stored { size_bytes, etag: hex::encode(put.md5), last_modified_ms: 0, parts: 0 };
+        let mut stored = plain(hex::encode(put.md5), size_bytes, 0);
         let old = parts.get(&put.number).cloned();
         let same = old.as_ref().filter(|part| request_of(&part.content) == request);
-        if let Some(ms) = same.map(|part| part.last_modified_ms).or(self.answers.get(&request).copied()) {
+        if let Some(ms) = same.map(|part| part.last_modified_ms).or(self.answers.get(&request).map(|a| a.0)) {
             return Ok(Stored { last_modified_ms: ms, ..stored });
         }
         self.writer_check(&put.content)?;
         stored.last_modified_ms = now_ms.max(old.as_ref().map_or(0, |part| part.last_modified_ms + 1));
         if let Some(old) = old {
             self.free_segments(&segments_of(&old.content).0);
-            self.answers.insert(request_of(&old.content), old.last_modified_ms);
+            self.answers.insert(request_of(&old.content), (old.last_modified_ms, true));
         }
         let last_modified_ms = stored.last_modified_ms;
         let part = ModelPart { md5: put.md5, last_modified_ms, content: put.content.clone() };
@@ -173,11 +296,11 @@ impl Model {
         if complete.parts.is_empty() {
             return Err(Refusal::InvalidRequest { problem: "no parts are named".to_owned() });
         }
-        if complete.parts.windows(2).any(|pair| pair[0].0 >= pair[1].0) {
+        if complete.parts.windows(2).any(|pair| pair[0].number >= pair[1].number) {
             return Err(Refusal::InvalidPartOrder);
         }
         let (mut chosen, mut md5s) = (Vec::new(), Vec::new());
-        for (number, etag) in &complete.parts {
+        for CompletePart { number, etag, .. } in &complete.parts {
             let part = parts.remove(number).filter(|part| hex::encode(part.md5) == *etag);
             let part = part.ok_or(Refusal::InvalidPart { number: *number })?;
             md5s.extend(part.md5);
@@ -189,17 +312,17 @@ impl Model {
             }
         }
         let at = (complete.bucket, complete.key.clone());
-        self.check(&at, &complete.conditions, true)?;
-        let last_modified_ms = now_ms.max(self.remove(&at).map_or(0, |ms| ms + 1));
+        self.check(self.stack(&at).first(), &complete.conditions, true)?;
         let segments: Vec<Segment> = chosen.iter().flat_map(|(_, (segments, _))| segments.clone()).collect();
         let inline = chosen.iter().flat_map(|(_, (_, inline))| inline.clone()).collect();
         let etag = format!("{}-{}", hex::encode(<md5::Md5 as md5::Digest>::digest(&md5s)), chosen.len());
-        let parts_len = u32::try_from(chosen.len()).unwrap();
-        let stored = Stored { size_bytes: size_of(&segments), etag, last_modified_ms, parts: parts_len };
+        let stored = plain(etag, size_of(&segments), chosen.len());
+        let numbered = (1..).zip(&chosen).all(|(n, (number, _))| n == *number);
         for part in parts.values() {
             self.free_segments(&segments_of(&part.content).0);
         }
-        self.objects.insert(at, Object { stored: stored.clone(), request: None, segments, inline });
+        let made = object(Origin::Upload(complete.upload), stored, vec![], (segments, inline));
+        let stored = self.push(at, now_ms, Object { part_rows: usize::from(!numbered), ..made });
         self.uploads.remove(&complete.upload);
         self.completed.insert(complete.upload, stored.clone());
         Ok(stored)
@@ -213,33 +336,66 @@ impl Model {
         Ok(())
     }
 
-    /// Rolls up every key, then cuts the page out: no seeking.
-    fn list(&self, list: &List) -> Reply {
-        let mut all: BTreeMap<String, Entry> = BTreeMap::new();
-        let delimiter = list.delimiter.clone().unwrap_or_default();
-        for ((_, key), object) in self.objects.iter().filter(|((bucket, _), _)| *bucket == list.bucket) {
-            let Some(rest) = key.strip_prefix(&list.prefix) else { continue };
-            if list.after.as_ref().is_some_and(|after| key <= after) {
-                continue;
+    /// Everything that a listing could name, in order.
+    fn listed(&self, list: &List) -> Vec<Entry> {
+        let mut all = Vec::new();
+        if list.listed == Listed::Uploads {
+            for (upload, (_, key, _)) in self.uploads.iter().filter(|(_, (b, ..))| *b == list.bucket) {
+                let (created_ms, key) = (self.created_ms[upload], key.clone());
+                all.push(Entry::Upload { key, upload: *upload, created_ms, checksum: None });
             }
-            match rest.find(&delimiter).filter(|_| !delimiter.is_empty()) {
-                Some(at) => {
-                    let prefix = key[..list.prefix.len() + at + delimiter.len()].to_owned();
-                    if list.after.as_ref() != Some(&prefix) {
-                        all.insert(prefix.clone(), Entry::Prefix(prefix));
-                    }
-                }
-                None => {
-                    all.insert(
-                        key.clone(),
-                        Entry::Object { key: key.clone(), stored: object.stored.clone() },
-                    );
+            all.sort_by_key(|entry| entry.name().to_owned());
+            return all;
+        }
+        for ((_, key), stack) in self.objects.iter().filter(|((bucket, _), _)| *bucket == list.bucket) {
+            for (n, object) in stack.iter().enumerate() {
+                let (key, stored) = (key.clone(), object.stored.clone());
+                let (version, is_marker) = (object.id(), object.is_marker);
+                match list.listed {
+                    Listed::Objects if n > 0 || is_marker => {}
+                    Listed::Objects => all.push(Entry::Object { key, stored }),
+                    _ => all.push(Entry::Version { key, version, is_latest: n == 0, is_marker, stored }),
                 }
             }
         }
+        all
+    }
+
+    /// Whether a listing has passed an entry.
+    fn passed(&self, list: &List, entry: &Entry) -> bool {
+        let Some(after) = &list.after else { return false };
+        let null = self.stack(&(list.bucket, after.clone())).iter().find(|object| object.is_null);
+        let null = null.map_or(0, |object| object.stored.last_modified_ms);
+        entry.name() < after.as_str()
+            || entry.name() == after
+                && match (list.after_position, entry.position()) {
+                    (Some(Position::Version(ms)), Some(Position::Version(other))) => other >= ms,
+                    (Some(Position::NullVersion), Some(Position::Version(other))) => other >= null,
+                    (Some(Position::Upload(id)), Some(Position::Upload(other))) => other <= id,
+                    _ => true,
+                }
+    }
+
+    /// Rolls up every key, then cuts the page out: no seeking.
+    fn list(&self, list: &List) -> Reply {
+        let mut entries: Vec<Entry> = Vec::new();
+        let delimiter = list.delimiter.clone().unwrap_or_default();
+        for entry in self.listed(list) {
+            let Some(rest) = entry.name().strip_prefix(&list.prefix) else { continue };
+            let rolled = rest.find(&delimiter).filter(|_| !delimiter.is_empty());
+            let rolled = rolled.map(|at| entry.name()[..list.prefix.len() + at + delimiter.len()].to_owned());
+            if self.passed(list, &entry) || rolled.is_some() && list.after == rolled {
+                continue;
+            }
+            let entry = rolled.map_or(entry, Entry::Prefix);
+            if !(matches!(entry, Entry::Prefix(_)) && entries.last() == Some(&entry)) {
+                entries.push(entry);
+            }
+        }
         let max = list.max as usize;
-        let truncated = max > 0 && all.len() > max;
-        Reply::Page { entries: all.into_values().take(max).collect(), truncated }
+        let truncated = max > 0 && entries.len() > max;
+        entries.truncate(max);
+        Reply::Page { entries, truncated }
     }
 
     fn repair(&mut self, id: BlobId) {
@@ -248,7 +404,7 @@ impl Model {
                 blob.missing_shards = 0;
             }
         };
-        for segment in self.objects.values_mut().flat_map(|object| &mut object.segments) {
+        for segment in self.objects.values_mut().flatten().flat_map(|object| &mut object.segments) {
             if let Segment::Blob(blob) = segment {
                 fix(blob);
             }
@@ -263,303 +419,13 @@ impl Model {
     fn live(&self) -> BTreeMap<BlobId, BlobRef> {
         let parts = self.uploads.values().flat_map(|(_, _, parts)| parts.values());
         let of_parts = parts.flat_map(|part| segments_of(&part.content).0);
-        let segments = self.objects.values().flat_map(|object| object.segments.clone()).chain(of_parts);
+        let segments =
+            self.objects.values().flatten().flat_map(|object| object.segments.clone()).chain(of_parts);
         segments
             .filter_map(|segment| match segment {
                 Segment::Blob(blob) => Some((blob.blob, blob)),
                 Segment::Inline { .. } => None,
             })
             .collect()
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Op {
-    Put { at: (u8, usize), kind: u8, etag: u8, conditions: Conditions, writer: u32 },
-    Delete { at: (u8, usize), conditions: Conditions },
-    Get { at: (u8, usize), conditions: Conditions },
-    Create { at: (u8, usize) },
-    PutPart { upload: prop::sample::Index, number: u16, kind: u8, writer: u32 },
-    Complete { upload: prop::sample::Index, numbers: Vec<u16>, wrong: bool, conditions: Conditions },
-    Abort { upload: prop::sample::Index },
-    List { bucket: u8, prefix: usize, delimiter: Option<usize>, after: Option<usize>, max: u32 },
-    Repeat { which: prop::sample::Index },
-    Revoke { writer: u32 },
-    Freed { which: prop::sample::Index },
-    Repair { which: prop::sample::Index },
-}
-
-fn conditions() -> impl Strategy<Value = Conditions> {
-    let etags = prop::option::weighted(
-        0.3,
-        prop::sample::select(vec!["*", "e0", "e1"]).prop_map(|e| vec![e.to_owned()]),
-    );
-    let time = || prop::option::weighted(0.2, 4000_u64..8000);
-    let any =
-        (etags.clone(), etags, time(), time()).prop_map(|(if_match, if_none_match, modified, unmodified)| {
-            Conditions {
-                if_match,
-                if_none_match,
-                if_modified_since_ms: modified,
-                if_unmodified_since_ms: unmodified,
-            }
-        });
-    prop_oneof![2 => Just(Conditions::default()), 1 => any]
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    let at = || (0_u8..2, 0..KEYS.len());
-    let index = proptest::arbitrary::any::<prop::sample::Index>;
-    let prefixes = || 0..PREFIXES.len();
-    prop_oneof![
-        6 => (at(), 0_u8..5, 0_u8..3, conditions(), 1_u32..4)
-            .prop_map(|(at, kind, etag, conditions, writer)| Op::Put { at, kind, etag, conditions, writer }),
-        2 => (at(), conditions()).prop_map(|(at, conditions)| Op::Delete { at, conditions }),
-        2 => (at(), conditions()).prop_map(|(at, conditions)| Op::Get { at, conditions }),
-        2 => at().prop_map(|at| Op::Create { at }),
-        6 => (index(), 1_u16..4, 0_u8..5, 1_u32..4)
-            .prop_map(|(upload, number, kind, writer)| Op::PutPart { upload, number, kind, writer }),
-        3 => (index(), prop::sample::subsequence(vec![1_u16, 2, 3], 0..=3), prop::bool::weighted(0.1), conditions())
-            .prop_map(|(upload, numbers, wrong, conditions)| Op::Complete { upload, numbers, wrong, conditions }),
-        1 => index().prop_map(|upload| Op::Abort { upload }),
-        4 => (0_u8..2, prefixes(), prop::option::of(0_usize..3), prop::option::of(prefixes()), 0_u32..6).prop_map(
-            |(bucket, prefix, delimiter, after, max)| Op::List { bucket, prefix, delimiter, after, max }),
-        3 => index().prop_map(|which| Op::Repeat { which }),
-        1 => (1_u32..4).prop_map(|writer| Op::Revoke { writer }),
-        1 => index().prop_map(|which| Op::Freed { which }),
-        2 => index().prop_map(|which| Op::Repair { which }),
-    ]
-}
-
-const PREFIXES: [&str; 9] = ["", "a", "a/", "a/b", "a/b/", "a\0", "b", "é", "é/"];
-const DELIMITERS: [&str; 3] = ["/", "\0", "b/"];
-
-/// Both stores side by side.
-#[derive(Default)]
-struct Pair {
-    partition: Partition,
-    model: Model,
-    sent: Vec<Command>,
-    uploads: Vec<(UploadId, BucketId, String)>,
-    counter: u64,
-    incarnations: BTreeMap<u32, u32>,
-}
-
-impl Pair {
-    fn content(&mut self, kind: u8, writer: u32) -> Content {
-        let incarnation = Incarnation(*self.incarnations.get(&writer).unwrap_or(&1));
-        let mut id = || {
-            self.counter += 1;
-            BlobId { writer: NodeId(writer), incarnation, counter: WriterCounter(self.counter) }
-        };
-        let blob =
-            |blob, size_bytes, missing_shards| BlobRef { blob, missing_shards, ..super::blob(0, size_bytes) };
-        match kind {
-            0 => Content::Inline { request: id(), bytes: Vec::new() },
-            1 => Content::Inline { request: id(), bytes: vec![7; 30] },
-            2 => Content::Blobs(vec![blob(id(), 5 * MIB, 0)]),
-            3 => Content::Blobs(vec![blob(id(), 6 * MIB, 2)]),
-            _ => Content::Blobs(vec![blob(id(), 5 * MIB - 1, 1), blob(id(), 9, 0)]),
-        }
-    }
-
-    fn command(&mut self, op: Op) -> Option<Command> {
-        let place = |(bucket, key): (u8, usize)| (BucketId(u64::from(bucket)), KEYS[key].to_owned());
-        Some(match op {
-            Op::Put { at, kind, etag, conditions, writer } => {
-                let (bucket, key) = place(at);
-                let (attributes, checksums) = (StoredAttributes::default(), Pairs::new());
-                let content = self.content(kind, writer);
-                let etag = format!("e{etag}");
-                Command::Put(Put { bucket, key, etag, attributes, checksums, content, conditions })
-            }
-            Op::Delete { at, conditions } => {
-                let (bucket, key) = place(at);
-                Command::Delete { bucket, key, conditions }
-            }
-            Op::Get { at, conditions } => {
-                let (bucket, key) = place(at);
-                Command::Get { bucket, key, conditions }
-            }
-            Op::Create { at } => {
-                let (bucket, key) = place(at);
-                let upload = UploadId([u8::try_from(self.uploads.len()).unwrap(); 16]);
-                self.uploads.push((upload, bucket, key.clone()));
-                Command::CreateUpload { bucket, key, upload, attributes: StoredAttributes::default() }
-            }
-            _ if self.uploads.is_empty()
-                && !matches!(op, Op::List { .. } | Op::Repeat { .. } | Op::Revoke { .. }) =>
-            {
-                return None;
-            }
-            Op::PutPart { upload, number, kind, writer } => {
-                let (upload, bucket, key) = upload.get(&self.uploads).clone();
-                let content = self.content(kind.min(3), writer);
-                let md5 = [u8::try_from(self.counter % 256).unwrap(); 16];
-                Command::PutPart(PutPart {
-                    bucket,
-                    key,
-                    upload,
-                    number,
-                    md5,
-                    checksums: Pairs::new(),
-                    content,
-                })
-            }
-            Op::Complete { upload, numbers, wrong, conditions } => {
-                let (upload, bucket, key) = upload.get(&self.uploads).clone();
-                let etag = |number: &u16| {
-                    let part = self.model.uploads.get(&upload).and_then(|(_, _, parts)| parts.get(number));
-                    part.filter(|_| !wrong).map_or("none".to_owned(), |part| hex::encode(part.md5))
-                };
-                let parts = numbers.iter().map(|number| (*number, etag(number))).collect();
-                Command::Complete(Complete {
-                    bucket,
-                    key,
-                    upload,
-                    parts,
-                    checksums: Pairs::new(),
-                    conditions,
-                })
-            }
-            Op::Abort { upload } => {
-                let (upload, bucket, key) = upload.get(&self.uploads).clone();
-                Command::Abort { bucket, key, upload }
-            }
-            Op::List { bucket, prefix, delimiter, after, max } => Command::List(List {
-                bucket: BucketId(u64::from(bucket)),
-                prefix: PREFIXES[prefix].to_owned(),
-                delimiter: delimiter.map(|n| DELIMITERS[n].to_owned()),
-                after: after.map(|n| PREFIXES[n].to_owned()),
-                max,
-            }),
-            Op::Repeat { which } if !self.sent.is_empty() => which.get(&self.sent).clone(),
-            Op::Repeat { .. } => return None,
-            Op::Revoke { writer } => {
-                let incarnation = Incarnation(*self.incarnations.entry(writer).or_insert(1));
-                *self.incarnations.get_mut(&writer).unwrap() += 1;
-                Command::RevokeWriter { writer: NodeId(writer), incarnation }
-            }
-            Op::Freed { which } => {
-                let free: Vec<BlobId> = self.model.free.keys().copied().collect();
-                Command::Freed { blobs: if free.is_empty() { vec![] } else { vec![*which.get(&free)] } }
-            }
-            Op::Repair { which } => {
-                let live: Vec<BlobId> = self.model.live().into_keys().collect();
-                let blob = if live.is_empty() { super::blob_id(0) } else { *which.get(&live) };
-                Command::Repaired { blob, missing_shards: 0 }
-            }
-        })
-    }
-
-    fn expected(&mut self, command: &Command) -> Result<Reply, Refusal> {
-        let now_ms = self.partition.now_ms;
-        let model = &mut self.model;
-        match command {
-            Command::Put(put) => model.put(put, now_ms).map(Reply::Stored),
-            Command::Delete { bucket, key, conditions } => {
-                let at = (*bucket, key.clone());
-                model.check(&at, conditions, true)?;
-                model.remove(&at);
-                Ok(Reply::Done)
-            }
-            Command::CreateUpload { bucket, key, upload, .. } => {
-                model.uploads.insert(*upload, (*bucket, key.clone(), BTreeMap::new()));
-                Ok(Reply::Done)
-            }
-            Command::PutPart(put) => model.put_part(put, now_ms).map(Reply::Stored),
-            Command::Complete(complete) => model.complete(complete, now_ms).map(Reply::Stored),
-            Command::Abort { upload, .. } => model.abort(*upload).map(|()| Reply::Done),
-            Command::List(list) => Ok(model.list(list)),
-            Command::RevokeWriter { writer, incarnation } => {
-                model.revoked.insert(*writer, *incarnation);
-                Ok(Reply::Done)
-            }
-            Command::Freed { blobs } => {
-                model.free.retain(|blob, _| !blobs.contains(blob));
-                Ok(Reply::Done)
-            }
-            Command::Repaired { blob, .. } => {
-                model.repair(*blob);
-                Ok(Reply::Done)
-            }
-            other => panic!("not generated: {other:?}"),
-        }
-    }
-
-    fn step(&mut self, op: Op) -> Result<(), proptest::test_runner::TestCaseError> {
-        let Some(command) = self.command(op) else { return Ok(()) };
-        let reply = self.partition.run(&command);
-        if let Command::Get { bucket, key, conditions } = &command {
-            let at = (*bucket, key.clone());
-            let expected = self.model.check(&at, conditions, false).map(|()| &self.model.objects[&at]);
-            match (reply, expected) {
-                (Ok(Reply::Object { manifest, inline }), Ok(object)) => {
-                    prop_assert_eq!(
-                        (manifest.segments, inline),
-                        (object.segments.clone(), object.inline.clone())
-                    );
-                    prop_assert_eq!(&manifest.etag, &object.stored.etag);
-                }
-                (reply, expected) => prop_assert_eq!(reply.err(), expected.err()),
-            }
-            return Ok(());
-        }
-        prop_assert_eq!(reply, self.expected(&command), "{:?}", command);
-        if matches!(command, Command::Put(_) | Command::PutPart(_) | Command::Complete(_)) {
-            self.sent.push(command);
-        }
-        self.audit()
-    }
-
-    /// Every row is accounted for.
-    fn audit(&mut self) -> Result<(), proptest::test_runner::TestCaseError> {
-        let model = &self.model;
-        let live = model.live();
-        let inline = |segments: &[Segment]| segments.iter().any(|s| matches!(s, Segment::Inline { .. }));
-        let all_parts = || model.uploads.values().flat_map(|(_, _, parts)| parts.values());
-        let mut owned: BTreeSet<BlobId> = live.keys().copied().collect();
-        owned.extend(model.objects.values().filter_map(|object| object.request));
-        owned.extend(all_parts().map(|part| request_of(&part.content)));
-        owned.extend(model.answers.keys());
-        let degraded = live.values().filter(|blob| blob.missing_shards != 0).count();
-        let expected = BTreeMap::from([
-            (0x01, model.objects.len()),
-            (0x02, model.objects.values().filter(|object| inline(&object.segments)).count()),
-            (0x10, model.uploads.len()),
-            (0x11, all_parts().count()),
-            (0x12, all_parts().filter(|part| inline(&segments_of(&part.content).0)).count()),
-            (0x13, model.completed.len()),
-            (0x20, owned.len()),
-            (0x21, model.free.len()),
-            (0x22, degraded),
-            (0x23, model.revoked.len()),
-            (0x30, model.completed.len() + model.answers.len()),
-        ]);
-        let mut found: BTreeMap<u8, usize> = expected.keys().map(|kind| (*kind, 0)).collect();
-        for row in self.partition.rows.0.keys() {
-            *found.entry(row[0]).or_default() += 1;
-        }
-        prop_assert_eq!(found, expected);
-        prop_assert_eq!(self.partition.free_list(), self.model.free.values().copied().collect::<Vec<_>>());
-        for blob in live.keys() {
-            let status = self.partition.run(&Command::BlobStatus { blob: *blob });
-            prop_assert_eq!(status, Ok(Reply::Blob(BlobStatus::Live)));
-        }
-        Ok(())
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 2000, ..ProptestConfig::default() })]
-
-    #[test]
-    fn agrees_with_the_model(ops in prop::collection::vec((op(), 0_u64..40), 1..80)) {
-        let mut pair = Pair::default();
-        for (op, at) in ops {
-            // The clock stands still and steps back at times, as it does when the primary changes.
-            pair.partition.now_ms = 5000 + at * 50;
-            pair.step(op)?;
-        }
     }
 }

@@ -2,39 +2,46 @@
 
 use super::{BUCKET, MIB, Partition, blob, blob_id, get, put, put_part};
 use crate::command::{
-    ANSWER_KEPT_MS, BlobStatus, Command, Complete, Conditions, Content, EvaluateError, Framed, Refusal,
-    Reply, Segment, StoredAttributes, UploadId,
+    ANSWER_KEPT_MS, BlobStatus, Command, Complete, CompletePart, Conditions, Content, EvaluateError, Framed,
+    Refusal, Reply, Segment, StoredAttributes, UploadId,
 };
 use crate::{BlobRef, Row};
 use quarry_clustermap::{BlobId, Incarnation, NodeId};
 
 /// What the rows of the largest commands may take in one log entry.
 const ENTRY_BYTES_MAX: usize = 1024 * 1024;
-const UPLOAD: UploadId = UploadId([5; 16]);
+pub(super) const UPLOAD: UploadId = UploadId([5; 16]);
 
 fn bytes_of(rows: &[Row]) -> usize {
     rows.iter().map(|row| row.key.len() + row.value.as_ref().map_or(0, Vec::len)).sum()
 }
 
-fn create() -> Command {
+pub(super) fn create() -> Command {
     let attributes = StoredAttributes::default();
-    Command::CreateUpload { bucket: BUCKET, key: "k".to_owned(), upload: UPLOAD, attributes }
+    let (key, tags) = ("k".to_owned(), Vec::new());
+    Command::CreateUpload { bucket: BUCKET, key, upload: UPLOAD, attributes, tags, checksum: None }
 }
 
-fn complete(numbers: impl IntoIterator<Item = u16>) -> Command {
+pub(super) fn complete(numbers: impl IntoIterator<Item = u16>) -> Command {
     let etag = |number: u16| hex::encode([u8::try_from(number % 251).unwrap(); 16]);
     Command::Complete(Complete {
         bucket: BUCKET,
         key: "k".to_owned(),
         upload: UPLOAD,
-        parts: numbers.into_iter().map(|number| (number, etag(number))).collect(),
+        parts: numbers
+            .into_iter()
+            .map(|number| CompletePart { number, etag: etag(number), checksums: Vec::new() })
+            .collect(),
         checksums: Vec::new(),
+        full_object: None,
+        size_bytes: None,
         conditions: Conditions::default(),
     })
 }
 
-fn delete(key: &str) -> Command {
-    Command::Delete { bucket: BUCKET, key: key.to_owned(), conditions: Conditions::default() }
+pub(super) fn delete(key: &str) -> Command {
+    let (key, conditions) = (key.to_owned(), Conditions::default());
+    Command::Delete { bucket: BUCKET, key, version: None, request: blob_id(1 << 40), conditions }
 }
 
 fn blobs(of: &[BlobRef]) -> Content {
@@ -91,7 +98,7 @@ fn multipart_etag_and_tiny_inline_last_part() {
     // md5(01 x 16, 02 x 16), computed with another tool.
     assert_eq!(stored.etag, "a2178117d5e9ed5f7660ab3e6719c6a2-2");
     assert_eq!(partition.stored(&complete([1, 2])), stored, "a repetition gets the first answer");
-    let Ok(Reply::Object { manifest, inline }) = partition.run(&get("k")) else { panic!() };
+    let Ok(Reply::Object { manifest, inline, .. }) = partition.run(&get("k")) else { panic!() };
     assert_eq!(manifest.segments, [Segment::Blob(blob(1, 5 * MIB)), Segment::Inline { size_bytes: 4 }]);
     assert_eq!((manifest.size_bytes, inline), (5 * MIB + 4, vec![b"tail".to_vec()]));
     let late = put_part(UPLOAD, 3, blobs(&[blob(3, 1)]));

@@ -39,6 +39,7 @@ use self::blocks::Blocks;
 use self::shards::ShardSurvey;
 use self::survey::Survey;
 use super::core::{Core, Mode};
+use super::quarantine;
 use super::recovery::{Recovered, replay_batch, root_of};
 use super::space::Space;
 use super::{StoreError, StoreOptions};
@@ -96,6 +97,12 @@ pub(super) async fn mend<D: Device>(
     named.extend_from_slice(&old);
     let free = RefCell::new(FreeMap::without(area.clone(), &mut named));
     drop(named);
+    let recorded = quarantine::recorded(&core, &tree).await.unwrap_or_else(|error| {
+        tracing::warn!(event = "quarantine_lost", device = %superblock.device, %error);
+        Vec::new()
+    });
+    recorded.iter().chain(&survey.unreadable).for_each(|&extent| free.borrow_mut().quarantine(extent));
+    quarantine::add_unreadable(&mut core, recorded, &survey.unreadable, area.clone());
     let pruner = Pruner { tree: &tree, free: &free, old: &old };
     pruner.drop_damaged(&survey).await?;
     for &partition in core.active.wiped() {

@@ -27,6 +27,8 @@ pub(super) struct Survey {
     pub(super) core: Core,
     /// Pages and values, also damaged ones.
     pub(super) used: Vec<Extent>,
+    /// Pages and values that the device did not read.
+    pub(super) unreadable: Vec<Extent>,
     /// As shard rows name them.
     pub(super) shard_extents: Vec<Extent>,
     /// Rows that could be read.
@@ -66,8 +68,10 @@ impl Survey {
 
     fn damaged(&mut self, extent: Extent, error: &IndexError) {
         self.used.push(extent);
-        if let IndexError::Damaged { what: Damage::Version, .. } = error {
-            self.refusal = Some(error.clone().into());
+        match error {
+            IndexError::Damaged { what: Damage::Version, .. } => self.refusal = Some(error.clone().into()),
+            IndexError::Device(error) if error.unreadable().is_some() => self.unreadable.push(extent),
+            _ => {}
         }
     }
 

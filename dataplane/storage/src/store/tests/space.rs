@@ -268,3 +268,51 @@ fn a_given_up_checkpoint_begins_by_itself_after_a_delete() {
         assert!(store.stats().load().checkpoints > begun, "written once there was room");
     });
 }
+
+/// A checkpoint may find room for its pages and none for its free map: then the pages are given back.
+#[test]
+fn a_checkpoint_without_room_for_its_free_map_leaks_nothing() {
+    let mut rig = Rig::new(31);
+    rig.run(|store| async move {
+        let mut refused_by_map = 0;
+        for keep in 0..24_u32 {
+            let sequence = u64::from(keep) + 1;
+            store.append(Epoch(1), entry(PARTITION, sequence, sequence - 1, "k=v")).await.unwrap();
+            store.apply(PARTITION, Sequence(sequence), decode(b"k=v").unwrap());
+            // All but `keep` blocks are taken for a while.
+            let taken: Vec<Extent> = {
+                let mut free = store.0.space.free.borrow_mut();
+                let kept = (keep > 0).then(|| free.allocate_low(keep).unwrap());
+                let runs: Vec<_> = free.runs().collect();
+                let whole = |(start, blocks)| Extent { start, blocks: u32::try_from(blocks).unwrap() };
+                let taken: Vec<Extent> = runs.into_iter().map(whole).collect();
+                taken.iter().for_each(|&extent| free.reserve_exact(extent).unwrap());
+                kept.into_iter().for_each(|extent| free.free(extent));
+                taken
+            };
+            let result = store.checkpoint().await;
+            taken.into_iter().for_each(|extent| store.0.space.free.borrow_mut().free(extent));
+            match result {
+                // Only the free map's own refusal says nothing of the reserve.
+                Err(StoreError::Full { reserve_bytes: 0, .. }) => refused_by_map += 1,
+                Ok(()) | Err(StoreError::Full { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+            check_space(&store).await;
+        }
+        assert!(refused_by_map > 0, "the free map always found room");
+    });
+}
+
+#[test]
+fn a_forged_place_of_the_free_map_asks_for_no_memory() {
+    let rig = Rig::new(32);
+    let mut superblock = rig.store.0.superblock.borrow().clone();
+    let data = superblock.data;
+    let whole = Extent { start: data.start, blocks: u32::try_from(data.blocks).unwrap() };
+    superblock.free_map.extents = vec![whole; 64];
+    rig.device.clear_events();
+    let read = futures::executor::block_on(super::super::read_free_map(&rig.device, &superblock));
+    assert!(matches!(read, Err(StoreError::FreeMapDamaged { .. })), "{read:?}");
+    assert!(!rig.device.events().iter().any(|event| matches!(event, Event::Read { .. })));
+}

@@ -1,4 +1,8 @@
-//! The admin listener: metrics, health, the map, the scrub, and (only if enabled) fault injection.
+//! The admin listener: metrics, health, the map, the scrub, (only if enabled) fault injection, and under `/admin/`
+//! what needs the admin token.
+
+mod identity;
+mod token;
 
 use std::{
     collections::BTreeMap,
@@ -10,18 +14,28 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use quarry_clustermap::{ClusterMap, DeviceId};
+use quarry_controller::{ControllerHandle, Published};
+use quarry_identity::UserTable;
 use quarry_storage::device::{FaultMode, FaultSwitch};
 
-use crate::{jobs::scrub::ScrubBoard, metrics::Metrics};
+pub(crate) use self::token::AdminToken;
+use crate::{cluster::Progress, jobs::scrub::ScrubBoard, metrics::Metrics};
 
 /// Connections at once; a scraper and a few people need a handful.
 const CONNECTIONS_MAX: usize = 64;
 /// A client that sends no whole head for this long is dropped.
 const HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Bytes of a request's body: a policy, and room.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// How long a body may take.
+const BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// What needs the token.
+const GUARDED_PREFIX: &str = "/admin/";
 
 /// Remote controls of the devices.
 pub(crate) type FaultSwitches = BTreeMap<DeviceId, FaultSwitch>;
@@ -35,6 +49,17 @@ pub(crate) struct AdminState {
     /// `None`: fault injection is not enabled.
     faults: Option<FaultSwitches>,
     scrub: ScrubBoard,
+    users: Mutex<Arc<UserTable>>,
+    access: AdminAccess,
+}
+
+/// What guarded requests need.
+pub(crate) struct AdminAccess {
+    pub(crate) token: AdminToken,
+    /// Id of the root credential, which no user's key may have.
+    pub(crate) root_key: String,
+    /// How far the cores are.
+    pub(crate) progress: Progress,
 }
 
 impl AdminState {
@@ -43,8 +68,17 @@ impl AdminState {
         cores: usize,
         faults: Option<FaultSwitches>,
         scrub: ScrubBoard,
+        access: AdminAccess,
     ) -> Arc<Self> {
-        Arc::new(Self { metrics, starting: AtomicUsize::new(cores), map: Mutex::default(), faults, scrub })
+        Arc::new(Self {
+            metrics,
+            starting: AtomicUsize::new(cores),
+            map: Mutex::default(),
+            faults,
+            scrub,
+            users: Mutex::default(),
+            access,
+        })
     }
 
     /// One more core takes connections.
@@ -57,12 +91,29 @@ impl AdminState {
         self.starting.load(Ordering::Acquire) == 0
     }
 
-    pub(super) fn set_map(&self, map: Arc<ClusterMap>) {
+    pub(super) fn set_published(&self, Published { map, users, .. }: Published) {
         *self.map.lock().expect("nothing panics under this lock") = Some(map);
+        self.set_users(users);
+    }
+
+    /// Keeps the newest table.
+    fn set_users(&self, users: Arc<UserTable>) {
+        let mut known = self.users.lock().expect("nothing panics under this lock");
+        if known.revision <= users.revision {
+            *known = users;
+        }
+    }
+
+    fn users(&self) -> Arc<UserTable> {
+        Arc::clone(&self.users.lock().expect("nothing panics under this lock"))
     }
 }
 
-pub(super) async fn serve(listener: std::net::TcpListener, state: Arc<AdminState>) {
+pub(super) async fn serve(
+    listener: std::net::TcpListener,
+    state: Arc<AdminState>,
+    controller: ControllerHandle,
+) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(event = "admin_listener_failed", %error),
@@ -78,12 +129,19 @@ pub(super) async fn serve(listener: std::net::TcpListener, state: Arc<AdminState
                 continue;
             }
         };
-        let state = Arc::clone(&state);
+        let (state, controller) = (Arc::clone(&state), controller.clone());
         tokio::task::spawn_local(async move {
             let _permit = permit;
             let service = service_fn(move |request| {
-                let response = answer(&state, &request);
-                async move { Ok::<_, Infallible>(response) }
+                let (state, controller) = (Arc::clone(&state), controller.clone());
+                async move {
+                    let guarded = request.uri().path().starts_with(GUARDED_PREFIX);
+                    Ok::<_, Infallible>(if guarded {
+                        answer_guarded(&state, &controller, request).await
+                    } else {
+                        answer(&state, &request)
+                    })
+                }
             });
             let mut server = hyper::server::conn::http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -92,6 +150,34 @@ pub(super) async fn serve(listener: std::net::TcpListener, state: Arc<AdminState
             }
         });
     }
+}
+
+/// Looks at the token before anything else of the request.
+async fn answer_guarded(
+    state: &AdminState,
+    controller: &ControllerHandle,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let authorization = request.headers().get(header::AUTHORIZATION).map(header::HeaderValue::as_bytes);
+    if !state.access.token.is_brought_by(authorization) {
+        return respond(
+            StatusCode::UNAUTHORIZED,
+            "application/json",
+            "{\"error\":\"the admin token is missing or wrong\"}\n",
+        );
+    }
+    let (parts, body) = request.into_parts();
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await;
+    let Ok(Ok(body)) = body else {
+        return respond(
+            StatusCode::BAD_REQUEST,
+            "application/json",
+            "{\"error\":\"the body is too long or incomplete\"}\n",
+        );
+    };
+    let path = parts.uri.path().strip_prefix(GUARDED_PREFIX).unwrap_or_default();
+    let (status, value) = identity::answer(state, controller, &parts.method, path, &body.to_bytes()).await;
+    respond(status, "application/json", format!("{value}\n"))
 }
 
 fn answer(state: &AdminState, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -1,0 +1,62 @@
+//! `quarryctl NOUN VERB`: administers a node over its admin address.
+//!
+//! Each noun is one file in `noun`: its verbs (clap), the requests they make, and the columns of its tables. `client`
+//! speaks HTTP, `output` prints.
+
+mod client;
+mod noun;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{client::Client, output::Format};
+
+#[derive(Parser)]
+#[command(name = "quarryctl", version, about = "Administers Quarry")]
+struct Cli {
+    /// Admin address of a node.
+    #[arg(long, global = true, default_value = "http://127.0.0.1:9001")]
+    admin: String,
+    /// File with the admin token: DATA/admin-token of the node. Else it is taken from QUARRY_ADMIN_TOKEN.
+    #[arg(long, global = true, value_name = "PATH")]
+    token_file: Option<std::path::PathBuf>,
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+#[derive(Subcommand)]
+enum Noun {
+    /// Users.
+    #[command(subcommand)]
+    User(noun::user::Verb),
+    /// Access keys of users.
+    #[command(subcommand)]
+    Key(noun::key::Verb),
+    /// Policies, and who has them.
+    #[command(subcommand)]
+    Policy(noun::policy::Verb),
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let client = Client::new(&cli.admin, cli.token_file.as_deref())?;
+    match cli.noun {
+        Noun::User(verb) => noun::user::run(verb, &client, cli.output),
+        Noun::Key(verb) => noun::key::run(verb, &client, cli.output),
+        Noun::Policy(verb) => noun::policy::run(verb, &client, cli.output),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quarryctl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Who asks, and whether it is allowed.
+//!
+//! s3s verifies the signature with the secret that [`Identities`] finds, and then asks [`Access`] before anything else is
+//! done: the operation's action and resource (`operation`), what conditions may ask about (`circumstances`), the policies
+//! of the user and the bucket. What else a request needs is asked on the way: the source of a copy, every key of a
+//! DeleteObjects, and whether a missing key may be told.
+//!
+//! The root credential on a bucket without a policy is let through at once. Policies of users are parsed when the table is
+//! made; those of buckets once per revision and core.
+//!
+//! A bucket that does not exist is answered here: nothing is done to one that appears after the decision.
+
+pub(crate) mod acl;
+pub(crate) mod blocks;
+pub(crate) mod circumstances;
+mod operation;
+pub(crate) mod ownership;
+pub(crate) mod policy;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::{Extensions, HeaderMap};
+use quarry_identity::{ARN_PREFIX, Action, Context, Decision, Policy, Principal, Request, UserTable, decide};
+use quarry_object::api::{BucketInfo, DocumentKind, ObjectStore};
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::{S3Auth, SecretKey};
+use s3s::dto::{CopySource, PutObjectTaggingInput};
+use s3s::path::S3Path;
+use s3s::{S3Error, S3ErrorCode, S3Request, S3Result};
+use send_wrapper::SendWrapper;
+
+use self::operation::Need;
+use crate::backend::Core;
+use crate::body::is_aws_chunked;
+use crate::error::{from_api, refuse};
+use crate::exchange::{Exchange, ExchangeHandle};
+
+/// Policies of buckets that a core keeps parsed.
+const POLICIES_CACHED_MAX: usize = 1024;
+/// Whose bodies we decode ourselves (see `chunked`); S3 allows the framing for no other. What s3s has for it, which
+/// holds a chunk whole, is never asked for a byte.
+const CHUNKED_OPERATIONS: [&str; 2] = ["PutObject", "UploadPart"];
+
+/// The root credential, and the users of this moment.
+pub(crate) struct Identities {
+    pub(crate) root_key: String,
+    pub(crate) root_secret: SecretKey,
+    pub(crate) users: Rc<dyn Fn() -> Arc<UserTable>>,
+}
+
+impl Identities {
+    /// Whose an access key is, and its secret.
+    ///
+    /// # Errors
+    /// `InvalidAccessKeyId`: nobody's, or it is disabled.
+    pub(crate) fn find(&self, access_key: &str) -> S3Result<(Principal, SecretKey)> {
+        if access_key == self.root_key {
+            return Ok((Principal::Root, self.root_secret.clone()));
+        }
+        let users = (self.users)();
+        match users.keys.get(access_key) {
+            Some(key) if key.enabled => {
+                Ok((Principal::User(key.user.clone()), SecretKey::from(key.secret.reveal())))
+            }
+            _ => Err(unknown_key()),
+        }
+    }
+}
+
+/// [`Identities`] as s3s asks for them.
+pub(crate) struct Authentication(pub(crate) SendWrapper<Rc<Identities>>);
+
+#[async_trait]
+impl S3Auth for Authentication {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        self.0.find(access_key).map(|(_, secret)| secret)
+    }
+}
+
+fn unknown_key() -> S3Error {
+    refuse(S3ErrorCode::InvalidAccessKeyId, "the access key id does not exist or is disabled")
+}
+
+fn denied() -> S3Error {
+    refuse(S3ErrorCode::AccessDenied, "access denied")
+}
+
+/// Who asks, and what conditions may ask about.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    pub(crate) principal: Principal,
+    pub(crate) context: Context,
+}
+
+/// Who sent a request that passed [`Access`].
+pub(crate) fn caller(extensions: &Extensions) -> Rc<Caller> {
+    let exchange = extensions.get::<ExchangeHandle>().expect("every request carries its exchange");
+    exchange.exchange.caller.borrow().clone().expect("a request is judged before it is served")
+}
+
+/// Policies of buckets by name and revision.
+#[derive(Default)]
+pub(crate) struct Policies {
+    parsed: RefCell<BTreeMap<String, (u64, Rc<Policy>)>>,
+}
+
+impl Policies {
+    /// The policy of a bucket. One that is not understood denies everything.
+    fn of(&self, bucket: &BucketInfo) -> Option<Rc<Policy>> {
+        let document = bucket.config.document(DocumentKind::Policy)?;
+        let mut parsed = self.parsed.borrow_mut();
+        if let Some((revision, policy)) = parsed.get(&bucket.name)
+            && *revision == bucket.revision
+        {
+            return Some(Rc::clone(policy));
+        }
+        let policy = Policy::of_bucket(document, &bucket.name).unwrap_or_else(|error| {
+            tracing::error!(event = "bucket_policy_damaged", bucket = bucket.name, %error);
+            Policy::deny_all()
+        });
+        let policy = Rc::new(policy);
+        if parsed.len() >= POLICIES_CACHED_MAX {
+            parsed.clear();
+        }
+        parsed.insert(bucket.name.clone(), (bucket.revision, Rc::clone(&policy)));
+        Some(policy)
+    }
+}
+
+impl<S: ObjectStore> Core<S> {
+    /// Whether the caller may do something to a bucket or, with a key, to an object in it.
+    pub(crate) fn allows(
+        &self,
+        caller: &Caller,
+        action: Action,
+        bucket: &BucketInfo,
+        key: Option<&str>,
+    ) -> bool {
+        let policy = self.policies.of(bucket);
+        if policy.is_none() && caller.principal == Principal::Root {
+            return true;
+        }
+        let resource = match key {
+            Some(key) => format!("{ARN_PREFIX}{}/{key}", bucket.name),
+            None => format!("{ARN_PREFIX}{}", bucket.name),
+        };
+        let decision = self.decide(caller, action, policy.as_deref(), &resource);
+        let outsider = caller.principal == Principal::Anonymous;
+        let restricted = outsider
+            && policy.is_some_and(|policy| policy.is_public())
+            && blocks::of(bucket).restrict_public_buckets;
+        match decision {
+            Decision::Allow => !restricted,
+            Decision::Deny => false,
+            Decision::ImplicitDeny => acl::grants(bucket, &caller.principal, action),
+        }
+    }
+
+    fn decide(&self, caller: &Caller, action: Action, policy: Option<&Policy>, resource: &str) -> Decision {
+        let held: Vec<Arc<Policy>> = match &caller.principal {
+            Principal::User(name) => (self.identities.users)().policies_of(name).collect(),
+            Principal::Root | Principal::Anonymous => Vec::new(),
+        };
+        let request = Request { principal: &caller.principal, action, resource, context: &caller.context };
+        decide(held.iter().map(Arc::as_ref), policy, &request)
+    }
+
+    /// Refuses what the caller may not do.
+    ///
+    /// # Errors
+    /// `AccessDenied`.
+    pub(crate) fn require(
+        &self,
+        caller: &Caller,
+        action: Action,
+        bucket: &BucketInfo,
+        key: Option<&str>,
+    ) -> S3Result<()> {
+        if self.allows(caller, action, bucket, key) { Ok(()) } else { Err(denied()) }
+    }
+
+    /// As S3: who may not list a bucket is not told that a key is missing.
+    pub(crate) fn conceal(&self, caller: &Caller, bucket: &str, error: S3Error) -> S3Error {
+        let tells = matches!(error.code(), S3ErrorCode::NoSuchKey | S3ErrorCode::NoSuchVersion);
+        if !tells || caller.principal == Principal::Root {
+            return error;
+        }
+        match self.store.bucket(bucket) {
+            Ok(found) if !self.allows(caller, Action::ListBucket, &found, None) => denied(),
+            _ => error,
+        }
+    }
+
+    fn require_account(&self, caller: &Caller, action: Action) -> S3Result<()> {
+        let decision = self.decide(caller, action, None, &format!("{ARN_PREFIX}*"));
+        if decision == Decision::Allow { Ok(()) } else { Err(denied()) }
+    }
+
+    /// A bucket that does not exist has no policy: only the caller's own count.
+    fn require_creation(&self, caller: &Caller, bucket: &str, needs: &[Need]) -> S3Result<()> {
+        let resource = format!("{ARN_PREFIX}{bucket}");
+        let allowed = |need: &Need| self.decide(caller, need.action, None, &resource) == Decision::Allow;
+        if needs.iter().all(allowed) { Ok(()) } else { Err(denied()) }
+    }
+}
+
+/// Judges every request, and tells its operation and its caller to the exchange.
+pub(crate) struct Access<S>(pub(crate) SendWrapper<Rc<Core<S>>>);
+
+impl<S: ObjectStore> Access<S> {
+    fn judge(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let core = &*self.0;
+        let operation = request.s3_op().name().to_owned();
+        let handle = request.extensions_mut().get::<ExchangeHandle>().cloned();
+        let handle = handle.expect("every request carries its exchange");
+        handle.exchange.operation.replace(operation.clone());
+        if is_aws_chunked(request.headers()) && !CHUNKED_OPERATIONS.contains(&operation.as_str()) {
+            return Err(refuse(
+                S3ErrorCode::NotImplemented,
+                "aws-chunked bodies are taken by PutObject and UploadPart only",
+            ));
+        }
+        let principal = match request.credentials() {
+            None => Principal::Anonymous,
+            Some(found) => core.identities.find(&found.access_key)?.0,
+        };
+        let bucket = match request.s3_path() {
+            S3Path::Root => None,
+            S3Path::Bucket { bucket } | S3Path::Object { bucket, .. } => Some(&**bucket),
+        };
+        let key = match request.s3_path() {
+            S3Path::Object { key, .. } => Some(&**key),
+            S3Path::Root | S3Path::Bucket { .. } => None,
+        };
+        let found = match bucket {
+            Some(name) if operation != "CreateBucket" => Some(core.store.bucket(name).map_err(from_api)?),
+            _ => None,
+        };
+        let unrestricted = principal == Principal::Root
+            && found.as_ref().is_none_or(|bucket| bucket.config.document(DocumentKind::Policy).is_none())
+            && !request.headers().contains_key(circumstances::COPY_SOURCE);
+        let context = if unrestricted {
+            Context::default()
+        } else {
+            circumstances::of(request, &handle.exchange, &principal, &operation, (core.unix_ms)())
+        };
+        let caller = Rc::new(Caller { principal, context });
+        handle.exchange.caller.replace(Some(Rc::clone(&caller)));
+        if let Some(bucket) = &found {
+            acl::check_header(bucket, request.headers(), key.is_some())?;
+        }
+        if unrestricted {
+            return Ok(());
+        }
+        let needs = operation::needs(&operation, request.headers(), request.uri().query().unwrap_or(""));
+        match (found, bucket, needs) {
+            // Each key is judged where it is deleted.
+            (Some(_), _, _) if operation == "DeleteObjects" => Ok(()),
+            // Judged with the tags, which are in the body.
+            (Some(_), _, _) if operation == "PutObjectTagging" => Ok(()),
+            (Some(bucket), _, Some(needs)) => needs
+                .iter()
+                .try_for_each(|need| core.require(&caller, need.action, &bucket, key))
+                .and_then(|()| core.require_source(&caller, request)),
+            (None, Some(name), Some(needs)) => core.require_creation(&caller, name, &needs),
+            (None, None, Some(needs)) => {
+                needs.iter().try_for_each(|need| core.require_account(&caller, need.action))
+            }
+            // There is no such operation here; the root credential is told so.
+            (_, _, None) if caller.principal == Principal::Root => Ok(()),
+            (_, _, None) => Err(denied()),
+        }
+    }
+}
+
+impl<S: ObjectStore> Core<S> {
+    /// The source of a copy is read as by a GET.
+    fn require_source(&self, caller: &Caller, request: &S3AccessContext<'_>) -> S3Result<()> {
+        let Some(value) = request.headers().get(circumstances::COPY_SOURCE) else { return Ok(()) };
+        let malformed = |_| refuse(S3ErrorCode::InvalidArgument, "the copy source cannot be parsed");
+        let text = value.to_str().map_err(|_| malformed(()))?;
+        let source = CopySource::parse(text).map_err(|_| malformed(()))?;
+        let CopySource::Bucket { bucket, key, version_id } = source else {
+            return Err(refuse(S3ErrorCode::NotImplemented, "there are no access points"));
+        };
+        let found = self.store.bucket(&bucket).map_err(from_api)?;
+        let action = if version_id.is_some() { Action::GetObjectVersion } else { Action::GetObject };
+        self.require(caller, action, &found, Some(&key))
+    }
+
+    /// An upload by an HTML form.
+    ///
+    /// # Errors
+    /// `AccessDenied`.
+    pub(crate) fn require_form(
+        &self,
+        principal: Principal,
+        headers: &HeaderMap,
+        exchange: &Exchange,
+        bucket: &BucketInfo,
+        key: &str,
+    ) -> S3Result<()> {
+        let mut context = circumstances::of_connection(headers, exchange, &principal, (self.unix_ms)());
+        context.set("s3:authType", "POST");
+        self.require(&Caller { principal, context }, Action::PutObject, bucket, Some(key))
+    }
+
+    fn require_tagging(&self, request: &S3Request<PutObjectTaggingInput>) -> S3Result<()> {
+        let caller = caller(&request.extensions);
+        let input = &request.input;
+        let mut context = caller.context.clone();
+        for tag in &input.tagging.tag_set {
+            let key = tag.key.as_deref().unwrap_or("");
+            circumstances::add_tag(&mut context, key, tag.value.as_deref().unwrap_or(""));
+        }
+        let bucket = self.store.bucket(&input.bucket).map_err(from_api)?;
+        let action = match input.version_id {
+            Some(_) => Action::PutObjectVersionTagging,
+            None => Action::PutObjectTagging,
+        };
+        let caller = Caller { principal: caller.principal.clone(), context };
+        self.require(&caller, action, &bucket, Some(&input.key))
+    }
+}
+
+#[async_trait]
+impl<S: ObjectStore> S3Access for Access<S> {
+    async fn check(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
+        self.judge(request)
+    }
+
+    async fn put_object_tagging(&self, request: &mut S3Request<PutObjectTaggingInput>) -> S3Result<()> {
+        self.0.require_tagging(request)
+    }
+}
