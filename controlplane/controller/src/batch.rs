@@ -16,6 +16,7 @@ use crate::{
     BUCKET_BYTES_MAX, Bucket, COMMIT_ATTEMPTS_MAX, ControllerError, ControllerHandle, ControllerOptions,
     Published, REQUESTS_QUEUED_MAX, Reply, Report, Request,
     bucket::{self, BucketCounters, Change},
+    cluster::ClusterView,
     map_store::{self, Staged},
     plan::{ACTIVATIONS_MAX, MapAnswer, decide_activations, decide_map},
     published::Subscribers,
@@ -71,6 +72,7 @@ pub(crate) struct Batch {
     changes: Vec<(Change, Reply<Bucket>)>,
     users: Vec<(quarry_identity::Change, Reply<Arc<UserTable>>)>,
     subscriptions: Vec<Sender<Published>>,
+    views: Vec<Reply<ClusterView>>,
 }
 
 impl Batch {
@@ -81,6 +83,7 @@ impl Batch {
             Request::Bucket(change, reply) => self.changes.push((change, reply)),
             Request::User(change, reply) => self.users.push((change, reply)),
             Request::Subscribe(channel) => self.subscriptions.push(channel),
+            Request::View(reply) => self.views.push(reply),
         }
     }
 }
@@ -160,6 +163,14 @@ impl<M: Metastore> Controller<M> {
             let answer = self.commit(COMMIT_ATTEMPTS_MAX, |loaded| user::decide(&change, loaded)).await;
             // A caller that no longer waits needs no answer.
             let _ = reply.send(answer);
+        }
+        if !batch.views.is_empty() {
+            let known = self.known.as_ref().and_then(|known| known.stored.as_ref());
+            let view = ClusterView::read_after(&self.metastore, known).await;
+            for reply in batch.views {
+                // A caller that no longer waits needs no answer.
+                let _ = reply.send(view.clone());
+            }
         }
     }
 

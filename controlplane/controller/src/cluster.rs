@@ -35,7 +35,7 @@ pub use join::{JoinError, NodeIdentity, join, join_offline};
 pub use leader::{ClusterController, LeaderOptions};
 pub use member::{Member, MemberEnd, MemberOptions};
 pub use tables::{MoveError, Tables, migrate, restore};
-pub use view::{ClusterView, NodeView, PartitionView};
+pub use view::{ClusterView, NodeView, PartitionView, StatusView};
 
 pub(crate) const FOUNDING_KEY: &str = "cluster";
 pub(crate) const LEADER_KEY: &str = "leader";

@@ -11,6 +11,7 @@ use quarry_planner::{GroupMoved, Joined, Lagging};
 use crate::{
     Bucket, ControllerError, NodeRegistration, Published, Registered, Reply, Report, Request,
     bucket::{Change, ChangeKind},
+    cluster::ClusterView,
 };
 
 /// Talks to a running [`Controller`](crate::Controller) from any thread and any executor. Cheap to clone; when the last
@@ -222,6 +223,14 @@ impl ControllerHandle {
         let (sender, receiver) = async_channel::bounded(1);
         self.requests.send(Request::Subscribe(sender)).await.map_err(|_| ControllerError::Stopped)?;
         Ok(receiver)
+    }
+
+    /// Everything that there is to know about the cluster, as the metastore has it.
+    ///
+    /// # Errors
+    /// [`ControllerError::Damaged`]; metastore errors.
+    pub async fn view(&self) -> Result<ClusterView, ControllerError> {
+        self.ask(Request::View).await
     }
 
     async fn report(&self, report: Report) -> Result<Published, ControllerError> {

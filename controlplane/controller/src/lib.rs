@@ -247,6 +247,7 @@ enum Request {
     Bucket(bucket::Change, Reply<Bucket>),
     User(quarry_identity::Change, Reply<Arc<UserTable>>),
     Subscribe(async_channel::Sender<Published>),
+    View(Reply<cluster::ClusterView>),
 }
 
 /// A request that leads to a plan. In a cluster it waits in the metastore for the leader.

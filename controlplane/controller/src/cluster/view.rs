@@ -1,16 +1,20 @@
-//! What people ask about a cluster (`quarryctl status|node|map|partition`), read from the metastore alone: it answers also when no node and no controller does.
+//! What people ask about a cluster (`quarryctl status|node|map|partition`), read from the metastore alone: it answers also
+//! when no controller does. A standalone node is a cluster of one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use quarry_clustermap::{
-    ClusterMap, DeviceId, DeviceState, Epoch, Incarnation, NodeId, PartitionId, PgState,
+    ClusterMap, DeviceId, DeviceState, Epoch, Incarnation, MapVersion, NodeId, PartitionId, PgState,
 };
 use quarry_metastore::Metastore;
 use serde::Serialize;
 
 use super::{
-    ALIVE_PREFIX, Alive, CONTROLLER_PREFIX, FOUNDING_KEY, Founding, Holder, LEADER_KEY, NODE_PREFIX,
-    NodeName, REPORT_PREFIX,
+    ALIVE_PREFIX, CONTROLLER_PREFIX, FOUNDING_KEY, Founding, Holder, LEADER_KEY, NODE_PREFIX, NodeName,
+    REPORT_PREFIX,
 };
 use crate::{
     ControllerError, StoredMap,
@@ -59,6 +63,41 @@ pub struct NodeView {
     pub primaries: usize,
 }
 
+/// The state of everything.
+#[derive(Clone, Debug, Serialize)]
+pub struct StatusView {
+    /// Which cluster.
+    pub cluster: String,
+    /// Wanted for new blobs.
+    pub profile: String,
+    /// Of the map.
+    pub map_version: MapVersion,
+    /// `None`: the map does not change now. A standalone node has none, it leads itself.
+    pub leader: Option<String>,
+    /// How many controllers hold their lease.
+    pub controllers: usize,
+    /// Reports that wait for the leader.
+    pub reports_waiting: usize,
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// Names of those that do not hold their lease.
+    pub nodes_not_alive: Vec<String>,
+    /// Devices that are in.
+    pub devices_in: usize,
+    /// Devices that are out.
+    pub devices_out: usize,
+    /// How many partitions are in which state ([`PartitionView::state`]).
+    pub partitions: BTreeMap<&'static str, usize>,
+    /// Partitions with a replica that is being filled.
+    pub partitions_with_joiner: usize,
+    /// Placement groups that take blobs.
+    pub groups_open: usize,
+    /// Placement groups that take none.
+    pub groups_sealed: usize,
+    /// Placement groups with members that are being filled.
+    pub groups_moving: usize,
+}
+
 /// A partition.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartitionView {
@@ -82,23 +121,36 @@ impl ClusterView {
     /// # Errors
     /// [`ControllerError::Damaged`]; metastore errors.
     pub async fn read(metastore: &impl Metastore) -> Result<Self, ControllerError> {
-        let founding = metastore.get(FOUNDING_KEY).await?.as_ref().map(parse).transpose()?;
+        Self::read_after(metastore, None).await
+    }
+
+    /// The same, when a map is known that may be the newest.
+    pub(crate) async fn read_after(
+        metastore: &impl Metastore,
+        known: Option<&Arc<StoredMap>>,
+    ) -> Result<Self, ControllerError> {
+        let founding: Option<Founding> =
+            metastore.get(FOUNDING_KEY).await?.as_ref().map(parse).transpose()?;
         let leader: Option<Holder> = metastore.get(LEADER_KEY).await?.as_ref().map(parse).transpose()?;
         let controllers = metastore.range(CONTROLLER_PREFIX).await?.entries;
         let controllers = controllers
             .iter()
             .map(|entry| Ok(parse::<Holder>(entry)?.name))
             .collect::<Result<_, ControllerError>>()?;
-        let mut alive = BTreeMap::new();
-        for entry in metastore.range(ALIVE_PREFIX).await?.entries {
-            alive.insert(number(&entry.key, ALIVE_PREFIX), parse::<Alive>(&entry)?);
-        }
-        let map = StoredMap::read(metastore, None).await?.map(|stored| (*stored.map).clone());
+        let alive: BTreeSet<u32> =
+            metastore.keys(ALIVE_PREFIX).await?.iter().map(|key| number(key, ALIVE_PREFIX)).collect();
+
+        let map = StoredMap::read(metastore, known).await?.map(|stored| (*stored.map).clone());
         let mut nodes = Vec::new();
         for entry in metastore.range(NODE_PREFIX).await?.entries {
             let node = NodeId(number(&entry.key, NODE_PREFIX));
             let name = parse::<NodeName>(&entry)?.name;
-            nodes.push(NodeView::of(node, name, alive.get(&node.0), map.as_ref()));
+            nodes.push(NodeView::of(node, name, alive.contains(&node.0), map.as_ref()));
+        }
+        if let (None, Some(map)) = (&founding, &map) {
+            // A standalone node: it answers, so it is alive.
+            let only = map.nodes.keys().map(|node| NodeView::of(*node, "standalone".into(), true, Some(map)));
+            nodes.extend(only);
         }
         let mut activated = BTreeMap::new();
         for entry in metastore.range(ACTIVATED_PREFIX).await?.entries {
@@ -136,77 +188,37 @@ impl ClusterView {
         map.partitions.iter().enumerate().map(view).collect()
     }
 
-    /// The nodes as a table.
-    pub fn nodes_table(&self) -> String {
-        let heads = ["NODE", "NAME", "STATE", "DEVICES", "PRIMARIES", "RUN", "RACK", "ADDRESS"];
-        let row = |node: &NodeView| {
-            let state = if node.alive { "alive" } else { "NOT ALIVE" };
-            let devices = match node.devices_out {
-                0 => format!("{} in", node.devices_in),
-                out => format!("{} in, {out} OUT", node.devices_in),
-            };
-            let (primaries, run) = (node.primaries.to_string(), node.incarnation.0.to_string());
-            let (number, name) = (node.node.0.to_string(), node.name.clone());
-            [number, name, state.to_owned(), devices, primaries, run, node.rack.clone(), node.address.clone()]
-        };
-        table(heads, self.nodes.iter().map(row))
-    }
-
-    /// Partitions as a table.
-    pub fn partitions_table(partitions: &[PartitionView]) -> String {
-        let devices = |list: &[DeviceId]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        let row = |view: &PartitionView| {
-            [
-                view.partition.0.to_string(),
-                view.state.to_owned(),
-                view.epoch.0.to_string(),
-                view.primary.to_string(),
-                devices(&view.replicas),
-                devices(&view.joining),
-            ]
-        };
-        let heads = ["PARTITION", "STATE", "EPOCH", "PRIMARY", "IN SYNC", "JOINING"];
-        table(heads, partitions.iter().map(row))
-    }
-
-    /// The state of everything in a few lines: what is wrong stands in them.
-    pub fn status(&self) -> String {
-        let Some(founding) = &self.founding else {
-            return "no cluster: no controller has led yet\n".to_owned();
-        };
-        let mut lines = vec![format!("cluster      {}", founding.id)];
-        let leader = self.leader.as_deref().unwrap_or("NONE: the map does not change");
-        lines.push(format!("leader       {leader} ({} controllers)", self.controllers.len()));
-        let dead: Vec<&str> =
-            self.nodes.iter().filter(|node| !node.alive).map(|node| node.name.as_str()).collect();
-        let dead = if dead.is_empty() { String::new() } else { format!(", not alive: {}", dead.join(" ")) };
-        lines.push(format!("nodes        {}{dead}", self.nodes.len()));
-        let Some(map) = &self.map else {
-            lines.push("map          none yet: too few nodes have registered".to_owned());
-            return lines.join("\n") + "\n";
-        };
-        let out = map.devices.values().filter(|entry| entry.state == DeviceState::Out).count();
-        lines.push(format!("devices      {} in, {out} out", map.devices.len() - out));
-        let mut states: BTreeMap<&str, usize> = BTreeMap::new();
-        let partitions = self.partitions();
-        partitions.iter().for_each(|partition| *states.entry(partition.state).or_default() += 1);
-        let joining = partitions.iter().filter(|partition| !partition.joining.is_empty()).count();
-        let states: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
-        lines.push(format!("partitions   {}, {joining} with a joiner", states.join(", ")));
+    /// The state of everything in a few numbers; `None`: there is no map yet.
+    pub fn status(&self) -> Option<StatusView> {
+        let map = self.map.as_ref()?;
+        let mut partitions = BTreeMap::new();
+        let views = self.partitions();
+        views.iter().for_each(|view| *partitions.entry(view.state).or_default() += 1);
         let in_state = |state| map.placement_groups.values().filter(|group| group.state == state).count();
-        let (open, sealed, moving) =
-            (in_state(PgState::Open), in_state(PgState::Sealed), in_state(PgState::Moving));
-        lines.push(format!("groups       {open} open, {sealed} sealed, {moving} moving"));
-        lines.push(format!("map version  {}", map.version.0));
-        if self.reports_waiting > 0 {
-            lines.push(format!("waiting      {} reports for the leader", self.reports_waiting));
-        }
-        lines.join("\n") + "\n"
+        let devices_out = map.devices.values().filter(|entry| entry.state == DeviceState::Out).count();
+        let silent = self.nodes.iter().filter(|node| !node.alive).map(|node| node.name.clone());
+        Some(StatusView {
+            cluster: map.cluster.to_string(),
+            profile: map.hot_profile.to_string(),
+            map_version: map.version,
+            leader: self.leader.clone(),
+            controllers: self.controllers.len(),
+            reports_waiting: self.reports_waiting,
+            nodes: self.nodes.len(),
+            nodes_not_alive: silent.collect(),
+            devices_in: map.devices.len() - devices_out,
+            devices_out,
+            partitions,
+            partitions_with_joiner: views.iter().filter(|view| !view.joining.is_empty()).count(),
+            groups_open: in_state(PgState::Open),
+            groups_sealed: in_state(PgState::Sealed),
+            groups_moving: in_state(PgState::Moving),
+        })
     }
 }
 
 impl NodeView {
-    fn of(node: NodeId, name: String, alive: Option<&Alive>, map: Option<&ClusterMap>) -> Self {
+    fn of(node: NodeId, name: String, alive: bool, map: Option<&ClusterMap>) -> Self {
         let entry = map.and_then(|map| map.nodes.get(&node));
         let mine = |map: &ClusterMap, state| {
             map.devices.values().filter(|entry| entry.node == node && entry.state == state).count()
@@ -217,7 +229,7 @@ impl NodeView {
         Self {
             node,
             name,
-            alive: alive.is_some(),
+            alive,
             address: entry.map(|entry| entry.address.clone()).unwrap_or_default(),
             rack: entry.map(|entry| entry.rack.clone()).unwrap_or_default(),
             incarnation: entry.map(|entry| entry.incarnation).unwrap_or_default(),
@@ -228,18 +240,6 @@ impl NodeView {
             }),
         }
     }
-}
-
-/// Columns as wide as their widest cell.
-fn table<const N: usize>(heads: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let all: Vec<[String; N]> = std::iter::once(heads.map(str::to_owned)).chain(rows).collect();
-    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: [usize; N] = std::array::from_fn(width);
-    let line = |row: &[String; N]| {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-    };
-    all.iter().map(line).collect()
 }
 
 fn number(key: &str, prefix: &str) -> u32 {
