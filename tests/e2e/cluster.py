@@ -1,5 +1,6 @@
 """A cluster of real processes on loopback addresses: one etcd, controllers, and nodes with device files."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,16 @@ CONTROLLER = BINARIES / "quarry-controller"
 KEYS = {"QUARRY_ACCESS_KEY": "cluster-of-tests", "QUARRY_SECRET_KEY": "not-a-secret-not-a-secret-not-a-secret"}
 # Short, so that a test sees a node's end soon; long enough for a slow machine.
 LEASE_TTL_S = 5
+
+
+def ctl(node, *words, output="json"):
+    """What quarryctl says, through this node."""
+    command = [BINARIES / "quarryctl", "--admin", f"http://127.0.0.1:{node.admin}", "--output", output,
+               "--token-file", node.data / "admin-token", *words]
+    environment = {name: value for name, value in os.environ.items() if name != "QUARRY_ADMIN_TOKEN"}
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    return json.loads(done.stdout) if output == "json" else done.stdout
 
 
 class Process:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 from botocore.exceptions import ClientError
-from cluster import ETCD, LEASE_TTL_S, Cluster
+from cluster import ETCD, LEASE_TTL_S, Cluster, ctl
 from harness import MIB, eventually
 from objects import ObjectSet, content, list_all
 
@@ -66,6 +66,33 @@ def test_every_node_serves_everything_and_one_may_be_lost(make_cluster, profile)
         assert list_all(client, BUCKET) == objects.sizes
     for node in cluster.nodes:
         node.stop()
+
+
+def test_quarryctl_shows_the_cluster(make_cluster):
+    cluster = make_cluster(partitions=32)
+    first = cluster.nodes[0]
+    status = eventually("all partitions serve", 30, lambda: all_serve(first, 32))
+    assert (status["leader"], status["controllers"], status["profile"]) == ("controller-0", 1, "2+1")
+    assert (status["nodes"], status["nodes_not_alive"], status["devices_in"], status["devices_out"]) == (3, [], 6, 0)
+    assert sorted(node["name"] for node in ctl(first, "node", "list")) == ["node-1", "node-2", "node-3"]
+    assert ctl(first, "node", "info", "node-2")["devices_in"] == 2
+    devices = {device["device"]: device for device in ctl(first, "map", "devices")}
+    assert {len(group["members"]) for group in ctl(first, "map", "groups")} == {3}
+    partitions = ctl(first, "partition", "list")
+    assert [entry["partition"] for entry in partitions] == list(range(32))
+    assert all(entry["primary"] in devices and len(entry["in_sync"]) == 2 for entry in partitions)
+    assert ctl(first, "partition", "info", "7") == partitions[7]
+    cluster.nodes[2].kill()
+    eventually("it is seen as gone", TAKE_OVER_SECONDS_MAX,
+               lambda: ctl(first, "status")["nodes_not_alive"] == ["node-3"] and ctl(first, "status")["devices_out"] == 2)
+    table = ctl(first, "status", output="table")
+    assert "nodes_not_alive         node-3\n" in table, table
+    assert "STATE" in ctl(first, "partition", "list", "--state", "serving", output="table").splitlines()[0]
+
+
+def all_serve(node, partitions):
+    status = ctl(node, "status")
+    return status if status["partitions"] == {"serving": partitions} else None
 
 
 def client_with_retries(cluster, client):

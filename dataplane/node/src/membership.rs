@@ -1,7 +1,7 @@
 //! Where a node belongs, found out before its devices are opened: to itself (standalone), or to a cluster.
 //!
 //! A node of a cluster keeps two things in its data directory: `node.json`, who it is, and `tables/`, a copy of the newest
-//! map and bucket table. With both it starts also when etcd does not answer; without the first it waits for etcd, and for
+//! map, buckets and users. With both it starts also when etcd does not answer; without the first it waits for etcd, and for
 //! the first leader, as long as it takes.
 
 use std::{

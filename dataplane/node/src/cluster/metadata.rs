@@ -285,7 +285,9 @@ impl<P: Platform> Metadata for NodeCluster<P> {
                 .await
             }
             outcome => {
-                controller.unmark_bucket(name, bucket.id).await.map_err(|error| to_api_error(&error))?;
+                let open = controller.unmark_bucket(name, bucket.id).await;
+                let open = open.map_err(|error| to_api_error(&error))?;
+                self.spread(Reach::Nodes, |table| table.revision >= open.revision).await?;
                 outcome.and(Err(ApiError::BucketNotEmpty))
             }
         }
