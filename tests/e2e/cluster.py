@@ -12,7 +12,7 @@ ETCD = shutil.which("etcd")
 CONTROLLER = BINARIES / "quarry-controller"
 KEYS = {"QUARRY_ACCESS_KEY": "cluster-of-tests", "QUARRY_SECRET_KEY": "not-a-secret-not-a-secret-not-a-secret"}
 # Short, so that a test sees a node's end soon; long enough for a slow machine.
-LEASE_TTL_S = 5
+LEASE_TTL_S = 8
 
 
 def ctl(node, *words, output="json"):

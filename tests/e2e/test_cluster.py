@@ -71,7 +71,7 @@ def test_every_node_serves_everything_and_one_may_be_lost(make_cluster, profile)
 def test_quarryctl_shows_the_cluster(make_cluster):
     cluster = make_cluster(partitions=32)
     first = cluster.nodes[0]
-    status = eventually("all partitions serve", 30, lambda: all_serve(first, 32))
+    status = eventually("all partitions serve", TAKE_OVER_SECONDS_MAX, lambda: all_serve(first, 32))
     assert (status["leader"], status["controllers"], status["profile"]) == ("controller-0", 1, "2+1")
     assert (status["nodes"], status["nodes_not_alive"], status["devices_in"], status["devices_out"]) == (3, [], 6, 0)
     assert sorted(node["name"] for node in ctl(first, "node", "list")) == ["node-1", "node-2", "node-3"]
@@ -92,7 +92,8 @@ def test_quarryctl_shows_the_cluster(make_cluster):
 
 def all_serve(node, partitions):
     status = ctl(node, "status")
-    return status if status["partitions"] == {"serving": partitions} else None
+    whole = status["partitions_with_joiner"] == status["devices_out"] == 0
+    return status if whole and status["partitions"] == {"serving": partitions} else None
 
 
 def client_with_retries(cluster, client):
