@@ -27,7 +27,10 @@ pub(crate) fn run(verb: Verb, client: &Client, format: Format) -> anyhow::Result
         Verb::List => output::rows(&nodes, &COLUMNS, format),
         Verb::Info { node } => {
             let mut all = nodes.as_array().into_iter().flatten();
-            match all.find(|entry| entry["name"] == node.as_str() || entry["node"].to_string() == node) {
+            let number: Option<u64> = node.parse().ok();
+            match all.find(|entry| {
+                entry["name"] == node.as_str() || number.is_some_and(|number| entry["node"] == number)
+            }) {
                 Some(found) => output::one(found, &COLUMNS, format),
                 None => anyhow::bail!("there is no node {node:?}"),
             }

@@ -205,7 +205,7 @@ fn start_part(
             let (etcd, options) = *of_cluster;
             let (member, handle) = Member::new(Arc::new(LazyEtcd::new(etcd)), options);
             let run = async move {
-                if member.run().await == MemberEnd::Superseded {
+                if Box::pin(member.run()).await == MemberEnd::Superseded {
                     tracing::error!(event = "node_superseded", "another run of this node has taken over");
                     stopping.store(true, std::sync::atomic::Ordering::Release);
                 }
