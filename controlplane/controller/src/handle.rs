@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use async_channel::Sender;
 use futures::channel::oneshot;
-use quarry_clustermap::{BucketId, DeviceId, DocumentKind, Epoch, PartitionId, PgId, Versioning};
+use quarry_clustermap::{BucketId, DeviceId, DocumentKind, Epoch, NodeId, PartitionId, PgId, Versioning};
 use quarry_identity::UserTable;
-use quarry_planner::{GroupMoved, Joined};
+use quarry_planner::{GroupMoved, Joined, Lagging};
 
 use crate::{
     Bucket, ControllerError, NodeRegistration, Published, Registered, Reply, Report, Request,
     bucket::{Change, ChangeKind},
+    cluster::ClusterView,
 };
 
 /// Talks to a running [`Controller`](crate::Controller) from any thread and any executor. Cheap to clone; when the last
@@ -102,6 +103,37 @@ impl ControllerHandle {
         self.report(Report::Joined(Joined { partition, epoch, device })).await
     }
 
+    /// A member of a partition keeps its primary waiting: it leaves, and another device joins if there is one. A report
+    /// of an epoch that was replaced is ignored, and so is one about the primary or about the last in-sync replica.
+    ///
+    /// # Errors
+    /// [`ControllerError::NoMap`]; metastore errors.
+    pub async fn replica_lagging(
+        &self,
+        partition: PartitionId,
+        epoch: Epoch,
+        device: DeviceId,
+    ) -> Result<Published, ControllerError> {
+        self.report(Report::Lagging(Lagging { partition, epoch, device })).await
+    }
+
+    /// A node is about to stop: other in-sync replicas become primary in its place where there are any. It stays a member
+    /// of its partitions until [`ControllerHandle::node_left`].
+    ///
+    /// # Errors
+    /// [`ControllerError::NoMap`]; metastore errors.
+    pub async fn hand_over(&self, node: NodeId) -> Result<Published, ControllerError> {
+        self.report(Report::HandOver { node }).await
+    }
+
+    /// A node stops now, on purpose: its devices are out without the wait for its lease.
+    ///
+    /// # Errors
+    /// [`ControllerError::NoMap`]; metastore errors.
+    pub async fn node_left(&self, node: NodeId) -> Result<Published, ControllerError> {
+        self.report(Report::Left { node }).await
+    }
+
     /// A new primary is about to acknowledge its first record of an epoch. `Ok`: it may, also when asked again.
     ///
     /// # Errors
@@ -191,6 +223,14 @@ impl ControllerHandle {
         let (sender, receiver) = async_channel::bounded(1);
         self.requests.send(Request::Subscribe(sender)).await.map_err(|_| ControllerError::Stopped)?;
         Ok(receiver)
+    }
+
+    /// Everything that there is to know about the cluster, as the metastore has it.
+    ///
+    /// # Errors
+    /// [`ControllerError::Damaged`]; metastore errors.
+    pub async fn view(&self) -> Result<ClusterView, ControllerError> {
+        self.ask(Request::View).await
     }
 
     async fn report(&self, report: Report) -> Result<Published, ControllerError> {

@@ -8,8 +8,8 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `map` | the cluster map |
-//! | `activated` | per partition: the newest epoch whose primary may acknowledge |
+//! | `map`, `leaf/...` | the cluster map, see `map_store` |
+//! | `activated/PPPPP` | the newest epoch of the partition whose primary may acknowledge |
 //! | `buckets` | revision of the bucket table and the next bucket id |
 //! | `bucket/NAME` | id, creation time, state, configuration |
 //!
@@ -22,7 +22,10 @@
 
 mod batch;
 mod bucket;
+pub mod cluster;
 mod handle;
+mod map_store;
+mod plan;
 mod published;
 mod state;
 #[cfg(test)]
@@ -35,10 +38,12 @@ use quarry_clustermap::{ClusterMap, DeviceId, Epoch, Incarnation, NodeId, Partit
 use quarry_identity::UserTable;
 use quarry_metastore::MetastoreError;
 use quarry_planner::{PlanError, Policy};
+use serde::{Deserialize, Serialize};
 
 pub use batch::Controller;
 pub use bucket::{BUCKET_BYTES_MAX, Bucket, BucketNameError, BucketState, BucketTable, check_bucket_name};
 pub use handle::ControllerHandle;
+pub use map_store::StoredMap;
 pub use published::Published;
 
 /// Requests that may wait; callers beyond wait for room.
@@ -47,7 +52,7 @@ pub const REQUESTS_QUEUED_MAX: usize = 4096;
 pub const COMMIT_ATTEMPTS_MAX: usize = 16;
 
 /// What a node tells when it starts: all of its devices, found or missing.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NodeRegistration {
     /// The node.
     pub node: NodeId,
@@ -60,7 +65,7 @@ pub struct NodeRegistration {
 }
 
 /// One device as its node sees it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DeviceReport {
     /// Its id.
     pub device: DeviceId,
@@ -178,6 +183,12 @@ pub enum ControllerError {
     /// Other writers won every time; the request has had no effect.
     #[error("gave up after {COMMIT_ATTEMPTS_MAX} conflicts in the metastore")]
     Contention,
+    /// Another controller leads, or may; nothing was changed.
+    #[error("this controller leads no more")]
+    Deposed,
+    /// The node has started and the leader has not handled its registration yet.
+    #[error("the start of this node is not registered yet")]
+    NotRegistered,
     /// What the metastore holds under a key makes no sense.
     #[error("the metastore's {key:?} is damaged: {reason}")]
     Damaged {
@@ -194,13 +205,26 @@ pub enum ControllerError {
 impl ControllerError {
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Metastore { .. } | Self::Contention | Self::NoMap | Self::RegisteredTwice { .. })
+        matches!(
+            self,
+            Self::Metastore { .. }
+                | Self::Contention
+                | Self::NoMap
+                | Self::RegisteredTwice { .. }
+                | Self::NotRegistered
+        )
     }
 }
 
 impl From<&MetastoreError> for ControllerError {
     fn from(error: &MetastoreError) -> Self {
         Self::Metastore { reason: error.to_string() }
+    }
+}
+
+impl From<MetastoreError> for ControllerError {
+    fn from(error: MetastoreError) -> Self {
+        Self::from(&error)
     }
 }
 
@@ -223,17 +247,51 @@ enum Request {
     Bucket(bucket::Change, Reply<Bucket>),
     User(quarry_identity::Change, Reply<Arc<UserTable>>),
     Subscribe(async_channel::Sender<Published>),
+    View(Reply<cluster::ClusterView>),
 }
 
-/// A request that leads to a plan.
-#[derive(Clone, Debug)]
+/// A request that leads to a plan. In a cluster it waits in the metastore for the leader.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Report {
     Register(NodeRegistration),
-    DeviceFailed { device: DeviceId, reason: String },
-    DeviceReturned { device: DeviceId, lost_partitions: Vec<PartitionId> },
-    ReplicasLost { device: DeviceId, partitions: Vec<PartitionId> },
+    /// The same, of a node that chooses its incarnations itself.
+    Start {
+        registration: NodeRegistration,
+        incarnation: Incarnation,
+    },
+    DeviceFailed {
+        device: DeviceId,
+        reason: String,
+    },
+    DeviceReturned {
+        device: DeviceId,
+        lost_partitions: Vec<PartitionId>,
+    },
+    ReplicasLost {
+        device: DeviceId,
+        partitions: Vec<PartitionId>,
+    },
     Joined(quarry_planner::Joined),
     GroupMoved(quarry_planner::GroupMoved),
+    Lagging(quarry_planner::Lagging),
+    /// For a while, a device is not to join a partition.
+    Avoid {
+        partition: PartitionId,
+        device: DeviceId,
+    },
+    /// A node is about to stop: its primaries go to others.
+    HandOver {
+        node: NodeId,
+    },
+    /// A node stops now.
+    Left {
+        node: NodeId,
+    },
+    /// A node's lease has ended.
+    NodeLost {
+        node: NodeId,
+    },
     Tick,
 }
 

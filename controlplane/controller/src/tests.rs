@@ -23,7 +23,7 @@ use quarry_planner::Policy;
 
 use crate::{
     Bucket, BucketState, COMMIT_ATTEMPTS_MAX, Controller, ControllerError, ControllerHandle,
-    ControllerOptions, DeviceReport, NodeRegistration, Published,
+    ControllerOptions, DeviceReport, NodeRegistration, Published, map_store,
 };
 
 const NODE: NodeId = NodeId(1);
@@ -182,8 +182,8 @@ fn activation_is_recorded_for_the_current_epoch_only() {
         assert!(matches!(unknown, Err(ControllerError::UnknownPartition { .. })));
     });
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let stored = runtime.block_on(open(directory.path()).get("activated")).unwrap().unwrap();
-    let epochs: Vec<u64> = serde_json::from_slice(&stored.value).unwrap();
+    let stored = runtime.block_on(open(directory.path()).range("activated/")).unwrap().entries;
+    let epochs: Vec<u64> = stored.iter().map(|entry| serde_json::from_slice(&entry.value).unwrap()).collect();
     assert_eq!((epochs.len(), epochs[0], epochs[255]), (256, 2, 1));
 }
 
@@ -407,8 +407,8 @@ const OLD_MAP: &str = r#"{
 fn a_map_of_before_replacements_loads() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let old = Transaction::default().put("map", OLD_MAP.as_bytes().to_vec());
-    runtime.block_on(open(directory.path()).transact(&old)).unwrap();
+    let old = map_store::stage(None, &serde_json::from_str(OLD_MAP).unwrap(), Transaction::default(), 1);
+    runtime.block_on(old.commit(&open(directory.path()))).unwrap();
     with(open(directory.path()), |handle| async move {
         let updates = handle.subscribe().await.unwrap();
         let map = updates.recv().await.unwrap().map;

@@ -16,7 +16,9 @@ use crate::{
     state::{Loaded, parse, to_json},
 };
 
-const REVISION_KEY: &str = "identity";
+/// What all keys of this table begin with, and the key of its revision.
+pub(crate) const PREFIX: &str = "identity";
+const REVISION_KEY: &str = PREFIX;
 const USER_PREFIX: &str = "identity/user/";
 const KEY_PREFIX: &str = "identity/key/";
 const POLICY_PREFIX: &str = "identity/policy/";
@@ -29,7 +31,7 @@ struct Counter {
 
 /// Reads the table, and the entry to compare a change against. One range, so that all of it is of one revision.
 pub(crate) async fn read(metastore: &impl Metastore) -> Result<(UserTable, Option<Entry>), ControllerError> {
-    let range = metastore.range(REVISION_KEY).await.map_err(|error| ControllerError::from(&error))?;
+    let range = metastore.range(PREFIX).await.map_err(|error| ControllerError::from(&error))?;
     let entry = range.entries.iter().find(|entry| entry.key == REVISION_KEY).cloned();
     let counter: Option<Counter> = entry.as_ref().map(parse).transpose()?;
     let table = UserTable {
@@ -50,7 +52,10 @@ fn rows<T: DeserializeOwned>(
 }
 
 /// Applies a change to what was loaded.
-pub(crate) fn decide(change: &Change, loaded: Loaded) -> Result<Decided<Arc<UserTable>>, ControllerError> {
+pub(crate) fn decide(
+    change: &Change,
+    loaded: Loaded,
+) -> Result<Decided<Transaction, Arc<UserTable>>, ControllerError> {
     let mut table = (*loaded.users).clone();
     table.apply(change)?;
     if table == *loaded.users {

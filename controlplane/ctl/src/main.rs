@@ -31,6 +31,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Noun {
+    /// The state of everything.
+    Status,
+    /// Nodes.
+    #[command(subcommand)]
+    Node(noun::node::Verb),
+    /// The cluster map: devices and placement groups.
+    #[command(subcommand)]
+    Map(noun::map::Verb),
+    /// Metadata partitions.
+    #[command(subcommand)]
+    Partition(noun::partition::Verb),
     /// Users.
     #[command(subcommand)]
     User(noun::user::Verb),
@@ -45,6 +56,10 @@ enum Noun {
 fn run(cli: Cli) -> anyhow::Result<()> {
     let client = Client::new(&cli.admin, cli.token_file.as_deref())?;
     match cli.noun {
+        Noun::Status => noun::status::run(&client, cli.output),
+        Noun::Node(verb) => noun::node::run(verb, &client, cli.output),
+        Noun::Map(verb) => noun::map::run(verb, &client, cli.output),
+        Noun::Partition(verb) => noun::partition::run(verb, &client, cli.output),
         Noun::User(verb) => noun::user::run(verb, &client, cli.output),
         Noun::Key(verb) => noun::key::run(verb, &client, cli.output),
         Noun::Policy(verb) => noun::policy::run(verb, &client, cli.output),

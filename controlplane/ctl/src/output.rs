@@ -59,6 +59,9 @@ fn cell(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(values) if values.is_empty() => "-".to_owned(),
         Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(", "),
+        Value::Object(fields) if fields.values().all(Value::is_number) => {
+            fields.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+        }
         Value::Object(fields) => {
             let id = fields.get("id").map(cell).unwrap_or_default();
             let off = fields.get("enabled") == Some(&Value::Bool(false));

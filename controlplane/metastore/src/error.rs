@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{KEY_BYTES_MAX, TRANSACTION_OPERATIONS_MAX, VALUE_BYTES_MAX};
+use crate::{KEY_BYTES_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_OPERATIONS_MAX, VALUE_BYTES_MAX};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,12 @@ pub enum MetastoreError {
     TooManyOperations {
         /// The larger of comparisons and changes.
         operations: usize,
+    },
+    /// A transaction with too many bytes.
+    #[error("a transaction of {bytes} bytes is over the limit of {TRANSACTION_BYTES_MAX}")]
+    TransactionTooLarge {
+        /// Of its keys and values.
+        bytes: usize,
     },
     /// A key that is empty or too long.
     #[error("a metastore key has 1 to {KEY_BYTES_MAX} bytes, not {bytes}")]

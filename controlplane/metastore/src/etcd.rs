@@ -3,6 +3,10 @@
 //! All keys stand under one prefix, so that clusters can share an etcd. Every call has a deadline; a call that misses
 //! it, or loses its connection, is [`MetastoreError::Unavailable`] and its outcome unknown.
 //!
+//! The connection may be TLS, with a certificate of our own, and may name a user; its token is renewed when it expires. A
+//! member that has lost the others refuses what it is asked (`require leader`), so that watches move on to one that has
+//! not.
+//!
 //! A watch is a task that follows etcd's stream: it reconnects from the revision after the last event it delivered, and
 //! when etcd has compacted that revision away it reads everything again and delivers it as one snapshot. A slow watcher
 //! holds back its own task only.
@@ -10,8 +14,8 @@
 use std::{future::Future, time::Duration};
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue, PutOptions, Txn,
-    TxnOp, WatchOptions,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, Identity,
+    KeyValue, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions,
 };
 use tokio::sync::mpsc::{Sender, channel};
 use tracing::warn;
@@ -28,15 +32,73 @@ const WATCH_RETRY_MAX: Duration = Duration::from_secs(2);
 /// Silence on a connection after which it is probed, and then given up.
 const CONNECTION_PROBE: Duration = Duration::from_secs(5);
 
+/// Largest answer that is read: all keys of a cluster of a thousand nodes are a few MiB.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
 /// Where etcd is, and how to talk to it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EtcdOptions {
-    /// Client URLs, for example `http://127.0.0.1:2379`.
+    /// Client URLs, for example `http://127.0.0.1:2379`; `https` if there is TLS.
     pub endpoints: Vec<String>,
     /// Stands before every key, for example `quarry/CLUSTER/`.
     pub prefix: String,
     /// Longest wait for one call.
     pub deadline: Duration,
+    /// `None`: no TLS.
+    pub tls: Option<EtcdTls>,
+    /// `None`: etcd asks for no user.
+    pub user: Option<EtcdUser>,
+}
+
+/// Certificates, in PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EtcdTls {
+    /// Whom to trust.
+    pub authority: Vec<u8>,
+    /// Our own certificate and its key, if etcd asks for one.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Who we are to an etcd with authentication.
+#[derive(Clone, PartialEq, Eq)]
+pub struct EtcdUser {
+    /// Name.
+    pub name: String,
+    /// Password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for EtcdTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdTls").field("identity", &self.identity.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for EtcdUser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdUser").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl EtcdOptions {
+    fn connect_options(&self) -> ConnectOptions {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(self.deadline)
+            .with_keep_alive(CONNECTION_PROBE, CONNECTION_PROBE)
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true);
+        if let Some(tls) = &self.tls {
+            let mut with = TlsOptions::new().ca_certificate(Certificate::from_pem(&tls.authority));
+            if let Some((certificate, key)) = &tls.identity {
+                with = with.identity(Identity::from_pem(certificate, key));
+            }
+            options = options.with_tls(with);
+        }
+        if let Some(user) = &self.user {
+            options = options.with_user(&user.name, &user.password).with_auto_token_refresh(true);
+        }
+        options
+    }
 }
 
 /// A metastore in etcd. Cheap to clone.
@@ -59,12 +121,8 @@ impl Etcd {
     /// # Errors
     /// [`MetastoreError::Unavailable`].
     pub async fn connect(options: &EtcdOptions) -> Result<Self, MetastoreError> {
-        let connect = ConnectOptions::new()
-            .with_connect_timeout(options.deadline)
-            .with_keep_alive(CONNECTION_PROBE, CONNECTION_PROBE)
-            .with_keep_alive_while_idle(true);
-        let mut client =
-            within(options.deadline, "connect", Client::connect(&options.endpoints, Some(connect))).await?;
+        let connecting = Client::connect(&options.endpoints, Some(options.connect_options()));
+        let mut client = within(options.deadline, "connect", connecting).await?;
         within(options.deadline, "connect", client.status()).await?;
         Ok(Self { client, prefix: options.prefix.clone(), deadline: options.deadline })
     }
@@ -124,11 +182,18 @@ impl Metastore for Etcd {
     }
 
     async fn range(&self, prefix: &str) -> Result<Range, MetastoreError> {
-        let mut client = self.client.clone();
+        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
         let options = GetOptions::new().with_prefix();
         let answer = self.call("range", client.get(self.full(prefix), Some(options))).await?;
         let entries = answer.kvs().iter().map(|pair| self.entry(pair)).collect::<Result<_, _>>()?;
         Ok(Range { entries, revision: Revision(revision(answer.header())) })
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, MetastoreError> {
+        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
+        let options = GetOptions::new().with_prefix().with_keys_only();
+        let answer = self.call("list keys", client.get(self.full(prefix), Some(options))).await?;
+        answer.kvs().iter().map(|pair| own_key(&self.prefix, pair)).collect()
     }
 
     async fn transact(&self, transaction: &Transaction) -> Result<Revision, MetastoreError> {

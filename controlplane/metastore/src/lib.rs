@@ -13,17 +13,21 @@ mod embedded;
 mod error;
 mod etcd;
 mod frame;
+mod lazy;
 
 use std::{future::Future, time::Duration};
 
 pub use embedded::Embedded;
 pub use error::{DamageError, MetastoreError};
-pub use etcd::{Etcd, EtcdOptions};
+pub use etcd::{Etcd, EtcdOptions, EtcdTls, EtcdUser};
+pub use lazy::LazyEtcd;
 
 /// Longest key, bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Largest value, bytes: etcd refuses requests over 1.5 MiB.
 pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// Most bytes of keys and values of one transaction: below the 1.5 MiB at which etcd refuses a request.
+pub const TRANSACTION_BYTES_MAX: usize = 1024 * 1024 + 64 * 1024;
 /// Most comparisons, and most changes, of one transaction: etcd's own limit.
 pub const TRANSACTION_OPERATIONS_MAX: usize = 128;
 /// Events that may wait for one watcher before its watch is ended.
@@ -32,6 +36,11 @@ pub const WATCH_EVENTS_MAX: usize = 1024;
 /// When a key was last changed, or the state that a range or transaction saw. Meaningless outside the store it is from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Revision(pub(crate) i64);
+
+impl Revision {
+    /// That of nothing: no entry has it.
+    pub const UNKNOWN: Self = Self(-1);
+}
 
 /// A lease: keys put under it vanish when it is not kept alive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -118,6 +127,13 @@ impl Transaction {
         self
     }
 
+    /// Bytes of keys and values; at most [`TRANSACTION_BYTES_MAX`].
+    pub fn bytes(&self) -> usize {
+        let compared = self.compare.iter().map(|(key, _)| key.len());
+        let put = self.puts.iter().map(|put| put.key.len() + put.value.len());
+        compared.chain(put).chain(self.deletes.iter().map(String::len)).sum()
+    }
+
     /// Checks the limits, so that both stores refuse the same transactions.
     fn check(&self) -> Result<(), MetastoreError> {
         let changes = self.puts.len() + self.deletes.len();
@@ -133,6 +149,9 @@ impl Transaction {
         }
         if let Some(put) = self.puts.iter().find(|put| put.value.len() > VALUE_BYTES_MAX) {
             return Err(MetastoreError::ValueTooLarge { key: put.key.clone(), bytes: put.value.len() });
+        }
+        if self.bytes() > TRANSACTION_BYTES_MAX {
+            return Err(MetastoreError::TransactionTooLarge { bytes: self.bytes() });
         }
         let mut keys: Vec<&String> = changed().collect();
         keys.sort_unstable();
@@ -181,6 +200,11 @@ pub trait Metastore: Send + Sync + 'static {
     /// Every entry whose key starts with `prefix`.
     fn range(&self, prefix: &str) -> impl Future<Output = Result<Range, MetastoreError>> + Send;
 
+    /// Every key that starts with `prefix`, in order.
+    fn keys(&self, prefix: &str) -> impl Future<Output = Result<Vec<String>, MetastoreError>> + Send {
+        async move { Ok(self.range(prefix).await?.entries.into_iter().map(|entry| entry.key).collect()) }
+    }
+
     /// Applies a transaction; [`MetastoreError::Conflict`] if a comparison failed.
     fn transact(
         &self,
@@ -202,6 +226,41 @@ pub trait Metastore: Send + Sync + 'static {
 
     /// Ends a lease: its keys vanish now.
     fn revoke_lease(&self, lease: LeaseId) -> impl Future<Output = Result<(), MetastoreError>> + Send;
+}
+
+/// A store that several tasks use.
+impl<M: Metastore> Metastore for std::sync::Arc<M> {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, MetastoreError> {
+        (**self).get(key).await
+    }
+
+    async fn range(&self, prefix: &str) -> Result<Range, MetastoreError> {
+        (**self).range(prefix).await
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, MetastoreError> {
+        (**self).keys(prefix).await
+    }
+
+    async fn transact(&self, transaction: &Transaction) -> Result<Revision, MetastoreError> {
+        (**self).transact(transaction).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetastoreError> {
+        (**self).watch(prefix, from).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetastoreError> {
+        (**self).grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), MetastoreError> {
+        (**self).keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetastoreError> {
+        (**self).revoke_lease(lease).await
+    }
 }
 
 #[cfg(test)]

@@ -93,6 +93,8 @@ async fn limits(store: &impl Metastore) {
         Err(MetastoreError::ValueTooLarge { .. })
     ));
     store.transact(&Transaction::default().delete("big")).await.unwrap();
+    let refused = store.transact(&big(VALUE_BYTES_MAX).put("more", vec![7; 80_000])).await;
+    assert!(matches!(refused, Err(MetastoreError::TransactionTooLarge { .. })), "{refused:?}");
 }
 
 async fn ranges(store: &impl Metastore) {
@@ -102,6 +104,7 @@ async fn ranges(store: &impl Metastore) {
     let range = store.range("r/").await.unwrap();
     let keys: Vec<&str> = range.entries.iter().map(|entry| entry.key.as_str()).collect();
     assert_eq!(keys, ["r/a", "r/a/x", "r/b"]);
+    assert_eq!(store.keys("r/").await.unwrap(), keys);
     assert!(store.range("nothing/").await.unwrap().entries.is_empty());
     assert!(store.range("").await.unwrap().entries.len() > 5);
 }

@@ -24,12 +24,12 @@ mod tests;
 use std::collections::BTreeMap;
 
 use quarry_clustermap::{
-    ClusterId, ClusterMap, DeviceEntry, DeviceId, DeviceState, Epoch, ErasureProfile, MapError, MapVersion,
-    NodeEntry, NodeId, PartitionId, PgId, Tier,
+    ClusterId, ClusterMap, DeviceEntry, DeviceId, DeviceState, Epoch, ErasureProfile, Incarnation, MapError,
+    MapVersion, NodeEntry, NodeId, PartitionId, PgId, Tier,
 };
 
 pub use diff::MapDiff;
-pub use reports::{GroupMoved, Joined, Reports};
+pub use reports::{GroupMoved, Joined, Lagging, Reports};
 
 /// How long a device is out before others take its places, unless a new device is named for that: long enough for a
 /// restart of its host, short against the time between two failures.
@@ -260,7 +260,10 @@ fn observe(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<Strin
     }
     for id in &input.reports.started {
         if let Some(entry) = next.nodes.get_mut(id) {
-            entry.incarnation.0 += 1;
+            entry.incarnation = match input.reports.incarnations.get(id) {
+                Some(chosen) => entry.incarnation.max(*chosen),
+                None => Incarnation(entry.incarnation.0 + 1),
+            };
             reasons.push(format!("{id} started: {}", entry.incarnation));
         }
     }

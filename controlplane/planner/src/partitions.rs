@@ -10,6 +10,9 @@
 //!                                   +<--------- history lost ---------+
 //!                                      (kept, and marked, if no other has the history)
 //! ```
+//!
+//! A member that lags leaves too, unless it is the primary or the last one in sync; for a while it is not chosen again.
+//! The primary of a node that is about to stop is another in-sync replica, if there is one elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,10 +73,13 @@ pub(crate) fn update(
             continue;
         }
         evict(&mut config, next);
+        evict_lagging(&mut config, partition, (next, input), reasons);
+        hand_over(&mut config, next, input);
         trim(&mut config, wanted);
         placer.replace(&old, &config);
         while config.replicas.len() + config.joining.len() < wanted {
-            let Some(device) = placer.joiner(next, &config, wanted) else {
+            let avoid = |device| is_avoided(input, partition, device);
+            let Some(device) = placer.joiner(next, &config, wanted, avoid) else {
                 short += 1;
                 break;
             };
@@ -156,6 +162,44 @@ fn evict(config: &mut PartitionConfig, next: &ClusterMap) {
     config.joining.retain(|device| next.is_in(*device));
     if !config.replicas.contains(&config.primary) {
         config.primary = config.replicas[0];
+    }
+}
+
+fn evict_lagging(
+    config: &mut PartitionConfig,
+    partition: PartitionId,
+    (next, input): (&ClusterMap, &PlanInput<'_>),
+    reasons: &mut Vec<String>,
+) {
+    let in_use = devices_in(next, Tier::Hot).len();
+    // Compared with the epoch of before this plan: only what it says was reported.
+    for report in input.reports.lagging.iter().filter(|report| report.partition == partition) {
+        let alone = config.replicas == [report.device];
+        // Two copies are the least that may acknowledge: slow is better than stopped.
+        let copies = config.members().count();
+        let enough = copies > 2 || in_use > copies;
+        if report.epoch == config.epoch && report.device != config.primary && !alone && enough {
+            config.replicas.retain(|device| *device != report.device);
+            config.joining.retain(|device| *device != report.device);
+            reasons.push(format!("{partition}: {} lags and leaves", report.device));
+        }
+    }
+}
+
+/// Whether a device is not to join a partition in this plan.
+fn is_avoided(input: &PlanInput<'_>, partition: PartitionId, device: DeviceId) -> bool {
+    let lags = input.reports.lagging.iter().any(|lag| (lag.partition, lag.device) == (partition, device));
+    lags || input.reports.avoid.contains(&(partition, device))
+}
+
+fn hand_over(config: &mut PartitionConfig, next: &ClusterMap, input: &PlanInput<'_>) {
+    let leaving = |device: &DeviceId| {
+        next.devices.get(device).is_some_and(|entry| input.reports.leaving.contains(&entry.node))
+    };
+    if leaving(&config.primary)
+        && let Some(other) = config.replicas.iter().find(|device| !leaving(device))
+    {
+        config.primary = *other;
     }
 }
 
@@ -244,10 +288,18 @@ impl Placer {
     }
 
     /// A new member for `config`: in another failure domain if there is one, else at least another device.
-    fn joiner(&mut self, map: &ClusterMap, config: &PartitionConfig, wanted: usize) -> Option<DeviceId> {
+    fn joiner(
+        &mut self,
+        map: &ClusterMap,
+        config: &PartitionConfig,
+        wanted: usize,
+        avoid: impl Fn(DeviceId) -> bool,
+    ) -> Option<DeviceId> {
         let taken: Vec<DeviceId> = config.members().collect();
-        let pick =
-            |level| self.candidates(map, &taken, level).min_by_key(|device| (self.load(*device), *device));
+        let pick = |level| {
+            let free = self.candidates(map, &taken, level).filter(|device| !avoid(*device));
+            free.min_by_key(|device| (self.load(*device), *device))
+        };
         let device = pick(Level::choose(map, &self.devices, wanted)).or_else(|| pick(Level::Device))?;
         *self.members.entry(device).or_default() += 1;
         Some(device)

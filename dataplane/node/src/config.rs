@@ -10,6 +10,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use quarry_clustermap::ErasureProfile;
+use quarry_controller::cluster::EtcdConfig;
 use quarry_gateway::Domains;
 use serde::Deserialize;
 
@@ -142,6 +143,29 @@ struct ConfigFile {
     repair_per_second: Option<Bytes>,
     scrub_per_second: Option<Bytes>,
     scrub_every_hours: Option<u64>,
+    cluster: Option<ClusterTable>,
+}
+
+/// The table `[cluster]`: which cluster this node belongs to.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct ClusterTable {
+    /// Name of the cluster: several can share an etcd.
+    pub(crate) name: String,
+    /// Name of this node, unique in the cluster; default: the host's name.
+    #[serde(default)]
+    pub(crate) node_name: Option<String>,
+    /// Failure domain above the node.
+    #[serde(default)]
+    pub(crate) rack: String,
+    /// Address at which other nodes reach this one, if it is not `peer-listen` itself.
+    #[serde(default)]
+    pub(crate) peer_address: Option<SocketAddr>,
+    /// Seconds after which a silent node counts as lost.
+    #[serde(default)]
+    pub(crate) lease_ttl_s: Option<u64>,
+    /// Where etcd is.
+    pub(crate) etcd: EtcdConfig,
 }
 
 /// A validated configuration.
@@ -163,6 +187,8 @@ pub(crate) struct Config {
     pub(crate) admin: SocketAddr,
     /// Where other nodes reach this one, and the file of the cluster key.
     pub(crate) peers: Option<(SocketAddr, PathBuf)>,
+    /// The cluster to join; `None`: standalone.
+    pub(crate) cluster: Option<ClusterTable>,
     /// Executors.
     pub(crate) cores: usize,
     /// Region name that signatures must carry.
@@ -198,8 +224,18 @@ pub(crate) enum ConfigError {
     Malformed { path: PathBuf, source: Box<toml::de::Error> },
     #[error("{name:?} is not a domain name (without port)")]
     NotADomain { name: String },
-    #[error("--standalone is required: joining a cluster (quarryd with etcd) is not built yet")]
+    #[error("give either --standalone or a configuration file with a table [cluster]")]
     NotStandalone,
+    #[error("a node of a cluster needs peer-listen and cluster-key-file")]
+    NoPeers,
+    #[error("peer-listen is {address}, which others cannot reach: give cluster.peer-address")]
+    NoPeerAddress { address: SocketAddr },
+    #[error("cluster.lease-ttl-s must be at least 2")]
+    LeaseTooShort,
+    #[error("cluster.node-name is required: the host has no name ({source})")]
+    NoName { source: std::io::Error },
+    #[error(transparent)]
+    Etcd(#[from] quarry_controller::cluster::ClusterOptionsError),
     #[error("peer-listen and cluster-key-file are given together or not at all")]
     HalfPeers,
     #[error("--data DIR is required")]
@@ -251,7 +287,7 @@ impl Config {
             Some(path) => ConfigFile::read(path)?,
             None => ConfigFile::default(),
         };
-        if !args.standalone && !file.standalone {
+        if (args.standalone || file.standalone) == file.cluster.is_some() {
             return Err(ConfigError::NotStandalone);
         }
         let profile = match (args.profile, &file.profile) {
@@ -288,6 +324,7 @@ impl Config {
                 (None, None) => None,
                 _ => return Err(ConfigError::HalfPeers),
             },
+            cluster: file.cluster,
             cores: args.cores.or(file.cores).unwrap_or(default_cores),
             domains: Domains {
                 api: domains(&args.domains, file.domains)?,
@@ -313,7 +350,8 @@ impl Config {
     fn validate(&self) -> Result<(), ConfigError> {
         let given = if self.devices.is_empty() { DEFAULT_DEVICE_COUNT } else { self.devices.len() };
         let needed = self.profile.total();
-        if given < needed {
+        // In a cluster the profile is the cluster's, and its shards lie on many nodes.
+        if self.cluster.is_none() && given < needed {
             return Err(ConfigError::TooFewDevices { profile: self.profile, needed, given });
         }
         for (index, path) in self.devices.iter().enumerate() {
@@ -321,6 +359,7 @@ impl Config {
                 return Err(ConfigError::DeviceTwice { path: path.clone() });
             }
         }
+        self.validate_cluster()?;
         let range = |name, given: u64, least: u64, most: u64| {
             if (least..=most).contains(&given) {
                 return Ok(());
@@ -342,6 +381,41 @@ impl Config {
             });
         }
         Ok(())
+    }
+}
+
+impl Config {
+    fn validate_cluster(&self) -> Result<(), ConfigError> {
+        let Some(cluster) = &self.cluster else { return Ok(()) };
+        let Some((address, _)) = &self.peers else { return Err(ConfigError::NoPeers) };
+        if address.ip().is_unspecified() && cluster.peer_address.is_none() {
+            return Err(ConfigError::NoPeerAddress { address: *address });
+        }
+        if cluster.lease_ttl_s.is_some_and(|seconds| seconds < 2) {
+            return Err(ConfigError::LeaseTooShort);
+        }
+        cluster.etcd.load(&cluster.name)?;
+        cluster.name()?;
+        Ok(())
+    }
+
+    /// The address that other nodes use; empty for a standalone node.
+    pub(crate) fn peer_address(&self) -> String {
+        let given = self.cluster.as_ref().and_then(|cluster| cluster.peer_address);
+        let address = given.or(self.peers.as_ref().map(|(address, _)| *address));
+        address.filter(|_| self.cluster.is_some()).map(|address| address.to_string()).unwrap_or_default()
+    }
+}
+
+impl ClusterTable {
+    /// The node's name.
+    pub(crate) fn name(&self) -> Result<String, ConfigError> {
+        match &self.node_name {
+            Some(name) => Ok(name.clone()),
+            None => std::fs::read_to_string("/proc/sys/kernel/hostname")
+                .map(|name| name.trim().to_owned())
+                .map_err(|source| ConfigError::NoName { source }),
+        }
     }
 }
 
@@ -433,6 +507,25 @@ mod tests {
         assert!(matches!(Config::load(&RunArgs::default()), Err(ConfigError::NotStandalone)));
         let twice = RunArgs { devices: vec!["a".into(), "a".into()], ..args("1+0", 1) };
         assert!(matches!(Config::load(&twice), Err(ConfigError::DeviceTwice { .. })));
+    }
+
+    #[test]
+    fn a_node_of_a_cluster() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("node.toml");
+        let load = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Config::load(&RunArgs { config: Some(path.clone()), ..RunArgs::default() })
+        };
+        let cluster = "[cluster]\nname = 'lake'\nnode-name = 'n1'\netcd = { endpoints = ['http://a:1'] }\n";
+        let peers = "data = 'd'\npeer-listen = '10.0.0.1:7000'\ncluster-key-file = 'k'\n";
+        let config = load(&format!("{peers}{cluster}")).unwrap();
+        assert_eq!(config.peer_address(), "10.0.0.1:7000");
+        assert!(matches!(load(&format!("data = 'd'\n{cluster}")), Err(ConfigError::NoPeers)));
+        let both = load(&format!("standalone = true\n{peers}{cluster}"));
+        assert!(matches!(both, Err(ConfigError::NotStandalone)));
+        let any = peers.replace("10.0.0.1", "0.0.0.0");
+        assert!(matches!(load(&format!("{any}{cluster}")), Err(ConfigError::NoPeerAddress { .. })));
     }
 
     #[test]

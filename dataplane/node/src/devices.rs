@@ -77,12 +77,17 @@ pub(crate) fn paths(config: &Config) -> Vec<PathBuf> {
     (0..DEFAULT_DEVICE_COUNT).map(|index| directory.join(format!("device-{index}"))).collect()
 }
 
-/// Opens every device, and formats what is new. Devices that the map knows and that cannot be used are left out.
+/// Opens every device, and formats what is new. Devices that the map knows and that cannot be used are left out. `map` is
+/// what is known of this node's devices; `cluster` is given if the node knows without a map where it belongs.
 pub(crate) fn prepare(
     config: &Config,
     map: Option<&ClusterMap>,
+    cluster: Option<ClusterId>,
 ) -> Result<(ClusterId, Vec<FoundDevice>), DevicesError> {
-    let first_start = FirstStart::read(&config.data)?;
+    let first_start = match cluster {
+        Some(cluster) => Some(cluster),
+        None => FirstStart::read(&config.data)?,
+    };
     let mut search = Search {
         config,
         map,

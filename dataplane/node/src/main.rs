@@ -13,6 +13,7 @@ mod fsck;
 mod host;
 mod inspect;
 mod jobs;
+mod membership;
 mod metrics;
 mod platform;
 mod runs;
@@ -33,10 +34,9 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-use quarry_clustermap::{ClusterMap, DeviceState, NodeId, PARTITIONS_STANDALONE, Tier};
-use quarry_controller::{DeviceReport, NodeRegistration, Registered};
-use quarry_metastore::{Embedded, Metastore};
-use quarry_planner::{Policy, REBUILD_AFTER_MS};
+use quarry_clustermap::{ClusterMap, DeviceState, NodeId, Tier};
+use quarry_controller::{DeviceReport, NodeRegistration, Registered, StoredMap};
+use quarry_metastore::Embedded;
 
 use crate::{
     cluster::{Progress, Reads, Repairs},
@@ -47,6 +47,7 @@ use crate::{
     devices::FoundDevice,
     host::SpaceTable,
     jobs::scrub::ScrubBoard,
+    membership::Membership,
     metrics::Metrics,
     runtime::{
         mesh::Inbox,
@@ -56,8 +57,6 @@ use crate::{
     },
 };
 
-/// The only node of a standalone cluster.
-const STANDALONE_NODE: NodeId = NodeId(1);
 /// Short, so that a wake from another thread is seen soon by a busy core; the pulse makes it safe (see there).
 const PREEMPT_TIMER: Duration = Duration::from_millis(1);
 
@@ -88,13 +87,12 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot create {}", config.data.display()))?;
     let credentials = credentials::load(&config.data)?;
     let tls = config.tls.clone().map(Tls::load).transpose()?;
-    let metastore = Embedded::open(&config.data)?;
-    let map = read_map(&metastore)?;
+    let Membership { node, map, cluster, plane } = Membership::find(&config)?;
     let peers = match &config.peers {
         Some((address, key)) => Some((*address, ClusterKey::read(key)?)),
         None => None,
     };
-    let (cluster, found) = devices::prepare(&config, map.as_ref())?;
+    let (cluster, found) = devices::prepare(&config, map.as_ref(), cluster)?;
 
     let scrub = ScrubBoard::new(config.cores);
     if some_return(map.as_ref(), &found) {
@@ -111,15 +109,10 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     };
     let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable, scrub.clone(), access);
     let stopping = Arc::new(AtomicBool::new(false));
-    let policy = Policy {
-        cluster,
-        hot_profile: config.profile,
-        partition_count: PARTITIONS_STANDALONE,
-        rebuild_after_ms: REBUILD_AFTER_MS,
-    };
-    let control = Control::start(&config, metastore, policy, Arc::clone(&admin), Arc::clone(&stopping))?;
-    let registered =
-        futures::executor::block_on(control.handle.controller().register_node(registration(&found)))?;
+    let policy = Membership::policy(&config, cluster);
+    let control = Control::start(&config, plane, policy, (node, Arc::clone(&admin)), Arc::clone(&stopping))?;
+    let registration = registration(&config, node, &found);
+    let registered = futures::executor::block_on(control.handle.controller().register_node(registration))?;
     devices::FirstStart::end(&config.data)?;
 
     let pulses: Vec<_> = (0..config.cores).map(|_| Arc::new(CorePulse::default())).collect();
@@ -128,7 +121,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let renewals = tls.as_ref().map(|tls| tls.watch(Arc::clone(&pulse_stop))).transpose()?;
     let Registered { incarnation, published } = registered;
     let shared = Shared {
-        node: STANDALONE_NODE,
+        node,
         incarnation,
         inboxes: (0..config.cores).map(|_| Inbox::new()).collect(),
         progress,
@@ -159,6 +152,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         renewals.thread().unpark();
     }
     drop(shared);
+    control.leave(&config, node);
     control.stop();
     if pulse.join().is_err() {
         tracing::error!(event = "pulse_panicked");
@@ -196,8 +190,8 @@ fn check_address(config: &Config) -> anyhow::Result<()> {
 /// The map of the last run, if there was one.
 fn read_map(metastore: &Embedded) -> anyhow::Result<Option<ClusterMap>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Some(entry) = runtime.block_on(metastore.get("map"))? else { return Ok(None) };
-    Ok(Some(serde_json::from_slice(&entry.value).context("the cluster map in the metastore is damaged")?))
+    let stored = runtime.block_on(StoredMap::read(metastore, None))?;
+    Ok(stored.map(|stored| (*stored.map).clone()))
 }
 
 /// Whether a device was out: what was known of damage on it is forgotten.
@@ -209,7 +203,7 @@ fn some_return(map: Option<&ClusterMap>, found: &[FoundDevice]) -> bool {
     found.iter().any(was_out)
 }
 
-fn registration(found: &[FoundDevice]) -> NodeRegistration {
+fn registration(config: &Config, node: NodeId, found: &[FoundDevice]) -> NodeRegistration {
     let report = |device: &FoundDevice| DeviceReport {
         device: device.id,
         tier: Tier::Hot,
@@ -220,9 +214,9 @@ fn registration(found: &[FoundDevice]) -> NodeRegistration {
         lost_partitions: Vec::new(),
     };
     NodeRegistration {
-        node: STANDALONE_NODE,
-        address: String::new(),
-        rack: String::new(),
+        node,
+        address: config.peer_address(),
+        rack: config.cluster.as_ref().map(|cluster| cluster.rack.clone()).unwrap_or_default(),
         devices: found.iter().map(report).collect(),
     }
 }

@@ -142,17 +142,20 @@ fn payload(random: &mut Random) -> Bytes {
 
 pub(crate) fn envelope(random: &mut Random) -> Envelope {
     let (epoch, sequence) = (Epoch(random.number()), Sequence(random.any() >> 8));
-    let message = match random.below(8) {
+    let asked_ms = random.number();
+    let message = match random.below(9) {
         0 => Message::Join { epoch, base: sequence },
-        1 => Message::Commit { epoch, committed: sequence },
-        2 => Message::Ack { epoch, flushed: sequence, applied: sequence },
+        1 => Message::Commit { epoch, committed: sequence, asked_ms },
+        2 => Message::Ack { epoch, flushed: sequence, applied: sequence, lease_ms: asked_ms },
         3 => Message::Rejected { epoch },
+        4 => Message::Release { epoch, asked_ms },
         _ => {
             let payloads = random.list(5, payload);
             let entry =
                 |(payload, n): (Bytes, u64)| Entry { epoch, sequence: Sequence(sequence.0 + n), payload };
             let entries = payloads.into_iter().zip(1..).map(entry).collect();
-            Message::Append { epoch, previous: sequence, previous_epoch: epoch, entries, committed: sequence }
+            let (previous, committed) = (sequence, sequence);
+            Message::Append { epoch, previous, previous_epoch: epoch, entries, committed, asked_ms }
         }
     };
     Envelope { partition: PartitionId(3), from: DeviceId(random.any()), to: DeviceId(5), message }

@@ -1,5 +1,9 @@
 //! One file per noun.
 
 pub(crate) mod key;
+pub(crate) mod map;
+pub(crate) mod node;
+pub(crate) mod partition;
 pub(crate) mod policy;
+pub(crate) mod status;
 pub(crate) mod user;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{conforms, next, put, run, value};
-use crate::{Entry, Etcd, EtcdOptions, Metastore, MetastoreError, WatchEvent};
+use crate::{Entry, Etcd, EtcdOptions, EtcdTls, EtcdUser, LazyEtcd, Metastore, MetastoreError, WatchEvent};
 
 /// An etcd of its own; killed when dropped.
 struct Server {
@@ -46,6 +46,7 @@ impl Server {
             endpoints: vec![format!("http://127.0.0.1:{}", self.ports[0])],
             prefix: "quarry/test/".to_owned(),
             deadline: Duration::from_secs(2),
+            ..EtcdOptions::default()
         };
         let started = Instant::now();
         loop {
@@ -59,8 +60,14 @@ impl Server {
 }
 
 fn spawn(data: &Path, ports: [u16; 2]) -> Option<Child> {
-    let [client, peer] = ports.map(|port| format!("http://127.0.0.1:{port}"));
+    spawn_with(data, ports, "http", &[])
+}
+
+fn spawn_with(data: &Path, ports: [u16; 2], scheme: &str, more: &[&str]) -> Option<Child> {
+    let (client, peer) =
+        (format!("{scheme}://127.0.0.1:{}", ports[0]), format!("http://127.0.0.1:{}", ports[1]));
     let mut command = Command::new("etcd");
+    command.args(more);
     command.arg("--data-dir").arg(data).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
@@ -75,6 +82,93 @@ fn spawn(data: &Path, ports: [u16; 2]) -> Option<Child> {
         }
         Err(error) => panic!("starting etcd: {error}"),
     }
+}
+
+/// An authority, and certificates for the server and for us; `None`: there is no openssl.
+fn certificates(directory: &Path) -> Option<()> {
+    let openssl = |arguments: &str| {
+        let mut command = Command::new("openssl");
+        command.args(arguments.split(' ')).current_dir(directory);
+        let done = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        match done {
+            Ok(status) => {
+                assert!(status.success(), "openssl {arguments}");
+                Some(())
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => panic!("starting openssl: {error}"),
+        }
+    };
+    const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!("req -x509 {KEY} -keyout ca.key -out ca.pem -days 2 -subj /CN=authority"))?;
+    std::fs::write(
+        directory.join("names"),
+        "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n",
+    )
+    .unwrap();
+    for name in ["server", "client"] {
+        openssl(&format!("req {KEY} -keyout {name}.key -out {name}.csr -subj /CN={name}"))?;
+        openssl(&format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 2 -extfile names"
+        ))?;
+    }
+    Some(())
+}
+
+#[test]
+fn certificates_and_users_are_checked() {
+    let data = tempfile::tempdir().unwrap();
+    let Some(()) = certificates(data.path()) else { return };
+    let sockets = [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let ports = sockets.each_ref().map(|socket| socket.local_addr().unwrap().port());
+    drop(sockets);
+    let path = |name: &str| data.path().join(name).display().to_string();
+    let more = [
+        "--client-cert-auth".to_owned(),
+        format!("--trusted-ca-file={}", path("ca.pem")),
+        format!("--cert-file={}", path("server.pem")),
+        format!("--key-file={}", path("server.key")),
+    ];
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
+    let Some(process) = spawn_with(&data.path().join("etcd"), ports, "https", &more) else { return };
+    let server = Server { process, ports };
+    let read = |name: &str| std::fs::read(data.path().join(name)).unwrap();
+    let identity = Some((read("client.pem"), read("client.key")));
+    let tls = EtcdTls { authority: read("ca.pem"), identity };
+    let options = EtcdOptions {
+        endpoints: vec![format!("https://127.0.0.1:{}", server.ports[0])],
+        prefix: "quarry/test/".to_owned(),
+        deadline: Duration::from_secs(2),
+        tls: Some(tls.clone()),
+        user: None,
+    };
+    run(async {
+        let started = Instant::now();
+        let etcd = loop {
+            match Etcd::connect(&options).await {
+                Ok(etcd) => break etcd,
+                Err(error) => assert!(started.elapsed() < Duration::from_secs(20), "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        etcd.transact(&put("a", "1")).await.unwrap();
+        let anonymous = EtcdTls { identity: None, ..tls };
+        let refused = Etcd::connect(&EtcdOptions { tls: Some(anonymous), ..options.clone() }).await;
+        assert!(matches!(refused, Err(MetastoreError::Unavailable { .. })), "{refused:?}");
+
+        let mut admin = etcd.client.clone();
+        admin.user_add("root", "secret", None).await.unwrap();
+        admin.role_add("root").await.unwrap();
+        admin.user_grant_role("root", "root").await.unwrap();
+        admin.auth_enable().await.unwrap();
+        let user = |password: &str| Some(EtcdUser { name: "root".to_owned(), password: password.to_owned() });
+        let known = LazyEtcd::new(EtcdOptions { user: user("secret"), ..options.clone() });
+        known.transact(&put("b", "2")).await.unwrap();
+        assert_eq!(value(&known, "b").await.unwrap(), "2");
+        let wrong = LazyEtcd::new(EtcdOptions { user: user("guess"), ..options.clone() });
+        assert!(wrong.get("b").await.is_err());
+        assert!(!format!("{:?}", EtcdOptions { user: user("secret"), ..options }).contains("secret"));
+    });
 }
 
 #[test]

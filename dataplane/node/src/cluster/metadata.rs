@@ -1,6 +1,6 @@
 //! [`Metadata`]: partitions through their primaries, buckets through the control plane.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use quarry_clustermap::{BucketId, DocumentKind, NodeId, PartitionId, Versioning};
@@ -24,8 +24,17 @@ const RETRY_FOR: Duration = Duration::from_secs(8);
 /// Pause before the first retry; doubles up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(2);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(100);
-/// How long a bucket change may take to reach every core.
-const SPREAD_FOR: Duration = Duration::from_secs(5);
+/// How long a bucket change may take to reach every node: a lost one is out before.
+const SPREAD_FOR: Duration = Duration::from_secs(20);
+
+/// Who must act on a change of a bucket before it is answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Every node that is in: whichever is asked next knows of it.
+    Nodes,
+    /// The serving primary of every partition too: nobody else commits anything for the bucket from then on.
+    Primaries,
+}
 
 impl<P: Platform> NodeCluster<P> {
     /// Whether the same command may be sent again after `fault`.
@@ -103,19 +112,52 @@ impl<P: Platform> NodeCluster<P> {
         }
     }
 
-    /// Waits until this core's bucket table satisfies `done`, then until every core has that table.
-    async fn spread(&self, done: impl Fn(&quarry_controller::BucketTable) -> bool) -> Result<(), ApiError> {
+    /// Waits until this core's bucket table satisfies `done`, then until that table has the wanted reach.
+    async fn spread(
+        &self,
+        reach: Reach,
+        done: impl Fn(&quarry_controller::BucketTable) -> bool,
+    ) -> Result<(), ApiError> {
         let started = self.parts.timer.monotonic();
+        let mut pause = RETRY_PAUSE_MIN;
         while self.elapsed(started) < SPREAD_FOR {
             let table = Arc::clone(&self.buckets.borrow());
-            if done(&table) && self.parts.progress.buckets_reached(table.revision) {
-                return Ok(());
+            if done(&table) && self.parts.progress.bucket_revision() >= table.revision {
+                if self.is_elsewhere(table.revision, reach).await {
+                    return Ok(());
+                }
+                pause = (pause * 2).min(RETRY_PAUSE_MAX);
             }
-            self.parts.timer.sleep(RETRY_PAUSE_MIN).await;
+            self.parts.timer.sleep(pause).await;
         }
-        Err(ApiError::Internal {
-            detail: "the change of the bucket has not reached every core in time".into(),
+        Err(ApiError::Unavailable {
+            reason: "the change of the bucket is made, but has not reached every node in time".into(),
         })
+    }
+
+    /// Whether the other nodes act on a revision of the bucket table. A node that does not answer counts until the map has
+    /// its devices out; whether it then still leads a partition is decided by the one that takes it over.
+    async fn is_elsewhere(&self, revision: u64, reach: Reach) -> bool {
+        let map = Rc::clone(&self.map.borrow());
+        let nodes_in = map.devices.iter().filter(|(id, _)| map.is_in(**id)).map(|(_, entry)| entry.node);
+        let others: BTreeSet<NodeId> = nodes_in.filter(|node| *node != self.parts.node).collect();
+        if others.is_empty() {
+            return true;
+        }
+        let mine = (0..self.parts.cores).map(Address::Core);
+        let asked = mine.chain(others.into_iter().map(Address::Node));
+        let asked = asked.map(|to| self.ask(to, PeerRequest::BucketRevision));
+        let mut covered = Vec::new();
+        for answer in join_all(asked).await {
+            match answer {
+                Ok(PeerResponse::ActsOn { revision: theirs, partitions }) if theirs >= revision => {
+                    covered.extend(partitions);
+                }
+                _ => return false,
+            }
+        }
+        let distinct: BTreeSet<PartitionId> = covered.iter().copied().collect();
+        reach == Reach::Nodes || distinct.len() == map.partitions.len() && covered.len() == distinct.len()
     }
 
     async fn is_empty(&self, bucket: BucketId) -> Result<bool, PeerFault> {
@@ -219,14 +261,16 @@ impl<P: Platform> Metadata for NodeCluster<P> {
             .create_bucket(name, self.parts.timer.unix_ms())
             .await
             .map_err(|error| to_api_error(&error))?;
-        self.spread(|table| table.by_name.get(name).is_some_and(|known| known.id >= bucket.id)).await
+        self.spread(Reach::Nodes, |table| table.revision >= bucket.revision).await
     }
 
     async fn delete_bucket(&self, name: &str) -> Result<(), ApiError> {
         let controller = self.parts.control.controller();
         let bucket = controller.mark_bucket_deleting(name).await.map_err(|error| to_api_error(&error))?;
         let marked = self
-            .spread(|table| table.by_name.get(name).is_none_or(|known| known.state == BucketState::Deleting))
+            .spread(Reach::Primaries, |table| {
+                table.by_name.get(name).is_none_or(|known| known.state == BucketState::Deleting)
+            })
             .await;
         let empty = match marked {
             Ok(()) => self.is_empty(bucket.id).await.map_err(ApiError::from),
@@ -235,10 +279,15 @@ impl<P: Platform> Metadata for NodeCluster<P> {
         match empty {
             Ok(true) => {
                 controller.remove_bucket(name, bucket.id).await.map_err(|error| to_api_error(&error))?;
-                self.spread(|table| table.by_name.get(name).is_none_or(|known| known.id != bucket.id)).await
+                self.spread(Reach::Nodes, |table| {
+                    table.by_name.get(name).is_none_or(|known| known.id != bucket.id)
+                })
+                .await
             }
             outcome => {
-                controller.unmark_bucket(name, bucket.id).await.map_err(|error| to_api_error(&error))?;
+                let open = controller.unmark_bucket(name, bucket.id).await;
+                let open = open.map_err(|error| to_api_error(&error))?;
+                self.spread(Reach::Nodes, |table| table.revision >= open.revision).await?;
                 outcome.and(Err(ApiError::BucketNotEmpty))
             }
         }
@@ -254,13 +303,13 @@ impl<P: Platform> Metadata for NodeCluster<P> {
         let controller = self.parts.control.controller();
         let changed = controller.set_bucket_document(name, id, kind, document).await;
         let bucket = changed.map_err(|error| to_api_error(&error))?;
-        self.spread(|table| table.revision >= bucket.revision).await
+        self.spread(Reach::Primaries, |table| table.revision >= bucket.revision).await
     }
 
     async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), ApiError> {
         let id = self.bucket(name).ok_or(ApiError::NoSuchBucket)?.id;
         let changed = self.parts.control.controller().set_versioning(name, id, versioning).await;
         let bucket = changed.map_err(|error| to_api_error(&error))?;
-        self.spread(|table| table.revision >= bucket.revision).await
+        self.spread(Reach::Primaries, |table| table.revision >= bucket.revision).await
     }
 }

@@ -73,9 +73,10 @@ impl Progress {
         self.0.len()
     }
 
-    /// Whether every core acts on this revision of the bucket table or a newer one.
-    fn buckets_reached(&self, revision: u64) -> bool {
-        self.0.iter().all(|core| core.bucket_revision.load(Ordering::Acquire) >= revision)
+    /// The oldest revision of the bucket table that a core acts on.
+    pub(crate) fn bucket_revision(&self) -> u64 {
+        let of_cores = self.0.iter().map(|core| core.bucket_revision.load(Ordering::Acquire));
+        of_cores.min().unwrap_or_default()
     }
 
     /// Whether every core acts on this revision of the user table or a newer one.

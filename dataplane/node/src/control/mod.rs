@@ -1,4 +1,7 @@
-//! The side thread: one tokio runtime with the embedded controller, the admin listener, and signals.
+//! The side thread: one tokio runtime with the control plane's part of this node, the admin listener, and signals.
+//!
+//! The part is the whole controller on a standalone node, and a member in a cluster; the cores see the same handle. A node
+//! of a cluster that is asked to stop first hands its primaries over, then stops as any other, and last says that it left.
 //!
 //! Cores talk to it by bounded queues only and never wait for it on the data path.
 
@@ -7,19 +10,28 @@ mod admin;
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
 };
 
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{DeviceId, Epoch, PartitionId};
-use quarry_controller::{Controller, ControllerHandle, ControllerOptions};
-use quarry_metastore::Embedded;
+use quarry_clustermap::{DeviceId, Epoch, NodeId, PartitionId};
+use quarry_controller::{
+    Controller, ControllerHandle, ControllerOptions,
+    cluster::{Member, MemberEnd},
+};
+use quarry_metastore::LazyEtcd;
 use quarry_planner::Policy;
 
 pub(crate) use self::admin::{AdminAccess, AdminState, AdminToken, FaultSwitches};
-use crate::{config::Config, metrics::Metrics, runtime::clock};
+use crate::{config::Config, membership::Plane, metrics::Metrics, runtime::clock};
 
 /// Reports that may wait for the controller; those that repeat themselves are dropped beyond.
 const EVENTS_MAX: usize = 4096;
+
+/// How long a node that stops waits for its primaries to be handed over, and at last for its leave to be known.
+const LEAVE_FOR: Duration = Duration::from_secs(5);
+/// Time for the new primaries to begin before this node closes its listeners.
+const SETTLE_FOR: Duration = Duration::from_millis(500);
 
 /// Something a core noticed.
 pub(crate) enum Event {
@@ -110,9 +122,9 @@ impl Control {
     /// Starts the controller and the admin listener; sets `stopping` when a signal asks to stop.
     pub(crate) fn start(
         config: &Config,
-        metastore: Embedded,
+        plane: Plane,
         policy: Policy,
-        admin: Arc<AdminState>,
+        (node, admin): (NodeId, Arc<AdminState>),
         stopping: Arc<AtomicBool>,
     ) -> anyhow::Result<Self> {
         let listener = std::net::TcpListener::bind(config.admin).map_err(|error| {
@@ -120,22 +132,25 @@ impl Control {
         })?;
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let options = ControllerOptions { policy, clock_ms: clock::unix_ms };
-        let (controller, controller_handle) = Controller::new(metastore, options);
+        let in_cluster = matches!(plane, Plane::Member(_));
+        let (part, controller_handle) = start_part(plane, policy, Arc::clone(&stopping));
         let (handle, inbox) = ControlHandle::new(controller_handle.clone(), Arc::clone(&admin.metrics));
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
         let ticking = controller_handle.clone();
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             runtime.block_on(async move {
                 let local = tokio::task::LocalSet::new();
-                local.spawn_local(controller.run());
+                local.spawn_local(part);
                 local.spawn_local(pass_events(inbox, controller_handle.clone(), |task| {
                     tokio::task::spawn_local(task);
                 }));
                 local.spawn_local(watch_map(controller_handle.clone(), Arc::clone(&admin)));
                 local.spawn_local(admin::serve(listener, admin, controller_handle));
-                local.spawn_local(wait_for_signal(stopping));
-                local.spawn_local(tick(ticking));
+                let leaving = in_cluster.then(|| (node, ticking.clone()));
+                local.spawn_local(wait_for_signal(stopping, leaving));
+                if !in_cluster {
+                    local.spawn_local(tick(ticking));
+                }
                 local
                     .run_until(async {
                         // An error means that the sender is gone: the same as a stop.
@@ -147,11 +162,55 @@ impl Control {
         Ok(Self { handle, thread, stop })
     }
 
+    /// Says that this node of a cluster is gone, after the cores have ended: nobody waits for its lease to end.
+    pub(crate) fn leave(&self, config: &Config, node: NodeId) {
+        if config.cluster.is_none() {
+            return;
+        }
+        let controller = self.handle.controller.clone();
+        let (sender, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            // Whoever waited for it may have gone.
+            let _ = sender.send(futures::executor::block_on(controller.node_left(node)).map(drop));
+        });
+        match done.recv_timeout(LEAVE_FOR) {
+            Ok(Ok(())) => tracing::info!(event = "node_left", %node),
+            Ok(Err(error)) => tracing::warn!(event = "leave_not_known", %error),
+            Err(_) => tracing::warn!(event = "leave_not_known", "its lease ends by itself"),
+        }
+    }
+
     /// Ends the thread, after the cores have ended.
     pub(crate) fn stop(self) {
         self.stop.send_replace(true);
         if self.thread.join().is_err() {
             tracing::error!(event = "control_thread_panicked");
+        }
+    }
+}
+
+/// The future that does this node's part of the control plane, and the handle to it.
+fn start_part(
+    plane: Plane,
+    policy: Policy,
+    stopping: Arc<AtomicBool>,
+) -> (futures::future::BoxFuture<'static, ()>, ControllerHandle) {
+    match plane {
+        Plane::Standalone(metastore) => {
+            let options = ControllerOptions { policy, clock_ms: clock::unix_ms };
+            let (controller, handle) = Controller::new(metastore, options);
+            (Box::pin(controller.run()), handle)
+        }
+        Plane::Member(of_cluster) => {
+            let (etcd, options) = *of_cluster;
+            let (member, handle) = Member::new(Arc::new(LazyEtcd::new(etcd)), options);
+            let run = async move {
+                if Box::pin(member.run()).await == MemberEnd::Superseded {
+                    tracing::error!(event = "node_superseded", "another run of this node has taken over");
+                    stopping.store(true, std::sync::atomic::Ordering::Release);
+                }
+            };
+            (Box::pin(run), handle)
         }
     }
 }
@@ -183,7 +242,7 @@ pub(crate) async fn pass_events(
 
 /// Lets the planner see that time has passed: a device that was out for long is replaced.
 async fn tick(controller: ControllerHandle) {
-    const EVERY: std::time::Duration = std::time::Duration::from_secs(10);
+    const EVERY: Duration = Duration::from_secs(10);
     loop {
         tokio::time::sleep(EVERY).await;
         if let Err(error) = controller.tick().await {
@@ -205,7 +264,8 @@ async fn watch_map(controller: ControllerHandle, admin: Arc<AdminState>) {
     }
 }
 
-async fn wait_for_signal(stopping: Arc<AtomicBool>) {
+/// `leaving`: a node of a cluster, whose primaries are handed over first.
+async fn wait_for_signal(stopping: Arc<AtomicBool>, leaving: Option<(NodeId, ControllerHandle)>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -218,5 +278,11 @@ async fn wait_for_signal(stopping: Arc<AtomicBool>) {
         _ = terminate.recv() => {}
     }
     tracing::info!(event = "stopping");
+    if let Some((node, controller)) = leaving {
+        match tokio::time::timeout(LEAVE_FOR, controller.hand_over(node)).await {
+            Ok(Ok(_)) => tokio::time::sleep(SETTLE_FOR).await,
+            _ => tracing::warn!(event = "primaries_not_handed_over", "they move when this node has left"),
+        }
+    }
     stopping.store(true, std::sync::atomic::Ordering::Release);
 }

@@ -105,6 +105,11 @@ impl<P: Platform> Links<P> {
         true
     }
 
+    /// The oldest revision of the bucket table that a core of this node acts on.
+    pub(super) fn bucket_revision(&self) -> u64 {
+        self.progress.bucket_revision()
+    }
+
     /// Asks every core of this node the same, itself too.
     pub(super) async fn ask_cores(&self, request: &PeerRequest) -> Result<Vec<PeerResponse>, PeerFault> {
         let frame = Bytes::from(request.encode());

@@ -156,6 +156,19 @@ pub(crate) fn join_empty(answers: Vec<PeerResponse>) -> Result<PeerResponse, Pee
     Ok(PeerResponse::Empty { empty: true, partitions: all })
 }
 
+/// One answer to a `BucketRevision` for all cores of a node.
+pub(crate) fn join_revisions(answers: Vec<PeerResponse>) -> Result<PeerResponse, PeerFault> {
+    let (mut oldest, mut all) = (u64::MAX, Vec::new());
+    for answer in answers {
+        let PeerResponse::ActsOn { revision, partitions } = answer else {
+            return Err(PeerFault::Damaged { detail: "an unexpected answer".into() });
+        };
+        oldest = oldest.min(revision);
+        all.extend(partitions);
+    }
+    Ok(PeerResponse::ActsOn { revision: oldest, partitions: all })
+}
+
 fn decode_list(list: &[u8]) -> Result<List, PeerFault> {
     match Command::decode(list) {
         Ok(Command::List(list)) => Ok(list),

@@ -330,7 +330,8 @@ impl<P: Platform> CoreHost<P> {
             PeerRequest::ReadShard { .. }
             | PeerRequest::List { .. }
             | PeerRequest::BucketIsEmpty { .. }
-            | PeerRequest::FullDevices => {
+            | PeerRequest::FullDevices
+            | PeerRequest::BucketRevision => {
                 Err(PeerFault::Damaged { detail: "this is no question to a device".into() })
             }
         }
@@ -340,6 +341,10 @@ impl<P: Platform> CoreHost<P> {
         match request {
             PeerRequest::List { list } => listing::list(&self.primaries(), &list).await,
             PeerRequest::BucketIsEmpty { bucket } => listing::is_empty(&self.primaries(), bucket).await,
+            PeerRequest::BucketRevision => Ok(PeerResponse::ActsOn {
+                revision: self.links.bucket_revision(),
+                partitions: self.primaries().iter().map(|replica| replica.partition()).collect(),
+            }),
             _ => Err(PeerFault::Damaged { detail: "a question to a device was sent to a core".into() }),
         }
     }
@@ -350,6 +355,7 @@ impl<P: Platform> CoreHost<P> {
             PeerRequest::List { list } => listing::join_lists(list, self.links.ask_cores(&request).await?),
             PeerRequest::BucketIsEmpty { .. } => listing::join_empty(self.links.ask_cores(&request).await?),
             PeerRequest::FullDevices => Ok(PeerResponse::Full { devices: self.links.full() }),
+            PeerRequest::BucketRevision => listing::join_revisions(self.links.ask_cores(&request).await?),
             _ => Err(PeerFault::Damaged { detail: "a question to a device was sent to a node".into() }),
         }
     }

@@ -10,8 +10,9 @@ use futures::{channel::oneshot, future::join_all};
 use quarry_clustermap::{ClusterId, ClusterMap, DeviceId, Incarnation, NodeId, Tier};
 use quarry_controller::{
     Controller, ControllerHandle, ControllerOptions, DeviceReport, NodeRegistration, Published, Registered,
+    StoredMap,
 };
-use quarry_metastore::{Embedded, Metastore, Transaction};
+use quarry_metastore::Embedded;
 use quarry_object::objects::{ObjectOptions, Objects};
 use quarry_object::repair::Budget;
 use quarry_partition::Payload;
@@ -138,8 +139,7 @@ impl World {
         let map = first_map(nodes, device_bytes);
         let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let metastore = Embedded::open(directory.path()).unwrap();
-        let put = Transaction::default().put("map", serde_json::to_vec(&map).unwrap());
-        futures::executor::block_on(metastore.transact(&put)).unwrap();
+        futures::executor::block_on(StoredMap::overwrite(&metastore, &map)).unwrap();
         let options = ControllerOptions { policy: policy(), clock_ms: || 0 };
         let (controller, handle) = Controller::new(metastore, options);
         spawn(Box::pin(controller.run()));

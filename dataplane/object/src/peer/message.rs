@@ -189,6 +189,8 @@ pub enum PeerRequest {
     },
     /// Devices of a node that have only their reserve left.
     FullDevices,
+    /// Which revision of the bucket table a core or node acts on.
+    BucketRevision,
 }
 
 impl PeerRequest {
@@ -258,6 +260,13 @@ pub enum PeerResponse {
     Full {
         /// Those that a primary should not count on.
         devices: Vec<DeviceId>,
+    },
+    /// Answer to `BucketRevision`.
+    ActsOn {
+        /// The oldest that any core of the node acts on.
+        revision: u64,
+        /// Partitions whose primaries serve there.
+        partitions: Vec<PartitionId>,
     },
     /// Refused or failed.
     Failed(PeerFault),

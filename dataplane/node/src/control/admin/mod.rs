@@ -1,6 +1,7 @@
 //! The admin listener: metrics, health, the map, the scrub, (only if enabled) fault injection, and under `/admin/`
 //! what needs the admin token.
 
+mod cluster;
 mod identity;
 mod token;
 
@@ -176,7 +177,10 @@ async fn answer_guarded(
         );
     };
     let path = parts.uri.path().strip_prefix(GUARDED_PREFIX).unwrap_or_default();
-    let (status, value) = identity::answer(state, controller, &parts.method, path, &body.to_bytes()).await;
+    let (status, value) = match cluster::answer(controller, parts.method.as_str(), path).await {
+        Some(answer) => answer,
+        None => identity::answer(state, controller, &parts.method, path, &body.to_bytes()).await,
+    };
     respond(status, "application/json", format!("{value}\n"))
 }
 

@@ -14,7 +14,8 @@ use std::{
 use bytes::Bytes;
 use futures::executor::block_on;
 use quarry_clustermap::{BlobId, ClusterMap, DeviceId, PartitionId};
-use quarry_metastore::{Embedded, Metastore, Transaction};
+use quarry_controller::StoredMap;
+use quarry_metastore::Embedded;
 use quarry_partition::command::{DecodedRow, decode_row};
 use quarry_storage::{
     device::{DeviceFile, OpenMode, SyncDevice},
@@ -96,9 +97,8 @@ impl Node {
 
     pub(super) fn put_map(&mut self, map: ClusterMap) {
         let metastore = Embedded::open(self.directory.path()).unwrap();
-        let put = Transaction::default().put("map", serde_json::to_vec(&map).unwrap());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(metastore.transact(&put)).unwrap();
+        runtime.block_on(StoredMap::overwrite(&metastore, &map)).unwrap();
         self.map = map;
     }
 

@@ -1,0 +1,149 @@
+"""A cluster of real processes on loopback addresses: one etcd, controllers, and nodes with device files."""
+
+import json
+import os
+import shutil
+import subprocess
+import urllib.request
+
+from harness import BINARIES, QUARRYD, Node, eventually, free_port
+
+ETCD = shutil.which("etcd")
+CONTROLLER = BINARIES / "quarry-controller"
+KEYS = {"QUARRY_ACCESS_KEY": "cluster-of-tests", "QUARRY_SECRET_KEY": "not-a-secret-not-a-secret-not-a-secret"}
+# Short, so that a test sees a node's end soon; long enough for a slow machine.
+LEASE_TTL_S = 8
+
+
+def ctl(node, *words, output="json"):
+    """What quarryctl says, through this node."""
+    command = [BINARIES / "quarryctl", "--admin", f"http://127.0.0.1:{node.admin}", "--output", output,
+               "--token-file", node.data / "admin-token", *words]
+    environment = {name: value for name, value in os.environ.items() if name != "QUARRY_ADMIN_TOKEN"}
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    return json.loads(done.stdout) if output == "json" else done.stdout
+
+
+class Process:
+    """One program that logs to a file."""
+
+    def __init__(self, log_path, command, environment=None):
+        self.log_path, self.command, self.environment = log_path, [str(word) for word in command], environment or {}
+        self.process = None
+
+    def start(self):
+        assert self.process is None, "already running"
+        with open(self.log_path, "ab") as log:
+            environment = {**os.environ, "NO_COLOR": "1", **self.environment}
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environment)
+        return self
+
+    def kill(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def log(self):
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+
+class ClusterNode(Node):
+    """A node that is told by its file which cluster to join."""
+
+    def __init__(self, cluster, number, devices):
+        super().__init__(cluster.root / f"node-{number}", environment=KEYS)
+        self.number, self.peer = number, free_port()
+        self.config_path = cluster.root / f"node-{number}.toml"
+        paths = [str(cluster.root / f"device-{number}-{index}") for index in range(devices)]
+        self.config_path.write_text(f"""
+data = "{self.data}"
+devices = {paths}
+device-size = "{cluster.device_size}"
+listen = "127.0.0.1:{self.listen}"
+admin = "127.0.0.1:{self.admin}"
+peer-listen = "127.0.0.1:{self.peer}"
+cluster-key-file = "{cluster.key_path}"
+cores = 1
+
+[cluster]
+name = "tests"
+node-name = "node-{number}"
+lease-ttl-s = {LEASE_TTL_S}
+
+[cluster.etcd]
+endpoints = ["{cluster.etcd_url}"]
+""")
+
+    def command(self, *flags):
+        return [str(QUARRYD), "--config", str(self.config_path), "--enable-fault-injection", *map(str, flags)]
+
+
+class Cluster:
+    """Everything of one cluster; `close` ends it all."""
+
+    def __init__(self, root, nodes=3, devices=2, profile="2+1", partitions=64, device_size="256MiB", controllers=1):
+        self.root, self.device_size = root, device_size
+        root.mkdir(parents=True, exist_ok=True)
+        self.key_path = root / "cluster-key"
+        self.key_path.write_text(os.urandom(32).hex() + "\n")
+        self.key_path.chmod(0o600)
+        client, peer = free_port(), free_port()
+        self.etcd_url = f"http://127.0.0.1:{client}"
+        peer_url = f"http://127.0.0.1:{peer}"
+        self.etcd = Process(root / "etcd.log", [
+            ETCD, "--name", "only", "--data-dir", root / "etcd", "--listen-client-urls", self.etcd_url,
+            "--advertise-client-urls", self.etcd_url, "--listen-peer-urls", peer_url,
+            "--initial-advertise-peer-urls", peer_url, "--initial-cluster", f"only={peer_url}", "--unsafe-no-fsync",
+        ], {"ETCD_UNSUPPORTED_ARCH": os.uname().machine})
+        self.controllers = [
+            Process(root / f"controller-{index}.log", [CONTROLLER, "--config", self.controller_config(
+                index, profile, partitions, nodes)]) for index in range(controllers)
+        ]
+        self.nodes = [ClusterNode(self, number, devices) for number in range(1, nodes + 1)]
+
+    def controller_config(self, index, profile, partitions, nodes):
+        path = self.root / f"controller-{index}.toml"
+        path.write_text(f"""
+name = "controller-{index}"
+profile = "{profile}"
+partitions = {partitions}
+initial-nodes = {nodes}
+node-grace-s = 1
+
+[cluster]
+name = "tests"
+lease-ttl-s = {LEASE_TTL_S}
+
+[cluster.etcd]
+endpoints = ["{self.etcd_url}"]
+""")
+        return path
+
+    def start(self):
+        self.etcd.start()
+        eventually("etcd answers", 20, self.etcd_answers)
+        for controller in self.controllers:
+            controller.start()
+        for node in self.nodes:
+            node.start(wait=False)
+        for node in self.nodes:
+            node.wait_ready()
+        return self
+
+    def etcd_answers(self):
+        try:
+            with urllib.request.urlopen(f"{self.etcd_url}/health", timeout=2) as answer:
+                return b"true" in answer.read()
+        except OSError:
+            return False
+
+    def close(self):
+        for node in self.nodes:
+            if node.process is not None:
+                node.kill()
+        for process in (*self.controllers, self.etcd):
+            process.kill()
+        for node in self.nodes:
+            node.close()
