@@ -131,14 +131,10 @@ impl Executor {
 
     fn fire_next(&self) {
         let time = &self.timer.time;
-        let (due, waker) = {
-            let sleeping = time.sleeping.borrow();
-            let (key, waker) =
-                sleeping.first_key_value().expect("nothing can run and nobody sleeps: a deadlock");
-            (key.0, waker.clone())
-        };
+        // Off the list also if its task is stopped: then it sees that it is over when it goes on. Others run after it.
+        let first = time.sleeping.borrow_mut().pop_first();
+        let ((due, _), waker) = first.expect("nothing can run and nobody sleeps: a deadlock");
         time.now.set(time.now.get().max(due));
-        // It is taken off the list when its task has seen that it is over; until then no other may overtake it.
         waker.wake();
     }
 }

