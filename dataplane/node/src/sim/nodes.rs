@@ -312,18 +312,13 @@ fn nodes_that_crash_and_links_that_are_cut_lose_nothing_and_show_nothing_old() {
     assert!(acknowledged < submitted, "no fault was felt");
 }
 
-/// Primaries that ask for no leases show old versions: that is what the clients above would see. Prints the seeds.
+/// Primaries that ask for no leases show old versions: that is what the clients above would see.
 #[test]
-#[ignore = "a hunt of minutes, for whoever changes leases"]
-fn without_leases_old_versions_are_seen() {
-    let mut caught = 0;
-    for seed in seeds(20) {
-        if let Err(problem) = live(seed, false) {
-            println!("seed {seed}: {problem}");
-            caught += 1;
-        }
-    }
-    assert!(caught > 0, "nobody saw anything old");
+fn without_leases_a_seed_shows_an_old_version() {
+    const STALE_SEED: u64 = 6;
+    let problem = live(STALE_SEED, false).expect_err("nobody saw anything old");
+    assert!(problem.contains("not linearizable"), "{problem}");
+    live(STALE_SEED, true).expect("an order explains what is seen under leases");
 }
 
 /// A primary refuses what a replica on another node could not take: none is lost for want of room, and deletes work.
