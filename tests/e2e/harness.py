@@ -51,6 +51,8 @@ def run_quarryd(*arguments, timeout=60, environment=None):
 class Node:
     """One quarryd with the embedded control plane and its data directory."""
 
+    host = "127.0.0.1"
+
     def __init__(self, data, *flags, device_size="1GiB", environment=None):
         self.data = pathlib.Path(data)
         self.flags = [*map(str, flags), "--device-size", device_size]
@@ -62,7 +64,7 @@ class Node:
 
     @property
     def endpoint(self):
-        return f"http://127.0.0.1:{self.listen}"
+        return f"http://{self.host}:{self.listen}"
 
     def command(self, *flags):
         return [
@@ -100,7 +102,7 @@ class Node:
         return self.log()[-4000:]
 
     def admin_get(self, path, method="GET"):
-        request = urllib.request.Request(f"http://127.0.0.1:{self.admin}{path}", method=method)
+        request = urllib.request.Request(f"http://{self.host}:{self.admin}{path}", method=method)
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
                 return response.status, response.read().decode()

@@ -17,35 +17,44 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The value of a key: each put stores another one.
-pub(super) type Value = Option<u64>;
+/// The value of a key: each put stores another one. `None`: there is none.
+pub type Value = Option<u64>;
 
+/// What was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Action {
+pub enum Action {
+    /// Store this value.
     Put(u64),
     /// Only if there is none.
     PutNew(u64),
     /// Only if the first is there.
     Replace(u64, u64),
+    /// Store that there is none.
     Delete,
+    /// Tell the value: GET, HEAD, or a listing's word on one key.
     Get,
 }
 
 /// What a client was told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Told {
+pub enum Told {
+    /// It took effect.
     Done,
     /// A condition did not hold.
     Refused,
+    /// The value.
     Read(Value),
 }
 
+/// One operation on the key. Times are on one clock, in any unit.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Operation {
-    pub(super) action: Action,
-    pub(super) called: u64,
+pub struct Operation {
+    /// What was asked for.
+    pub action: Action,
+    /// When.
+    pub called: u64,
     /// When and what; `None`: unknown for ever.
-    pub(super) returned: Option<(u64, Told)>,
+    pub returned: Option<(u64, Told)>,
 }
 
 /// Stands for every value that makes no difference any more.
@@ -127,8 +136,10 @@ struct Search<'a> {
     wanted: BTreeMap<u64, u64>,
 }
 
-/// The error names the first answer that no order explains, or says that there are too many worlds to tell.
-pub(super) fn check(operations: &[Operation]) -> Result<(), String> {
+/// Whether some order explains the history of one key. The error names the first answer that no order explains, or says that there are too many worlds to tell.
+/// # Errors
+/// A text for people.
+pub fn check(operations: &[Operation]) -> Result<(), String> {
     let mut search =
         Search { operations, open: BTreeSet::new(), ahead: BTreeSet::new(), wanted: BTreeMap::new() };
     let mut events: Vec<(u64, bool, usize)> = Vec::new();
