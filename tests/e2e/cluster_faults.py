@@ -23,7 +23,7 @@ def main(seed, seconds):
         return 0
     root = pathlib.Path(os.environ.get("QUARRY_E2E_DIR", ROOT / "target" / "e2e"))
     root.mkdir(parents=True, exist_ok=True)
-    run, begun = Run(tempfile.mkdtemp(prefix="faults-", dir=root), seed, rate=int(os.environ.get("QUARRY_FAULTS_RATE", 100))), time.monotonic()
+    run, begun = Run(tempfile.mkdtemp(prefix="faults-", dir=root), seed), time.monotonic()
     good = False
     try:
         run.start()

@@ -31,7 +31,7 @@ WRITES = {"put", "create", "replace", "delete"}
 class Run:
     """A cluster of 6 nodes x 2 devices with 3 etcd and 2 controllers, and clients that record."""
 
-    def __init__(self, root, seed, rate=100, clients=24, hot_keys=24, partitions=64):
+    def __init__(self, root, seed, rate=120, clients=48, hot_keys=24, partitions=64):
         self.root, self.random = pathlib.Path(root), random.Random(seed)
         self.windows, self.recorder = [], None
         self.memory = pathlib.Path(tempfile.mkdtemp(prefix="quarry-etcd-", dir="/dev/shm"))
@@ -97,8 +97,8 @@ class Run:
     def a_node(self):
         """One with primaries; most have some."""
         nodes = ctl(self.cluster.nodes[0], "node", "list")
-        names = [node["name"] for node in nodes if node["primaries"] > 0]
-        return next(node for node in self.cluster.nodes if node.name == self.random.choice(sorted(names)))
+        chosen = self.random.choice(sorted(node["name"] for node in nodes if node["primaries"] > 0))
+        return next(node for node in self.cluster.nodes if node.name == chosen)
 
     # Faults: what comes before `yield` begins one, what comes after ends it.
 
@@ -109,7 +109,7 @@ class Run:
         node = self.a_node()
         node.kill()
         yield "kill -9 of a node with primaries"
-        node.start(wait=False)
+        node.start()
 
     def kill_two_nodes(self):
         nodes = self.random.sample(self.cluster.nodes, 2)
@@ -118,6 +118,8 @@ class Run:
         yield "kill -9 of two nodes at once"
         for node in nodes:
             node.start(wait=False)
+        for node in nodes:
+            node.wait_ready()
 
     def kill_controller(self):
         leader = self.controller_leader()
