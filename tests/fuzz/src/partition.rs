@@ -144,9 +144,15 @@ pub(crate) fn envelope(random: &mut Random) -> Envelope {
     let (epoch, sequence) = (Epoch(random.number()), Sequence(random.any() >> 8));
     let asked_ms = random.number();
     let message = match random.below(9) {
-        0 => Message::Join { epoch, base: sequence },
+        0 => Message::Join { epoch, base: sequence, kept_after: sequence },
         1 => Message::Commit { epoch, committed: sequence, asked_ms },
-        2 => Message::Ack { epoch, flushed: sequence, applied: sequence, lease_ms: asked_ms },
+        2 => Message::Ack {
+            epoch,
+            flushed: sequence,
+            applied: sequence,
+            lease_ms: asked_ms,
+            resumed: asked_ms % 2 == 1,
+        },
         3 => Message::Rejected { epoch },
         4 => Message::Release { epoch, asked_ms },
         _ => {
