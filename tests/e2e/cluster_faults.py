@@ -37,10 +37,11 @@ def main(seed, seconds):
             if time.monotonic() - begun >= seconds:
                 break
         verdict = run.finish()
-        print(table(run.report()))
         print(f"seed {seed}: {verdict}")
         good = True
     finally:
+        if run.windows:
+            print(table(run.report()), flush=True)
         run.close()
         if good:
             shutil.rmtree(run.root, ignore_errors=True)

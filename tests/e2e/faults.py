@@ -201,6 +201,7 @@ class Run:
         # A little longer: what hung in a client's request ends.
         time.sleep(2)
         self.windows.append(window)
+        (self.root / "windows.json").write_text(json.dumps(self.windows))
 
     # The end.
 
