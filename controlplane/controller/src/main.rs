@@ -5,7 +5,10 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use clap::Parser;
 use quarry_clustermap::{ClusterId, ErasureProfile};
-use quarry_controller::cluster::{ClusterController, EtcdConfig, Founding, LEASE_TTL_S, LeaderOptions};
+use quarry_controller::cluster::{
+    ClusterController, EtcdConfig, Founding, LEASE_TTL_S, LeaderOptions, PEER_LEASE_MS, PEER_LEASE_MS_RANGE,
+    leases_fit,
+};
 use quarry_metastore::Etcd;
 use serde::Deserialize;
 
@@ -36,6 +39,8 @@ struct ConfigFile {
     profile: Option<String>,
     /// Metadata partitions. Used when the cluster is founded.
     partitions: Option<u16>,
+    /// Milliseconds that replicas keep their word to a primary. Used when the cluster is founded.
+    peer_lease_ms: Option<u64>,
     /// Nodes that must have registered before the first map is made.
     initial_nodes: Option<usize>,
     /// Seconds a node's lease must be gone before its devices are out.
@@ -98,6 +103,11 @@ fn options(file: &ConfigFile) -> anyhow::Result<LeaderOptions> {
     let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
     let lease_ttl = seconds(file.cluster.lease_ttl_s, LEASE_TTL_S);
     anyhow::ensure!(lease_ttl >= Duration::from_secs(2), "cluster.lease-ttl-s must be at least 2");
+    let peer_lease_ms = file.peer_lease_ms.unwrap_or(PEER_LEASE_MS);
+    anyhow::ensure!(
+        leases_fit(peer_lease_ms, lease_ttl),
+        "peer-lease-ms is {peer_lease_ms}: it must be in {PEER_LEASE_MS_RANGE:?}, and at most half of cluster.lease-ttl-s"
+    );
     let name = match &file.name {
         Some(name) => name.clone(),
         None => std::fs::read_to_string("/proc/sys/kernel/hostname").context("name is required")?,
@@ -106,7 +116,7 @@ fn options(file: &ConfigFile) -> anyhow::Result<LeaderOptions> {
         name: name.trim().to_owned(),
         lease_ttl,
         node_grace: seconds(file.node_grace_s, 2),
-        founding: Founding::new(ClusterId(random()?), partitions, profile),
+        founding: Founding { peer_lease_ms, ..Founding::new(ClusterId(random()?), partitions, profile) },
         initial_nodes: file.initial_nodes.unwrap_or(3),
         rebuild_after_ms: file.rebuild_after_s.map_or(quarry_planner::REBUILD_AFTER_MS, |s| s * 1000),
         clock_ms: unix_ms,

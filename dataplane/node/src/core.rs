@@ -28,7 +28,7 @@ use quarry_object::{
     objects::{ObjectOptions, Objects},
     repair::Budget,
 };
-use quarry_partition::Payload;
+use quarry_partition::{LeaseTimes, Payload};
 use quarry_storage::{
     device::{BufferPool, FaultDevice, Ring, UringDevice},
     store::{Mend, Store, StoreOptions},
@@ -62,6 +62,10 @@ use crate::{
 const RING_DEPTH: u32 = 256;
 /// Between ticks of the replicas.
 const TICK: Duration = Duration::from_millis(100);
+/// The same while primaries are handed over.
+const HAND_OVER_TICK: Duration = Duration::from_millis(10);
+/// How long a node that stops waits for its leave to be known.
+const LEAVE_FOR: Duration = Duration::from_secs(5);
 /// Connections of one core; more wait in the listen queue.
 const CONNECTIONS_MAX: u64 = 4096;
 /// How long requests in progress may take after a stop was asked for.
@@ -96,6 +100,8 @@ pub(crate) struct Shared {
     pub(crate) pulses: Vec<Arc<CorePulse>>,
     /// Where other nodes reach this one, and what they prove to each other; `None`: there are none.
     pub(crate) peers: Option<(SocketAddr, ClusterKey)>,
+    /// Of primaries; `None`: all replicas are in this process.
+    pub(crate) leases: Option<LeaseTimes>,
     pub(crate) progress: Progress,
     pub(crate) space: SpaceTable,
     pub(crate) reads: Reads,
@@ -108,6 +114,8 @@ pub(crate) struct Shared {
     /// Cores that have recovered their devices, and cores that have no request in progress any more.
     pub(crate) recovered: Arc<AtomicU64>,
     pub(crate) drained: Arc<AtomicU64>,
+    /// Not 0: the others have been told that this node leaves.
+    pub(crate) left: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -168,6 +176,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
         shared.control.clone(),
         shared.progress.clone(),
         shared.space.clone(),
+        shared.leases,
     ));
     let host = CoreHost::new(stores, Arc::clone(&shared.published.map), links);
     let parts = CoreParts {
@@ -193,7 +202,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     wait_for_all(&shared.recovered, shared.config.cores).await;
     start_net(&shared, &mesh, &cluster, queues, &net)?;
     follow_map(&shared, (&host, &cluster), &net, queues).await?;
-    start_ticks(&host, queues);
+    start_ticks(&shared, &host, queues);
     let background = spawner(queues.background);
     background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
     background(Box::pin(jobs::leftovers::run(Rc::clone(&host), Rc::clone(&cluster))));
@@ -223,6 +232,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     wait_until_serving(&shared, &host).await;
     serving.set(true);
     serve(&shared, index, &cluster, &gauges, queues).await?;
+    leave(&shared, index).await;
     for (id, device) in host.devices() {
         if let Err(error) = device.store.shutdown().await {
             tracing::warn!(event = "device_not_closed", device = %id, %error);
@@ -407,14 +417,45 @@ async fn follow_map(
     Ok(())
 }
 
-fn start_ticks(host: &Rc<CoreHost<Production>>, queues: Queues) {
-    let host = Rc::clone(host);
+fn start_ticks(shared: &Shared, host: &Rc<CoreHost<Production>>, queues: Queues) {
+    let (host, hand_over) = (Rc::clone(host), shared.control.hand_over().clone());
     spawner(queues.device)(Box::pin(async move {
+        let (mut asked, mut ready) = (false, false);
         loop {
-            glommio::timer::sleep(TICK).await;
+            glommio::timer::sleep(if hand_over.is_wanted() { HAND_OVER_TICK } else { TICK }).await;
             host.tick();
+            if hand_over.is_wanted() && !std::mem::replace(&mut asked, true) {
+                host.hand_over();
+            }
+            if asked && !ready && host.is_handed_over() {
+                ready = true;
+                hand_over.core_is_ready();
+            }
         }
     }));
+}
+
+/// Tells the others that this node of a cluster goes on purpose, while its replicas still answer: nobody waits for them
+/// then, nor for its lease to end.
+async fn leave(shared: &Shared, index: usize) {
+    if shared.config.cluster.is_none() {
+        return;
+    }
+    if index == 0 {
+        let told = shared.control.controller().node_left(shared.node);
+        let mut told = std::pin::pin!(told.fuse());
+        futures::select_biased! {
+            result = told => match result {
+                Ok(_) => tracing::info!(event = "node_left", node = %shared.node),
+                Err(error) => tracing::warn!(event = "leave_not_known", %error),
+            },
+            () = glommio::timer::sleep(LEAVE_FOR).fuse() => {
+                tracing::warn!(event = "leave_not_known", "its lease ends by itself");
+            }
+        }
+        shared.left.store(1, Ordering::Release);
+    }
+    wait_for_all(&shared.left, 1).await;
 }
 
 /// Answers the pulse from the first I/O to the last: without it glommio may sleep on work (see `runtime::pulse`). The

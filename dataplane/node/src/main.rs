@@ -87,7 +87,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot create {}", config.data.display()))?;
     let credentials = credentials::load(&config.data)?;
     let tls = config.tls.clone().map(Tls::load).transpose()?;
-    let Membership { node, map, cluster, plane } = Membership::find(&config)?;
+    let Membership { node, map, cluster, leases, plane } = Membership::find(&config)?;
     let peers = match &config.peers {
         Some((address, key)) => Some((*address, ClusterKey::read(key)?)),
         None => None,
@@ -143,6 +143,8 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         faults,
         pulses,
         peers,
+        leases,
+        left: Arc::new(AtomicU64::new(0)),
     };
     let announcer = announce(&config, &credentials, admin);
     let result = run_cores(&shared);
@@ -152,7 +154,6 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         renewals.thread().unpark();
     }
     drop(shared);
-    control.leave(&config, node);
     control.stop();
     if pulse.join().is_err() {
         tracing::error!(event = "pulse_panicked");

@@ -57,7 +57,7 @@ pub struct LeaderOptions {
 impl LeaderOptions {
     /// The policy of a founded cluster.
     fn policy(&self, founding: &Founding) -> Policy {
-        let Founding { id, partitions, hot_profile } = *founding;
+        let Founding { id, partitions, hot_profile, .. } = *founding;
         Policy {
             cluster: id,
             hot_profile,
@@ -278,8 +278,8 @@ fn nodes_of(alive: &[Entry]) -> BTreeSet<NodeId> {
 }
 
 impl Founding {
-    /// For a new cluster.
+    /// For a new cluster, with peer leases of the usual length.
     pub fn new(id: ClusterId, partitions: u16, hot_profile: ErasureProfile) -> Self {
-        Self { id, partitions, hot_profile }
+        Self { id, partitions, hot_profile, peer_lease_ms: super::PEER_LEASE_MS }
     }
 }

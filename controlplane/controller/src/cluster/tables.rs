@@ -182,8 +182,7 @@ async fn fill(
         let record = Transaction::default().put(&node_key(*node), to_json(&NodeName { name: name.clone() }));
         to.transact(&record).await.map_err(of)?;
     }
-    let founding =
-        Founding { id: map.cluster, partitions: map.partition_count(), hot_profile: map.hot_profile };
+    let founding = Founding::new(map.cluster, map.partition_count(), map.hot_profile);
     let base = Transaction::default().expect(FOUNDING_KEY, None).put(FOUNDING_KEY, to_json(&founding));
     stage(None, map, base, 0).commit(to).await.map_err(of)?;
     Ok(())
