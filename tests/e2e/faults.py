@@ -321,11 +321,13 @@ def cuts(run):
     ]
 
 
-def every_fault(run, etcd_gone_s):
-    """The long plan: (fault, how long it lasts)."""
+def every_fault(run, etcd_gone_s, words=()):
+    """The long plan: (fault, how long it lasts), or what of it is named by these words."""
     plan = [
         (run.nothing(), 20), (run.kill_node(), 25), (run.kill_two_nodes(), 25), (run.kill_controller(), 20),
         (run.kill_etcd_leader(), 20), (run.stop_node(), 30), *cuts(run), (run.no_controllers(), 60),
         (run.rolling_restart(), 0), (run.no_etcd(), etcd_gone_s),
     ]
-    return plan
+    named = [entry for entry in plan if not words or any(word in entry[0].gi_code.co_name for word in words)]
+    assert named, f"no fault is called {words}"
+    return named
