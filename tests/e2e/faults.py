@@ -31,7 +31,7 @@ WRITES = {"put", "create", "replace", "delete"}
 class Run:
     """A cluster of 6 nodes x 2 devices with 3 etcd and 2 controllers, and clients that record."""
 
-    def __init__(self, root, seed, rate=100, clients=24, hot_keys=24, partitions=64):
+    def __init__(self, root, seed, rate=120, clients=48, hot_keys=24, partitions=64):
         self.root, self.random = pathlib.Path(root), random.Random(seed)
         self.windows, self.recorder = [], None
         self.memory = pathlib.Path(tempfile.mkdtemp(prefix="quarry-etcd-", dir="/dev/shm"))
@@ -97,8 +97,8 @@ class Run:
     def a_node(self):
         """One with primaries; most have some."""
         nodes = ctl(self.cluster.nodes[0], "node", "list")
-        names = [node["name"] for node in nodes if node["primaries"] > 0]
-        return next(node for node in self.cluster.nodes if node.name == self.random.choice(sorted(names)))
+        chosen = self.random.choice(sorted(node["name"] for node in nodes if node["primaries"] > 0))
+        return next(node for node in self.cluster.nodes if node.name == chosen)
 
     # Faults: what comes before `yield` begins one, what comes after ends it.
 
@@ -109,7 +109,7 @@ class Run:
         node = self.a_node()
         node.kill()
         yield "kill -9 of a node with primaries"
-        node.start(wait=False)
+        node.start()
 
     def kill_two_nodes(self):
         nodes = self.random.sample(self.cluster.nodes, 2)
@@ -118,6 +118,8 @@ class Run:
         yield "kill -9 of two nodes at once"
         for node in nodes:
             node.start(wait=False)
+        for node in nodes:
+            node.wait_ready()
 
     def kill_controller(self):
         leader = self.controller_leader()
@@ -199,6 +201,7 @@ class Run:
         # A little longer: what hung in a client's request ends.
         time.sleep(2)
         self.windows.append(window)
+        (self.root / "windows.json").write_text(json.dumps(self.windows))
 
     # The end.
 
@@ -318,11 +321,13 @@ def cuts(run):
     ]
 
 
-def every_fault(run, etcd_gone_s):
-    """The long plan: (fault, how long it lasts)."""
+def every_fault(run, etcd_gone_s, words=()):
+    """The long plan: (fault, how long it lasts), or what of it is named by these words."""
     plan = [
         (run.nothing(), 20), (run.kill_node(), 25), (run.kill_two_nodes(), 25), (run.kill_controller(), 20),
         (run.kill_etcd_leader(), 20), (run.stop_node(), 30), *cuts(run), (run.no_controllers(), 60),
         (run.rolling_restart(), 0), (run.no_etcd(), etcd_gone_s),
     ]
-    return plan
+    named = [entry for entry in plan if not words or any(word in entry[0].gi_code.co_name for word in words)]
+    assert named, f"no fault is called {words}"
+    return named

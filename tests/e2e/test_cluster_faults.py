@@ -15,7 +15,7 @@ def test_what_clients_see_of_faults_is_linearizable(scratch):
     run = Run(scratch, seed=1)
     try:
         run.start()
-        run.apply(run.kill_node(), 3)
+        run.apply(run.kill_node(), 12)
         run.apply(run.kill_etcd_leader(), 2)
         run.apply(run.cut("node-", outward=False, inward=True, silent=True), 12)
         run.apply(run.stop_node(), 12)

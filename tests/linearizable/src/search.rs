@@ -6,7 +6,8 @@
 //! returns, worlds are kept in which it has taken effect, with the result it returned; none left: no order explains
 //! it. A write of unknown outcome never returns: it may take effect at any later time, or never.
 //!
-//! Three reductions keep the worlds few; none of them loses an explanation:
+//! Four reductions keep the worlds few; none of them loses an explanation:
+//! - what changes nothing (a read, a refusal) takes effect as soon as its answer is right: waiting gains nothing;
 //! - a value that no answer still to come depends on is like any other such value ([`OTHER`]), and so are the writes
 //!   of such values, which are therefore counted, not told apart;
 //! - of two worlds that differ only in the writes left, the one that has more left can do all that the other can;
@@ -232,6 +233,7 @@ impl Search<'_> {
         let mut all = Worlds::default();
         let mut fresh: Vec<(Past, Left)> = Vec::new();
         for (past, left) in worlds.into_iter() {
+            let past = self.observed(past);
             all.insert(past.clone(), left.clone());
             fresh.push((past, left));
         }
@@ -240,6 +242,7 @@ impl Search<'_> {
                 continue;
             }
             for (past, left) in self.successors(&past, &left) {
+                let past = self.observed(past);
                 if all.insert(past.clone(), left.clone()) {
                     fresh.push((past, left));
                 }
@@ -249,6 +252,19 @@ impl Search<'_> {
             }
         }
         Some(all)
+    }
+
+    /// With every open operation that changes nothing, and whose answer is right here, done.
+    fn observed(&self, (value, mut done): Past) -> Past {
+        for index in &self.open {
+            let Operation { action, returned, .. } = self.operations[*index];
+            let Some((_, told)) = returned else { continue };
+            let changes_nothing = action == Action::Get || told == Told::Refused;
+            if changes_nothing && perform(action, value).0 == told {
+                done.insert(*index);
+            }
+        }
+        (value, done)
     }
 
     /// What one more operation makes of a world.

@@ -473,7 +473,10 @@ fn a_standalone_metastore_becomes_a_cluster_and_kept_tables_a_metastore() {
         let stored = StoredMap::read(&to, None).await.unwrap().unwrap();
         tables.keep(&to, &stored).await.unwrap();
         let restored = open(3);
-        let version = super::restore(&[tables], &restored, &[(NodeId(1), "n1".to_owned())]).await.unwrap();
+        let kept = [tables];
+        let nameless = super::restore(&kept, &restored, &[]).await;
+        assert!(matches!(nameless, Err(super::MoveError::Nameless { nodes }) if nodes == [1]));
+        let version = super::restore(&kept, &restored, &[(NodeId(1), "n1".to_owned())]).await.unwrap();
         let again = StoredMap::read(&restored, None).await.unwrap().unwrap();
         assert!(again.map.version == version && version > map.version);
         assert!(again.map.partitions.iter().all(|config| config.epoch.0 == version.0));

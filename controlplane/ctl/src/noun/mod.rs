@@ -2,6 +2,7 @@
 
 pub(crate) mod key;
 pub(crate) mod map;
+pub(crate) mod metastore;
 pub(crate) mod node;
 pub(crate) mod partition;
 pub(crate) mod policy;
