@@ -18,6 +18,7 @@ mod content;
 mod credentials;
 mod engine;
 mod expect;
+mod exporter;
 mod journal;
 mod limits;
 mod measure;

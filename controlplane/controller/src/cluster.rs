@@ -24,6 +24,7 @@ mod leader;
 mod lease;
 mod liveness;
 mod member;
+mod numbers;
 mod tables;
 mod view;
 
@@ -34,6 +35,7 @@ pub use config::{ClusterOptionsError, EtcdConfig};
 pub use join::{JoinError, NodeIdentity, join, join_offline};
 pub use leader::{ClusterController, LeaderOptions};
 pub use member::{Member, MemberEnd, MemberOptions};
+pub use numbers::LeaderNumbers;
 pub use tables::{MoveError, Tables, migrate, restore};
 pub use view::{ClusterView, NodeView, PartitionView, StatusView};
 

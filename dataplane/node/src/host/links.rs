@@ -1,6 +1,12 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::{LocalBoxFuture, join_all};
@@ -40,6 +46,8 @@ pub(crate) struct Links<P: Platform> {
     buckets: RefCell<BTreeMap<BucketId, BucketRules>>,
     /// Devices of other nodes that are full, as of a moment ago.
     full_elsewhere: RefCell<BTreeMap<NodeId, Vec<DeviceId>>>,
+    /// Epochs that replicas have taken up, for the metrics.
+    pub(super) epoch_changes: Cell<u64>,
 }
 
 impl<P: Platform> Links<P> {
@@ -52,7 +60,8 @@ impl<P: Platform> Links<P> {
         space: SpaceTable,
     ) -> Self {
         let (buckets, full_elsewhere) = (RefCell::default(), RefCell::default());
-        Self { transport, spawn, control, progress, space, timer, buckets, full_elsewhere }
+        let epoch_changes = Cell::new(0);
+        Self { transport, spawn, control, progress, space, timer, buckets, full_elsewhere, epoch_changes }
     }
 
     /// From now on only buckets that are active here take writes, and this is what they keep of older versions.
