@@ -97,6 +97,7 @@ class Cluster:
             "--advertise-client-urls", self.etcd_url, "--listen-peer-urls", peer_url,
             "--initial-advertise-peer-urls", peer_url, "--initial-cluster", f"only={peer_url}", "--unsafe-no-fsync",
         ], {"ETCD_UNSUPPORTED_ARCH": os.uname().machine})
+        self.controller_metrics = [f"127.0.0.1:{free_port()}" for _ in range(controllers)]
         self.controllers = [
             Process(root / f"controller-{index}.log", [CONTROLLER, "--config", self.controller_config(
                 index, profile, partitions, nodes)]) for index in range(controllers)
@@ -111,6 +112,7 @@ profile = "{profile}"
 partitions = {partitions}
 initial-nodes = {nodes}
 node-grace-s = 1
+metrics-address = "{self.controller_metrics[index]}"
 
 [cluster]
 name = "tests"
