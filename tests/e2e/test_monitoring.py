@@ -174,7 +174,7 @@ def check_request_ids_and_audit(node):
 def single(request, scratch):
     """A node with HTTPS, small devices and a slow repair."""
     config = scratch / "node.toml"
-    config.write_text('repair-per-second = "1MiB"\ncores = 1\n')
+    config.write_text('repair-per-second = "1500KiB"\ncores = 1\n')
     certificate, key = make_certificate(scratch, "short")
     node = Node(scratch / "node", "--config", config, "--tls-certificate", certificate, "--tls-key", key, device_size="96MiB")
     yield node.start(), certificate
@@ -204,7 +204,7 @@ def test_faults_of_one_node(single, watch, device_files):
     node, certificate = single
     s3 = tls_client(node, certificate)
     s3.create_bucket(Bucket=BUCKET)
-    put_all(s3, "base", 30, MIB)
+    put_all(s3, "base", 16, MIB)
     prometheus = watch({"quarry": [f"127.0.0.1:{node.admin}"]})
 
     # The certificate of the fixture ends in two days; one that lasts is taken without a restart.
