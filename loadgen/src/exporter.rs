@@ -109,7 +109,9 @@ mod tests {
     #[test]
     fn latencies_keep_their_buckets() {
         let mut histogram = Histogram::new_with_max(3_600_000_000, 3).unwrap();
-        [5, 10, 11, 20_000_000].map(|us| histogram.record(us).unwrap());
+        for us in [5, 10, 11, 20_000_000] {
+            histogram.record(us).unwrap();
+        }
         let reading = reading(&histogram);
         assert_eq!((reading.buckets[0], reading.buckets[1], reading.buckets[16]), (2, 1, 1));
         assert_eq!(reading.count(), 4);

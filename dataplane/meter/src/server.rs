@@ -75,8 +75,8 @@ fn answer(mut stream: TcpStream, page: &impl Fn() -> Result<Vec<u8>, prometheus:
             break;
         }
     }
-    let (status, body) = match (request.split(' ').nth(1), page) {
-        (Some("/metrics"), page) => match page() {
+    let (status, body) = match request.split(' ').nth(1) {
+        Some("/metrics") => match page() {
             Ok(text) => ("200 OK", text),
             Err(error) => ("500 Internal Server Error", error.to_string().into_bytes()),
         },

@@ -54,7 +54,7 @@ impl<D> MeteredDevice<D> {
 }
 
 impl OperationMeter {
-    fn note(&self, began: Instant, bytes: usize, result: Result<(), &DeviceError>) {
+    fn note(&self, began: Instant, bytes: usize, result: &Result<(), DeviceError>) {
         match result {
             Ok(()) => {
                 self.took.observe(began.elapsed());
@@ -73,21 +73,21 @@ impl<D: Device> Device for MeteredDevice<D> {
     async fn read(&self, offset: u64, buf: IoBuf) -> (Result<(), DeviceError>, IoBuf) {
         let (began, bytes) = (Instant::now(), buf.len());
         let (result, buf) = self.inner.read(offset, buf).await;
-        self.meter.read.note(began, bytes, result.as_ref().map(|()| ()));
+        self.meter.read.note(began, bytes, &result);
         (result, buf)
     }
 
     async fn write(&self, offset: u64, buf: IoBuf) -> (Result<(), DeviceError>, IoBuf) {
         let (began, bytes) = (Instant::now(), buf.len());
         let (result, buf) = self.inner.write(offset, buf).await;
-        self.meter.write.note(began, bytes, result.as_ref().map(|()| ()));
+        self.meter.write.note(began, bytes, &result);
         (result, buf)
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
         let began = Instant::now();
         let result = self.inner.flush().await;
-        self.meter.flush.note(began, 0, result.as_ref().map(|()| ()));
+        self.meter.flush.note(began, 0, &result);
         result
     }
 }
