@@ -19,6 +19,7 @@ mod content;
 mod credentials;
 mod engine;
 mod expect;
+mod exporter;
 mod history;
 mod journal;
 mod limits;

@@ -94,6 +94,7 @@ class Cluster:
         self.key_path.write_text(os.urandom(32).hex() + "\n")
         self.key_path.chmod(0o600)
         self.make_etcds(etcds, etcd_root or root)
+        self.controller_metrics = [f"127.0.0.1:{free_port()}" for _ in range(controllers)]
         self.controllers = [
             Process(root / f"controller-{index}.log", [*self.place(f"controller-{index}")[1], CONTROLLER, "--config",
                     self.controller_config(index, profile, partitions, nodes)])
@@ -131,6 +132,7 @@ profile = "{profile}"
 partitions = {partitions}
 initial-nodes = {nodes}
 node-grace-s = 1
+metrics-address = "{self.controller_metrics[index]}"
 
 [cluster]
 name = "tests"

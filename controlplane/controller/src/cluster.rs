@@ -25,6 +25,7 @@ mod leader;
 mod lease;
 mod liveness;
 mod member;
+mod numbers;
 mod tables;
 mod view;
 
@@ -35,6 +36,7 @@ pub use config::{ClusterOptionsError, EtcdConfig};
 pub use join::{JoinError, NodeIdentity, join, join_offline};
 pub use leader::{ClusterController, LeaderOptions};
 pub use member::{Member, MemberEnd, MemberOptions};
+pub use numbers::LeaderNumbers;
 pub use tables::{MoveError, Tables, migrate, restore};
 pub use view::{ClusterView, NodeView, PartitionView, StatusView};
 

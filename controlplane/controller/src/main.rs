@@ -1,16 +1,26 @@
 //! quarry-controller: one of any number of controllers of a cluster. See `quarry_controller::cluster`.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod metered;
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::Parser;
 use quarry_clustermap::{ClusterId, ErasureProfile};
 use quarry_controller::cluster::{
-    ClusterController, EtcdConfig, Founding, LEASE_TTL_S, LeaderOptions, PEER_LEASE_MS, PEER_LEASE_MS_RANGE,
-    leases_fit,
+    ClusterController, EtcdConfig, Founding, LEASE_TTL_S, LeaderNumbers, LeaderOptions, PEER_LEASE_MS,
+    PEER_LEASE_MS_RANGE, leases_fit,
 };
 use quarry_metastore::Etcd;
+use quarry_meter::server::PageServer;
 use serde::Deserialize;
+
+use self::metered::{EtcdMeter, Metered};
 
 /// Metadata partitions of a new cluster.
 const PARTITIONS: u16 = 4_096;
@@ -47,7 +57,20 @@ struct ConfigFile {
     node_grace_s: Option<u64>,
     /// Seconds a device is out before others take its places.
     rebuild_after_s: Option<u64>,
+    /// Where metrics are shown at `/metrics`; default: nowhere.
+    metrics_address: Option<SocketAddr>,
+    /// `text` (default) or `json`.
+    #[serde(default)]
+    log_format: LogFormat,
     cluster: ClusterTable,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[serde(rename_all = "kebab-case")]
+enum LogFormat {
+    #[default]
+    Text,
+    Json,
 }
 
 #[derive(Deserialize, Debug)]
@@ -62,30 +85,33 @@ struct ClusterTable {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("QUARRY_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let text = std::fs::read_to_string(&cli.config)
         .with_context(|| format!("cannot read {}", cli.config.display()))?;
     let file: ConfigFile =
         toml::from_str(&text).with_context(|| format!("{} is not valid", cli.config.display()))?;
+    start_log(file.log_format);
     let etcd = file.cluster.etcd.load(&file.cluster.name)?;
     let options = options(&file)?;
     if cli.check_config {
         println!("the configuration is valid");
         return Ok(());
     }
+    let (meter, numbers) = (Arc::new(EtcdMeter::default()), Arc::new(OnceLock::<Arc<LeaderNumbers>>::new()));
+    let _page = start_page(&file, &meter, &numbers)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let run = async {
             let metastore = loop {
-                match Etcd::connect(&etcd).await {
+                match meter.connecting(Etcd::connect(&etcd)).await {
                     Ok(metastore) => break metastore,
                     Err(error) => tracing::warn!(event = "metastore_unreachable", %error),
                 }
                 tokio::time::sleep(RETRY).await;
             };
             let run = u64::from_le_bytes(random()?);
+            let metastore = Metered { inner: metastore, meter };
             let controller = ClusterController::new(Arc::new(metastore), options, run);
+            numbers.get_or_init(|| controller.numbers());
             Box::pin(controller.run()).await;
             anyhow::Ok(())
         };
@@ -94,6 +120,28 @@ fn main() -> anyhow::Result<()> {
             result = stopped() => result,
         }
     })
+}
+
+fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("QUARRY_LOG").unwrap_or_else(|_| "info".into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// Shows metrics, also while etcd does not answer.
+fn start_page(
+    file: &ConfigFile,
+    meter: &Arc<EtcdMeter>,
+    numbers: &Arc<OnceLock<Arc<LeaderNumbers>>>,
+) -> anyhow::Result<Option<PageServer>> {
+    let Some(address) = file.metrics_address else { return Ok(None) };
+    let (meter, numbers) = (Arc::clone(meter), Arc::clone(numbers));
+    let page = move || metered::page(&meter, numbers.get().map(|numbers| &**numbers));
+    let server = PageServer::start(address, page);
+    server.map(Some).with_context(|| format!("cannot show metrics at {address}"))
 }
 
 fn options(file: &ConfigFile) -> anyhow::Result<LeaderOptions> {

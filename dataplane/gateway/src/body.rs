@@ -11,6 +11,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
+use quarry_meter::stage::{self, Stage};
 use quarry_object::api::{ApiError, Body, BodyDigests, BodyError};
 use s3s::{S3ErrorCode, S3Request, S3Result};
 
@@ -110,7 +111,8 @@ impl RequestBody {
         let Progress::Reading(checks) = std::mem::replace(&mut self.progress, Progress::Taken) else {
             unreachable!("a body finishes once");
         };
-        let digests = checks.finish(trailers.as_ref()).map_err(Fault::Body)?;
+        let finish = || checks.finish(trailers.as_ref()).map_err(Fault::Body);
+        let digests = stage::run(Stage::Checksum, finish)?;
         self.progress = Progress::Verified(digests);
         Ok(())
     }
@@ -138,7 +140,7 @@ impl Body for RequestBody {
             return self.fail(Fault::Body(BodyError::Malformed { problem }));
         }
         if let Progress::Reading(checks) = &mut self.progress {
-            checks.update(&data);
+            stage::run(Stage::Checksum, || checks.update(&data));
         }
         Some(Ok(data))
     }

@@ -19,6 +19,7 @@ use http::{HeaderMap, Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use quarry_meter::stage::{self, Stage};
 use quarry_object::api::ObjectStore;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -155,10 +156,13 @@ impl Shared {
         let (parts, incoming) = request.into_parts();
         let expects_continue = parts.headers.contains_key(EXPECT);
         let is_bodyless = incoming.is_end_stream();
-        let place = Place::of(&parts, &options.domains);
-        let cors_headers = self.cors_headers(&parts, place.as_ref());
+        let place = Place::of(&parts, &options.domains).map(Rc::new);
+        exchange.place.replace(place.clone());
+        let cors_headers = self.cors_headers(&parts, place.as_deref());
         let source = Source::new(incoming, self.timer.clone(), &options.limits);
+        exchange.stages.begin(Stage::Parse);
         let work = Box::pin(self.dispatch(parts, place, Rc::clone(&source), &exchange));
+        let work = stage::within(Rc::clone(&exchange.stages), work);
         let response = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(
                 event = "request_panic",
@@ -167,6 +171,9 @@ impl Shared {
             );
             reply::internal_error()
         });
+        // Of a request that was refused on the way.
+        exchange.stages.end(Stage::Parse);
+        exchange.stages.end(Stage::Auth);
         let mut response = reply::complete(response, &exchange);
         response.headers_mut().extend(cors_headers);
         if expects_continue && (is_bodyless || source.is_untold()) {
@@ -193,7 +200,7 @@ impl Shared {
     async fn dispatch(
         &self,
         parts: Parts,
-        place: Option<Place>,
+        place: Option<Rc<Place>>,
         source: Rc<Source>,
         exchange: &Rc<Exchange>,
     ) -> HttpResponse {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
-use quarry_identity::UserTable;
+use quarry_identity::{Principal, UserTable};
+use quarry_meter::stage::StageTimes;
 
 use crate::host::Domains;
 
@@ -131,6 +132,18 @@ pub struct RequestRecord<'a> {
     pub method: &'a str,
     /// Path as sent, percent-encoded, without the query (which may hold a signature).
     pub path: &'a str,
+    /// Bucket, decoded, as the client names it; empty: none, or the path is not valid.
+    pub bucket: &'a str,
+    /// Whether there is such a bucket, as far as the request came: only then does its name say more than the client's word.
+    pub bucket_exists: bool,
+    /// Key, decoded; empty: none.
+    pub key: &'a str,
+    /// Who asked, once the signature was verified; `None`: the request did not come so far.
+    pub principal: Option<&'a Principal>,
+    /// Address of the client.
+    pub client: Option<IpAddr>,
+    /// Where the time went.
+    pub stages: StageTimes,
     /// HTTP status that was answered.
     pub status: u16,
     /// S3 error code of an error answer.

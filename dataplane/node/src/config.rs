@@ -14,7 +14,7 @@ use quarry_controller::cluster::EtcdConfig;
 use quarry_gateway::Domains;
 use serde::Deserialize;
 
-use crate::runtime::tls::TlsFiles;
+use crate::{audit::AuditConfig, runtime::tls::TlsFiles};
 
 /// An S3-compatible object store.
 #[derive(Parser, Debug)]
@@ -113,9 +113,26 @@ pub(crate) struct RunArgs {
     /// BUCKET.DOMAIN is the website of the bucket. May be repeated.
     #[arg(long = "website-domain", value_name = "DOMAIN")]
     pub(crate) website_domains: Vec<String>,
+    /// How log lines look.
+    #[arg(long, value_enum)]
+    pub(crate) log_format: Option<LogFormat>,
+    /// Write a line for every change, and for what was refused, to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audit_log: Option<PathBuf>,
     /// Allow the admin address to inject device faults (tests only).
     #[arg(long, hide = true)]
     pub(crate) enable_fault_injection: bool,
+}
+
+/// How log lines look.
+#[derive(clap::ValueEnum, Deserialize, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// The file: the same settings as the flags, by the same names.
@@ -143,6 +160,10 @@ struct ConfigFile {
     repair_per_second: Option<Bytes>,
     scrub_per_second: Option<Bytes>,
     scrub_every_hours: Option<u64>,
+    log_format: Option<LogFormat>,
+    audit_log: Option<PathBuf>,
+    audit_log_size: Option<Bytes>,
+    audit_reads: bool,
     cluster: Option<ClusterTable>,
 }
 
@@ -207,6 +228,10 @@ pub(crate) struct Config {
     pub(crate) scrub_bytes_per_second: u64,
     /// Time from one scrub to the next; zero: only when asked for.
     pub(crate) scrub_every: Duration,
+    /// How log lines look.
+    pub(crate) log_format: LogFormat,
+    /// `None`: there is no audit log.
+    pub(crate) audit: Option<AuditConfig>,
     /// Whether devices that hold something else may be formatted.
     pub(crate) may_format: bool,
     /// Where new devices are put in the place of lost ones.
@@ -263,6 +288,8 @@ const DEFAULT_INLINE_BELOW: u64 = 32 << 10;
 const DEFAULT_REPAIR_PER_SECOND: u64 = 200 << 20;
 const DEFAULT_SCRUB_PER_SECOND: u64 = 50 << 20;
 const DEFAULT_SCRUB_EVERY_HOURS: u64 = 7 * 24;
+/// Twice as much is kept: the file and the one before it.
+const DEFAULT_AUDIT_LOG_SIZE: u64 = 64 << 20;
 const DEVICE_SIZE_MIN: u64 = 64 << 20;
 
 /// Names in lower case, from the flags or else from the file.
@@ -339,6 +366,12 @@ impl Config {
             scrub_every: Duration::from_secs(
                 3600 * file.scrub_every_hours.unwrap_or(DEFAULT_SCRUB_EVERY_HOURS),
             ),
+            log_format: args.log_format.or(file.log_format).unwrap_or_default(),
+            audit: args.audit_log.clone().or(file.audit_log).map(|path| AuditConfig {
+                path,
+                bytes_max: file.audit_log_size.map_or(DEFAULT_AUDIT_LOG_SIZE, |size| size.0),
+                reads: file.audit_reads,
+            }),
             may_format: args.format_devices_losing_their_data,
             replace: args.replace_devices.clone(),
             fault_injection: args.enable_fault_injection,

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::{
-    ALIVE_PREFIX, FOUNDING_KEY, Founding, Holder, LEADER_KEY, REPORT_PREFIX,
+    ALIVE_PREFIX, FOUNDING_KEY, Founding, Holder, LEADER_KEY, LeaderNumbers, REPORT_PREFIX,
     changes::Changes,
     election::{self, Term},
     liveness::Liveness,
@@ -73,13 +73,19 @@ pub struct ClusterController<M> {
     metastore: Arc<M>,
     options: LeaderOptions,
     me: Holder,
+    numbers: Arc<LeaderNumbers>,
 }
 
 impl<M: Metastore> ClusterController<M> {
     /// A controller; `run` tells this run of it from all others.
     pub fn new(metastore: Arc<M>, options: LeaderOptions, run: u64) -> Self {
         let me = Holder { name: options.name.clone(), run };
-        Self { metastore, options, me }
+        Self { metastore, options, me, numbers: Arc::default() }
+    }
+
+    /// What it shows of itself.
+    pub fn numbers(&self) -> Arc<LeaderNumbers> {
+        Arc::clone(&self.numbers)
     }
 
     /// Stands for election and leads, again and again; never returns.
@@ -87,6 +93,8 @@ impl<M: Metastore> ClusterController<M> {
         loop {
             let term = election::campaign(&self.metastore, &self.me, self.options.lease_ttl).await;
             info!(event = "leader_elected", name = self.me.name);
+            self.numbers.terms.add(1);
+            self.numbers.leads.set(1);
             let result = {
                 let held = std::pin::pin!(election::hold(&self.metastore, &term, self.options.lease_ttl));
                 let led = std::pin::pin!(self.lead(&term));
@@ -95,6 +103,7 @@ impl<M: Metastore> ClusterController<M> {
                     futures::future::Either::Right((result, _)) => result,
                 }
             };
+            self.numbers.leads.set(0);
             if let Err(error) = result {
                 warn!(event = "leader_stepped_down", %error);
             }
@@ -125,6 +134,7 @@ impl<M: Metastore> ClusterController<M> {
             started: Instant::now(),
             ticked: Instant::now(),
             options: self.options.clone(),
+            numbers: Arc::clone(&self.numbers),
         };
         let prefixes = [ALIVE_PREFIX, REPORT_PREFIX].map(str::to_owned);
         let changes = Changes::new(Arc::clone(&self.metastore), prefixes);
@@ -173,6 +183,7 @@ struct Acting<M> {
     started: Instant,
     ticked: Instant,
     options: LeaderOptions,
+    numbers: Arc<LeaderNumbers>,
 }
 
 impl<M: Metastore> Acting<M> {
@@ -189,8 +200,11 @@ impl<M: Metastore> Acting<M> {
             base = base.expect(&entry.key, Some(entry)).delete(&entry.key);
         }
         let map = self.controller.known.as_ref().and_then(|known| known.map());
-        let Some(map) = map else { return self.first_map(&left, base).await };
         let alive = nodes_of(&alive);
+        self.numbers.reports_waiting.set(left.len() as u64);
+        self.numbers.nodes_alive.set(alive.len() as u64);
+        let Some(map) = map else { return self.first_map(&left, base).await };
+        self.numbers.set_map(&map);
         for node in self.liveness.lost(&map, &alive, self.started.elapsed(), self.options.node_grace) {
             base = base.expect(&super::alive_key(node), None);
             // Before what the nodes say: one that has just registered is alive.
@@ -238,19 +252,27 @@ impl<M: Metastore> Acting<M> {
         reports.extend(avoid);
         match self.controller.plan_reports(&reports, &base, 1).await {
             Ok(answer) => {
+                self.numbers.plans_done.add(1);
                 for (position, error) in answer.refused {
                     warn!(event = "report_refused", report = ?reports[position], %error);
                 }
                 Ok(false)
             }
             // Something that was looked at has changed; perhaps this one leads no more.
-            Err(ControllerError::Contention) => self.check_term().await,
+            Err(ControllerError::Contention) => {
+                self.numbers.plans_in_conflict.add(1);
+                self.check_term().await
+            }
             // Not with what there is now: the reports wait.
             Err(ControllerError::Plan(error)) => {
+                self.numbers.plans_waiting.add(1);
                 tracing::debug!(event = "reports_wait", %error);
                 Ok(false)
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                self.numbers.plans_failed.add(1);
+                Err(error)
+            }
         }
     }
 

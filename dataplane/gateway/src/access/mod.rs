@@ -25,6 +25,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::{Extensions, HeaderMap};
 use quarry_identity::{ARN_PREFIX, Action, Context, Decision, Policy, Principal, Request, UserTable, decide};
+use quarry_meter::stage::{self, Stage};
 use quarry_object::api::{BucketInfo, DocumentKind, ObjectStore};
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
@@ -77,7 +78,16 @@ pub(crate) struct Authentication(pub(crate) SendWrapper<Rc<Identities>>);
 #[async_trait]
 impl S3Auth for Authentication {
     async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        begin_auth();
         self.0.find(access_key).map(|(_, secret)| secret)
+    }
+}
+
+/// The request is parsed, and it is now asked who sent it and whether it is allowed.
+fn begin_auth() {
+    if let Some(stages) = stage::current() {
+        stages.end(Stage::Parse);
+        stages.begin(Stage::Auth);
     }
 }
 
@@ -240,6 +250,7 @@ impl<S: ObjectStore> Access<S> {
             Some(name) if operation != "CreateBucket" => Some(core.store.bucket(name).map_err(from_api)?),
             _ => None,
         };
+        handle.exchange.bucket_exists.set(found.is_some());
         let unrestricted = principal == Principal::Root
             && found.as_ref().is_none_or(|bucket| bucket.config.document(DocumentKind::Policy).is_none())
             && !request.headers().contains_key(circumstances::COPY_SOURCE);
@@ -330,7 +341,15 @@ impl<S: ObjectStore> Core<S> {
 #[async_trait]
 impl<S: ObjectStore> S3Access for Access<S> {
     async fn check(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
-        self.judge(request)
+        let anonymous = request.credentials().is_none();
+        if anonymous {
+            begin_auth();
+        }
+        let judged = self.judge(request);
+        if let Some(stages) = stage::current() {
+            stages.end(Stage::Auth);
+        }
+        judged
     }
 
     async fn put_object_tagging(&self, request: &mut S3Request<PutObjectTaggingInput>) -> S3Result<()> {

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
 use futures::future::join_all;
 use quarry_clustermap::{BucketId, DocumentKind, NodeId, PartitionId, Versioning};
 use quarry_controller::{BucketState, ControllerError};
+use quarry_meter::stage::{self, Stage};
 use quarry_object::{
     api::ApiError,
     metadata::{Bucket, ExecuteError, Metadata},
@@ -213,7 +214,7 @@ impl<P: Platform> Metadata for NodeCluster<P> {
                 | Command::ListParts { .. }
         );
         loop {
-            match self.execute_once(partition, &encoded).await {
+            match stage::timed(Stage::Commit, self.execute_once(partition, &encoded)).await {
                 Ok(Outcome::Done(reply)) => return Ok(reply),
                 // The first try has aborted it.
                 Ok(Outcome::Refused(Refusal::NoSuchUpload))
@@ -237,7 +238,8 @@ impl<P: Platform> Metadata for NodeCluster<P> {
 
     async fn list(&self, list: List) -> Result<(Vec<Entry>, bool), ExecuteError> {
         let max = list.max as usize;
-        let answers = self.ask_all(PeerRequest::List { list: Command::List(list).encode() }).await?;
+        let request = PeerRequest::List { list: Command::List(list).encode() };
+        let answers = stage::timed(Stage::Commit, self.ask_all(request)).await?;
         let merged = merge_pages(answers, max)?;
         Ok((merged.entries, merged.truncated))
     }

@@ -1,6 +1,12 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::{LocalBoxFuture, join_all};
@@ -45,6 +51,8 @@ pub(crate) struct Links<P: Platform> {
     buckets: RefCell<BTreeMap<BucketId, BucketRules>>,
     /// Devices of other nodes that are full, as of a moment ago.
     full_elsewhere: RefCell<BTreeMap<NodeId, Vec<DeviceId>>>,
+    /// Epochs that replicas have taken up, for the metrics.
+    pub(super) epoch_changes: Cell<u64>,
 }
 
 impl<P: Platform> Links<P> {
@@ -68,6 +76,7 @@ impl<P: Platform> Links<P> {
             together: RefCell::default(),
             buckets: RefCell::default(),
             full_elsewhere: RefCell::default(),
+            epoch_changes: Cell::new(0),
         }
     }
 

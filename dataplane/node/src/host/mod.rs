@@ -67,6 +67,18 @@ impl<P: Platform> DeviceHost<P> {
     }
 }
 
+/// Replicas of a core, for its metrics.
+#[derive(Default)]
+pub(crate) struct ReplicaTotals {
+    pub(crate) replicas: u64,
+    /// Those that serve as primaries.
+    pub(crate) primaries: u64,
+    /// Entries of their logs that are not committed, as far as known here.
+    pub(crate) uncommitted_entries: u64,
+    /// Epochs that replicas have taken up since the start.
+    pub(crate) epoch_changes: u64,
+}
+
 /// All devices that this core owns.
 pub(crate) struct CoreHost<P: Platform> {
     devices: BTreeMap<DeviceId, Rc<DeviceHost<P>>>,
@@ -215,6 +227,20 @@ impl<P: Platform> CoreHost<P> {
         let replicas =
             |host: &Rc<DeviceHost<P>>| host.partitions.borrow().values().cloned().collect::<Vec<_>>();
         self.devices.values().flat_map(replicas).all(|replica| !replica.is_handing_over())
+    }
+
+    /// The replicas of this core in numbers.
+    pub(crate) fn totals(&self) -> ReplicaTotals {
+        let mut totals = ReplicaTotals::default();
+        for host in self.devices.values() {
+            for replica in host.partitions.borrow().values() {
+                totals.replicas += 1;
+                totals.primaries += u64::from(replica.is_serving_primary());
+                totals.uncommitted_entries += replica.uncommitted_entries();
+            }
+        }
+        totals.epoch_changes = self.links.epoch_changes.get();
+        totals
     }
 
     /// Replicas of this core that serve as primaries now, by partition.

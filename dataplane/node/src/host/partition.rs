@@ -109,6 +109,12 @@ impl<P: Platform> PartitionHost<P> {
         self.replica.borrow().is_serving_primary(self.links.monotonic_ms())
     }
 
+    /// Entries of its log that are not committed, as far as known here.
+    pub(crate) fn uncommitted_entries(&self) -> u64 {
+        let replica = self.replica.borrow();
+        replica.last_proposed().0.saturating_sub(replica.committed().0)
+    }
+
     /// Committed rows from a key on, keys without the partition's prefix: for the scrub.
     pub(crate) async fn committed_rows(
         &self,
@@ -129,6 +135,9 @@ impl<P: Platform> PartitionHost<P> {
     }
 
     pub(crate) fn configure(self: &Rc<Self>, config: &PartitionConfig) {
+        if config.epoch > self.replica.borrow().epoch() {
+            self.links.epoch_changes.set(self.links.epoch_changes.get() + 1);
+        }
         *self.members.borrow_mut() = config.members().collect();
         self.input(Input::Configure(config.clone()));
     }
