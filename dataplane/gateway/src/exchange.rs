@@ -15,7 +15,7 @@ use crate::access::Caller;
 use crate::error::Fault;
 use crate::inbound::Source;
 use crate::load::Slot;
-use crate::options::{Client, GatewayOptions, Observer, RequestRecord};
+use crate::options::{Client, Front, GatewayOptions, Observer, RequestRecord};
 use crate::stream::ConnectionState;
 
 /// Operation name until routing has found one.
@@ -38,6 +38,8 @@ pub(crate) struct Exchange {
     pub(crate) slot: Slot,
     /// Who asks; set when the request is judged.
     pub(crate) caller: RefCell<Option<Rc<Caller>>>,
+    /// Which way it took.
+    pub(crate) front: Cell<Front>,
     connection: Rc<ConnectionState>,
     started: Duration,
     clock: Rc<dyn Fn() -> Duration>,
@@ -65,6 +67,7 @@ impl Exchange {
             fault: RefCell::new(None),
             slot,
             caller: RefCell::new(None),
+            front: Cell::default(),
             connection: Rc::clone(connection),
             started: (options.clock)(),
             clock: Rc::clone(&options.clock),
@@ -106,6 +109,7 @@ impl Drop for Exchange {
             bytes_out: self.bytes_out.get(),
             duration: (self.clock)().saturating_sub(self.started),
             complete: self.complete.get(),
+            front: self.front.get(),
         });
     }
 }

@@ -477,6 +477,7 @@ impl Observer for Log {
     fn request(&self, record: &RequestRecord<'_>) {
         let RequestRecord { operation, status, duration, bytes_in, bytes_out, .. } = *record;
         self.metrics.observe_request(operation, status, duration, bytes_in, bytes_out);
+        self.metrics.fronts.with_label_values(&[record.front.label()]).inc();
         if (status >= 500 && status != 501) || !record.complete {
             tracing::warn!(
                 event = "request_failed",
@@ -530,6 +531,7 @@ fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>)
                 format!("{:04X}{:08X}{index:02X}{:010X}", node.0, incarnation.0, count.get())
             }),
             observer: Rc::new(Log { metrics: Arc::clone(&shared.metrics) }),
+            fast_front: true,
         },
     )
 }

@@ -52,6 +52,7 @@ struct CoreSource {
 pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) requests: IntCounterVec,
+    pub(crate) fronts: IntCounterVec,
     pub(crate) request_seconds: HistogramVec,
     pub(crate) bytes: IntCounterVec,
     pub(crate) damage: IntCounter,
@@ -88,6 +89,16 @@ impl Metrics {
                 IntCounterVec::new(
                     Opts::new("quarry_s3_requests_total", "S3 requests by operation and HTTP status"),
                     &["operation", "status"],
+                )?,
+            )?,
+            fronts: add(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "quarry_s3_fronts_total",
+                        "Requests by the way they took: fast, neither, or why the general one",
+                    ),
+                    &["front"],
                 )?,
             )?,
             request_seconds: add(
