@@ -70,7 +70,9 @@ async fn read<S: ObjectStore>(
         return object::look(core, read).await.map(|described| described_response(described, Body::empty()));
     }
     let (mut described, stream) = object::open(core, read).await?;
-    described.headers.extend(overrides);
+    for (name, value) in overrides {
+        described.headers.insert(name, value);
+    }
     let content = StreamingBlob::new(Content::new(stream, described.len_bytes));
     Ok(described_response(described, Body::from(content)))
 }

@@ -8,6 +8,7 @@
 )]
 
 pub mod client;
+pub mod draft;
 pub mod real;
 
 use std::cell::{Cell, RefCell};
