@@ -91,7 +91,8 @@ impl Dice {
     }
 }
 
-const PATHS: [&str; 26] = [
+const PATHS: [&str; 27] = [
+    "/bucket/plain-none",
     "/bucket/plain",
     "/bucket/plain",
     "/bucket/plain2",
@@ -160,6 +161,12 @@ fn body(dice: &mut Dice) -> Vec<u8> {
 
 fn read(dice: &mut Dice) -> Draft {
     let mut draft = Draft::new(dice.one(&["GET", "GET", "HEAD"]), &dice.one(&PATHS), b"");
+    if dice.chance(25) {
+        draft.path = format!("/bucket/{}", "k".repeat(dice.one(&[1024, 1025])));
+    }
+    if dice.chance(25) {
+        draft.body = b"a body".to_vec();
+    }
     if dice.chance(3) {
         draft = draft.header("range", &dice.one(&RANGES));
     }
