@@ -50,6 +50,7 @@ use sha2::{Digest as _, Sha256};
 use crate::access::{Identities, Policies, acl, blocks, caller, ownership, policy};
 use crate::configuration::{self, Cache};
 use crate::cors::Cors;
+use crate::front::SigningKeys;
 use crate::options::{GatewayOptions, Limits};
 use crate::website::rules::Website;
 use crate::{bucket, copy, describe, list, multipart, object, tags, versions};
@@ -64,6 +65,7 @@ pub(crate) struct Core<S> {
     pub(crate) unix_ms: Rc<dyn Fn() -> u64>,
     pub(crate) identities: Rc<Identities>,
     pub(crate) policies: Policies,
+    pub(crate) signing_keys: SigningKeys,
     pub(crate) cors: Cache<Cors>,
     pub(crate) websites: Cache<Website>,
     pub(crate) lifecycles: Cache<Lifecycle>,
@@ -97,6 +99,7 @@ impl<S> Core<S> {
                 users: Rc::clone(&options.users),
             }),
             policies: Policies::default(),
+            signing_keys: SigningKeys::default(),
             cors: Cache::new(DocumentKind::Cors),
             websites: Cache::new(DocumentKind::Website),
             lifecycles: Cache::new(DocumentKind::Lifecycle),

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use http::header::{CONNECTION, EXPECT, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
@@ -33,11 +34,11 @@ use crate::deadline::Timer;
 use crate::error::slow_down;
 use crate::exchange::{Exchange, ExchangeHandle};
 use crate::form;
-use crate::front;
+use crate::front::{self, Arrived};
 use crate::host::{Hosts, Place};
 use crate::inbound::{Inbound, Source};
 use crate::load::{Load, Slot};
-use crate::options::{Client, GatewayOptions};
+use crate::options::{Client, Fallback, Front, GatewayOptions};
 use crate::outbound::Outbound;
 use crate::reply;
 use crate::stream::{ConnectionState, Watched};
@@ -76,6 +77,7 @@ pub struct Gateway {
 struct Shared {
     service: S3Service,
     unrouted: Rc<dyn Unrouted>,
+    front: Rc<dyn front::Front>,
     owner_id: String,
     timer: Timer,
     load: Rc<Load>,
@@ -96,7 +98,8 @@ impl Gateway {
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
         let (timer, load) = (Timer::new(&options), Load::new(options.limits));
         let service = builder.build();
-        let shared = Rc::new(Shared { service, unrouted: core, owner_id, timer, load, options });
+        let (unrouted, front) = (Rc::clone(&core) as Rc<dyn Unrouted>, core);
+        let shared = Rc::new(Shared { service, unrouted, front, owner_id, timer, load, options });
         Self { shared, client: Client::default() }
     }
 
@@ -210,10 +213,17 @@ impl Shared {
             return response;
         }
         let handle = ExchangeHandle::new(exchange, &source);
-        let inbound = match self.admit(&parts, source, exchange) {
+        let inbound = match self.admit(&parts, Rc::clone(&source), exchange) {
             Ok(inbound) => inbound,
             Err(refused) => return reply::from_error(refused),
         };
+        match self.take(&parts, place.as_deref(), &source, exchange) {
+            Ok(answer) => {
+                exchange.front.set(Front::Fast);
+                return answer.await;
+            }
+            Err(fallback) => exchange.front.set(Front::General(fallback)),
+        }
         let mut request = HttpRequest::from_parts(parts, s3s::Body::http_body(inbound));
         request.extensions_mut().insert(handle);
         match self.service.call(request).await {
@@ -223,6 +233,20 @@ impl Shared {
                 reply::internal_error()
             }
         }
+    }
+
+    fn take<'a>(
+        &'a self,
+        parts: &'a Parts,
+        place: Option<&'a Place>,
+        source: &'a Rc<Source>,
+        exchange: &'a Rc<Exchange>,
+    ) -> Result<LocalBoxFuture<'a, HttpResponse>, Fallback> {
+        if !self.options.fast_front {
+            return Err(Fallback::Off);
+        }
+        let place = place.ok_or(Fallback::Operation)?;
+        self.front.take(Arrived { parts, place, source, exchange })
     }
 
     /// What s3s does not see: preflights and pages, which need no credentials, and forms, which bring their own.

@@ -17,7 +17,7 @@ use crate::error::Fault;
 use crate::host::Place;
 use crate::inbound::Source;
 use crate::load::Slot;
-use crate::options::{Client, GatewayOptions, Observer, RequestRecord};
+use crate::options::{Client, Front, GatewayOptions, Observer, RequestRecord};
 use crate::stream::ConnectionState;
 
 /// Operation name until routing has found one.
@@ -44,6 +44,8 @@ pub(crate) struct Exchange {
     pub(crate) place: RefCell<Option<Rc<Place>>>,
     pub(crate) bucket_exists: Cell<bool>,
     pub(crate) stages: Rc<Stages>,
+    /// Which way it took.
+    pub(crate) front: Cell<Front>,
     connection: Rc<ConnectionState>,
     started: Duration,
     clock: Rc<dyn Fn() -> Duration>,
@@ -74,6 +76,7 @@ impl Exchange {
             place: RefCell::new(None),
             bucket_exists: Cell::new(false),
             stages: Rc::default(),
+            front: Cell::default(),
             connection: Rc::clone(connection),
             started: (options.clock)(),
             clock: Rc::clone(&options.clock),
@@ -122,6 +125,7 @@ impl Drop for Exchange {
             bytes_out: self.bytes_out.get(),
             duration: (self.clock)().saturating_sub(self.started),
             complete: self.complete.get(),
+            front: self.front.get(),
         });
     }
 }

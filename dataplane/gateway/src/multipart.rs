@@ -1,5 +1,6 @@
 //! Multipart uploads.
 
+use http::HeaderMap;
 use quarry_object::api::{
     ChecksumAlgorithm as Algorithm, CompletedPart, Completion, ListEntry, ListRequest, ObjectStore, PartInfo,
     PartsPage, UploadChecksum,
@@ -20,6 +21,7 @@ use crate::checksum::{given, kind, type_name};
 use crate::conditions::{etag, on_write};
 use crate::error::{from_api, from_api_write, refuse};
 use crate::list::{Encoding, given as non_empty, owner, page_size};
+use crate::object::Written;
 
 /// Parts in one upload, as in S3.
 const PARTS_MAX: usize = 10_000;
@@ -99,18 +101,34 @@ pub(crate) async fn upload_part<S: ObjectStore>(
     let number = part_number(request.input.part_number)?;
     let body = RequestBody::new(&request, core.limits.put_bytes_max)?;
     let input = request.input;
-    let stored = core.store.put_part(&input.bucket, &input.key, &input.upload_id, number, body);
-    let mut stored = stored.await.map_err(from_api)?;
-    let mut take = |name: &str| stored.checksums.remove(name);
+    let mut written = write_part(core, &input.bucket, &input.key, &input.upload_id, number, body).await?;
+    let mut take = |name: &str| written.checksums.remove(name);
     Ok(S3Response::new(UploadPartOutput {
         checksum_crc32: take("crc32"),
         checksum_crc32c: take("crc32c"),
         checksum_crc64nvme: take("crc64nvme"),
         checksum_sha1: take("sha1"),
         checksum_sha256: take("sha256"),
-        e_tag: Some(etag(stored.etag)),
+        e_tag: Some(etag(written.etag)),
         ..UploadPartOutput::default()
     }))
+}
+
+/// Writes a part.
+///
+/// # Errors
+/// What the object layer says.
+pub(crate) async fn write_part<S: ObjectStore>(
+    core: &Core<S>,
+    bucket: &str,
+    key: &str,
+    upload: &str,
+    number: u16,
+    body: RequestBody,
+) -> S3Result<Written> {
+    let stored = core.store.put_part(bucket, key, upload, number, body).await.map_err(from_api)?;
+    let (version, headers) = (None, HeaderMap::new());
+    Ok(Written { etag: stored.etag, version, checksums: stored.checksums, headers })
 }
 
 pub(crate) async fn list_parts<S: ObjectStore>(

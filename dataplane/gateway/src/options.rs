@@ -36,6 +36,8 @@ pub struct GatewayOptions {
     pub request_ids: Rc<dyn Fn() -> String>,
     /// Told about every request once its response has ended.
     pub observer: Rc<dyn Observer>,
+    /// Whether GET, HEAD and PUT of objects and parts take the fast way. Off in tests that compare the two.
+    pub fast_front: bool,
 }
 
 impl fmt::Debug for GatewayOptions {
@@ -121,6 +123,59 @@ impl Default for Limits {
     }
 }
 
+/// Which way a request took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Front {
+    /// It was answered before that was decided: refused at once, or a preflight, a form, or a page.
+    #[default]
+    Neither,
+    /// The fast way.
+    Fast,
+    /// Through s3s.
+    General(Fallback),
+}
+
+/// Why a request does not take the fast way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fallback {
+    /// The fast way is off.
+    Off,
+    /// Its method or path is not one of an object, or its name is not valid.
+    Operation,
+    /// Its query says something that is not understood there.
+    Query,
+    /// So does a header.
+    Header,
+    /// Its signature is not right, or written in an unusual way.
+    Signature,
+}
+
+impl Front {
+    /// Every way.
+    pub const ALL: [Self; 7] = [
+        Self::Neither,
+        Self::Fast,
+        Self::General(Fallback::Off),
+        Self::General(Fallback::Operation),
+        Self::General(Fallback::Query),
+        Self::General(Fallback::Header),
+        Self::General(Fallback::Signature),
+    ];
+
+    /// A label for metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Neither => "neither",
+            Self::Fast => "fast",
+            Self::General(Fallback::Off) => "off",
+            Self::General(Fallback::Operation) => "operation",
+            Self::General(Fallback::Query) => "query",
+            Self::General(Fallback::Header) => "header",
+            Self::General(Fallback::Signature) => "signature",
+        }
+    }
+}
+
 /// What happened to one request, for metrics and the access log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RequestRecord<'a> {
@@ -156,6 +211,8 @@ pub struct RequestRecord<'a> {
     pub duration: Duration,
     /// The whole response body was handed over; false when the client left or the read failed in the middle.
     pub complete: bool,
+    /// Which way it took.
+    pub front: Front,
 }
 
 /// Told about every request once its response has ended.

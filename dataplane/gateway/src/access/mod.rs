@@ -218,80 +218,109 @@ impl<S: ObjectStore> Core<S> {
     }
 }
 
-/// Judges every request, and tells its operation and its caller to the exchange.
+/// What is judged of a request, whichever front has read it.
+pub(crate) struct Asked<'a> {
+    pub(crate) operation: &'a str,
+    pub(crate) is_signed: bool,
+    pub(crate) bucket: Option<&'a str>,
+    pub(crate) key: Option<&'a str>,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) query: &'a str,
+}
+
+/// Judges every request that comes through s3s.
 pub(crate) struct Access<S>(pub(crate) SendWrapper<Rc<Core<S>>>);
 
 impl<S: ObjectStore> Access<S> {
     fn judge(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
         let core = &*self.0;
-        let operation = request.s3_op().name().to_owned();
         let handle = request.extensions_mut().get::<ExchangeHandle>().cloned();
         let handle = handle.expect("every request carries its exchange");
-        handle.exchange.operation.replace(operation.clone());
-        if is_aws_chunked(request.headers()) && !CHUNKED_OPERATIONS.contains(&operation.as_str()) {
+        let principal = match request.credentials() {
+            None => Principal::Anonymous,
+            Some(found) => core.identities.find(&found.access_key)?.0,
+        };
+        let (bucket, key) = match request.s3_path() {
+            S3Path::Root => (None, None),
+            S3Path::Bucket { bucket } => (Some(&**bucket), None),
+            S3Path::Object { bucket, key } => (Some(&**bucket), Some(&**key)),
+        };
+        let asked = Asked {
+            operation: request.s3_op().name(),
+            is_signed: request.credentials().is_some(),
+            bucket,
+            key,
+            headers: request.headers(),
+            query: request.uri().query().unwrap_or(""),
+        };
+        core.judge(&asked, principal, &handle.exchange).map(drop)
+    }
+}
+
+impl<S: ObjectStore> Core<S> {
+    /// Judges a request, and tells its operation and its caller to the exchange.
+    ///
+    /// # Errors
+    /// `NoSuchBucket`, `AccessDenied`, and what is wrong with a list or a copy source.
+    pub(crate) fn judge(
+        &self,
+        asked: &Asked<'_>,
+        principal: Principal,
+        exchange: &Exchange,
+    ) -> S3Result<Rc<Caller>> {
+        let &Asked { operation, bucket, key, headers, .. } = asked;
+        exchange.operation.replace(operation.to_owned());
+        if is_aws_chunked(headers) && !CHUNKED_OPERATIONS.contains(&operation) {
             return Err(refuse(
                 S3ErrorCode::NotImplemented,
                 "aws-chunked bodies are taken by PutObject and UploadPart only",
             ));
         }
-        let principal = match request.credentials() {
-            None => Principal::Anonymous,
-            Some(found) => core.identities.find(&found.access_key)?.0,
-        };
-        let bucket = match request.s3_path() {
-            S3Path::Root => None,
-            S3Path::Bucket { bucket } | S3Path::Object { bucket, .. } => Some(&**bucket),
-        };
-        let key = match request.s3_path() {
-            S3Path::Object { key, .. } => Some(&**key),
-            S3Path::Root | S3Path::Bucket { .. } => None,
-        };
         let found = match bucket {
-            Some(name) if operation != "CreateBucket" => Some(core.store.bucket(name).map_err(from_api)?),
+            Some(name) if operation != "CreateBucket" => Some(self.store.bucket(name).map_err(from_api)?),
             _ => None,
         };
-        handle.exchange.bucket_exists.set(found.is_some());
+        exchange.bucket_exists.set(found.is_some());
         let unrestricted = principal == Principal::Root
             && found.as_ref().is_none_or(|bucket| bucket.config.document(DocumentKind::Policy).is_none())
-            && !request.headers().contains_key(circumstances::COPY_SOURCE);
+            && !headers.contains_key(circumstances::COPY_SOURCE);
         let context = if unrestricted {
             Context::default()
         } else {
-            circumstances::of(request, &handle.exchange, &principal, &operation, (core.unix_ms)())
+            circumstances::of(asked, exchange, &principal, (self.unix_ms)())
         };
         let caller = Rc::new(Caller { principal, context });
-        handle.exchange.caller.replace(Some(Rc::clone(&caller)));
+        exchange.caller.replace(Some(Rc::clone(&caller)));
         if let Some(bucket) = &found {
-            acl::check_header(bucket, request.headers(), key.is_some())?;
+            acl::check_header(bucket, headers, key.is_some())?;
         }
         if unrestricted {
-            return Ok(());
+            return Ok(caller);
         }
-        let needs = operation::needs(&operation, request.headers(), request.uri().query().unwrap_or(""));
-        match (found, bucket, needs) {
+        let needs = operation::needs(operation, headers, asked.query);
+        let allowed = match (found, bucket, needs) {
             // Each key is judged where it is deleted.
             (Some(_), _, _) if operation == "DeleteObjects" => Ok(()),
             // Judged with the tags, which are in the body.
             (Some(_), _, _) if operation == "PutObjectTagging" => Ok(()),
             (Some(bucket), _, Some(needs)) => needs
                 .iter()
-                .try_for_each(|need| core.require(&caller, need.action, &bucket, key))
-                .and_then(|()| core.require_source(&caller, request)),
-            (None, Some(name), Some(needs)) => core.require_creation(&caller, name, &needs),
+                .try_for_each(|need| self.require(&caller, need.action, &bucket, key))
+                .and_then(|()| self.require_source(&caller, headers)),
+            (None, Some(name), Some(needs)) => self.require_creation(&caller, name, &needs),
             (None, None, Some(needs)) => {
-                needs.iter().try_for_each(|need| core.require_account(&caller, need.action))
+                needs.iter().try_for_each(|need| self.require_account(&caller, need.action))
             }
             // There is no such operation here; the root credential is told so.
             (_, _, None) if caller.principal == Principal::Root => Ok(()),
             (_, _, None) => Err(denied()),
-        }
+        };
+        allowed.map(|()| caller)
     }
-}
 
-impl<S: ObjectStore> Core<S> {
     /// The source of a copy is read as by a GET.
-    fn require_source(&self, caller: &Caller, request: &S3AccessContext<'_>) -> S3Result<()> {
-        let Some(value) = request.headers().get(circumstances::COPY_SOURCE) else { return Ok(()) };
+    fn require_source(&self, caller: &Caller, headers: &HeaderMap) -> S3Result<()> {
+        let Some(value) = headers.get(circumstances::COPY_SOURCE) else { return Ok(()) };
         let malformed = |_| refuse(S3ErrorCode::InvalidArgument, "the copy source cannot be parsed");
         let text = value.to_str().map_err(|_| malformed(()))?;
         let source = CopySource::parse(text).map_err(|_| malformed(()))?;

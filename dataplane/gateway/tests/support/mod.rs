@@ -8,6 +8,7 @@
 )]
 
 pub mod client;
+pub mod draft;
 pub mod real;
 
 use std::cell::{Cell, RefCell};
@@ -535,6 +536,8 @@ impl ObjectStore for MemoryStore {
 #[derive(Default)]
 pub struct Log {
     pub lines: RefCell<Vec<String>>,
+    /// The ways that requests took.
+    pub fronts: RefCell<Vec<&'static str>>,
     pub print: bool,
 }
 
@@ -555,6 +558,7 @@ impl Observer for Log {
             println!("{line}");
         }
         self.lines.borrow_mut().push(line);
+        self.fronts.borrow_mut().push(record.front.label());
     }
 }
 
@@ -581,6 +585,11 @@ pub fn wall_ms() -> u64 {
 
 /// A gateway on tokio's clock, which a test may have paused.
 pub fn gateway_with<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>) -> Gateway {
+    gateway_by(log, limits, store, true)
+}
+
+/// As [`gateway_with`], with or without the fast front.
+pub fn gateway_by<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>, fast_front: bool) -> Gateway {
     let begin = tokio::time::Instant::now();
     let count = Cell::new(0_u64);
     let options = GatewayOptions {
@@ -598,6 +607,7 @@ pub fn gateway_with<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>) 
             format!("{:016X}", count.get())
         }),
         observer: log,
+        fast_front,
     };
     Gateway::new(store, options)
 }

@@ -89,6 +89,7 @@ pub(super) fn gateway(
                 format!("{:04X}{:08X}{index:02X}{:010X}", node.0, incarnation.0, count.get())
             }),
             observer: Rc::new(log),
+            fast_front: true,
         },
     )
 }

@@ -121,6 +121,7 @@ mod tests {
             bytes_out: 2,
             duration: Duration::ZERO,
             complete: true,
+            front: quarry_gateway::Front::Fast,
         }
     }
 

@@ -18,6 +18,7 @@ families! {
     REQUESTS = counter("quarry_s3_requests_total", "Requests by operation and HTTP status");
     REQUEST_SECONDS = histogram("quarry_s3_request_duration_seconds", "From the head of a request to the end of its answer");
     STAGE_SECONDS = histogram("quarry_s3_request_stage_duration_seconds", "Time of a request in a stage");
+    FRONTS = counter("quarry_s3_fronts_total", "Requests by the way they took: fast, neither, or why the general one");
     BYTES = counter("quarry_s3_bytes_total", "Bytes of bodies");
     BUCKET_REQUESTS = counter("quarry_bucket_requests_total", "Requests by bucket and class of status");
     BUCKET_BYTES = counter("quarry_bucket_bytes_total", "Bytes of bodies by bucket");

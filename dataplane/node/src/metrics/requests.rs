@@ -2,14 +2,14 @@
 
 use std::sync::OnceLock;
 
-use quarry_gateway::RequestRecord;
+use quarry_gateway::{Front, RequestRecord};
 use quarry_meter::{
     Counter, Histogram, Reading,
     page::Page,
     stage::{STAGES, Stage},
 };
 
-use super::families::{BYTES, REQUEST_SECONDS, REQUESTS, STAGE_SECONDS};
+use super::families::{BYTES, FRONTS, REQUEST_SECONDS, REQUESTS, STAGE_SECONDS};
 
 /// Operations with series of their own, sorted; every other name is counted as the last one.
 const OPERATIONS: [&str; 55] = [
@@ -100,11 +100,18 @@ impl Operation {
 }
 
 /// All operations on one core; each takes memory from its first request on.
-pub(crate) struct Requests([OnceLock<Box<Operation>>; OPERATIONS.len() + 1]);
+pub(crate) struct Requests {
+    operations: [OnceLock<Box<Operation>>; OPERATIONS.len() + 1],
+    /// By the way they took.
+    fronts: [Counter; Front::ALL.len()],
+}
 
 impl Default for Requests {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| OnceLock::new()))
+        Self {
+            operations: std::array::from_fn(|_| OnceLock::new()),
+            fronts: std::array::from_fn(|_| Counter::default()),
+        }
     }
 }
 
@@ -112,7 +119,10 @@ impl Requests {
     /// A request has ended.
     pub(super) fn observe(&self, record: &RequestRecord<'_>) {
         let at = OPERATIONS.binary_search(&record.operation).unwrap_or(OPERATIONS.len());
-        let operation = self.0[at].get_or_init(Operation::new);
+        let operation = self.operations[at].get_or_init(Operation::new);
+        if let Some(front) = Front::ALL.iter().position(|front| *front == record.front) {
+            self.fronts[front].add(1);
+        }
         operation.statuses[STATUSES.binary_search(&record.status).unwrap_or(STATUSES.len())].add(1);
         operation.took.observe(record.duration);
         for (stage, took) in operation.stages.iter().zip(record.stages) {
@@ -127,9 +137,13 @@ impl Requests {
 
 /// Puts the sums over cores on the page.
 pub(super) fn collect(cores: &[&Requests], page: &mut Page) {
+    for (at, front) in Front::ALL.iter().enumerate() {
+        let count = cores.iter().map(|core| core.fronts[at].get()).sum();
+        page.count(&FRONTS, &[("front", front.label())], count);
+    }
     for (at, name) in OPERATIONS.iter().copied().chain([OTHER_OPERATION]).enumerate() {
         let found: Vec<&Operation> =
-            cores.iter().filter_map(|core| core.0[at].get()).map(|found| &**found).collect();
+            cores.iter().filter_map(|core| core.operations[at].get()).map(|found| &**found).collect();
         if found.is_empty() {
             continue;
         }
