@@ -49,5 +49,7 @@ mod versions;
 mod website;
 
 pub use connection::{ConnectionError, Gateway};
+#[doc(hidden)]
+pub use form::reads_form;
 pub use host::Domains;
-pub use options::{Client, GatewayOptions, Limits, Observer, RequestRecord};
+pub use options::{Client, GatewayOptions, Limits, ObjectOwnership, Observer, RequestRecord};

@@ -17,7 +17,7 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use quarry_identity::Action;
 
-use crate::access::caller;
+use crate::access::{acl, caller};
 use crate::attributes;
 use crate::backend::Core;
 use crate::body::RequestBody;
@@ -40,7 +40,9 @@ pub(crate) async fn put<S: ObjectStore>(
     request: S3Request<PutObjectInput>,
 ) -> S3Result<S3Response<PutObjectOutput>> {
     let body = RequestBody::new(&request, core.limits.put_bytes_max)?;
-    let attributes = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
+    let mut attributes = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
+    let caller = caller(&request.extensions);
+    acl::add_to_object(core, &caller, &request.input.bucket, &request.headers, &mut attributes)?;
     let input = request.input;
     let conditions = on_write(input.if_match, input.if_none_match);
     let stored = core.store.put_object(&input.bucket, &input.key, attributes, conditions, body);
@@ -166,7 +168,7 @@ pub(crate) async fn delete_many<S: ObjectStore>(
             Some(_) => Action::DeleteObjectVersion,
             None => Action::DeleteObject,
         };
-        let allowed = core.require(&caller, action, &bucket, Some(&object.key));
+        let allowed = core.require(&caller, action, &bucket, Some((&object.key, None))).await;
         let wanted = allowed.and_then(|()| version(object.version_id.as_deref()));
         let outcome = match wanted {
             Ok(version) => {

@@ -21,7 +21,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use md5::{Digest as _, Md5};
-use quarry_gateway::{Domains, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
+use quarry_gateway::{Domains, Gateway, GatewayOptions, Limits, ObjectOwnership, Observer, RequestRecord};
 use quarry_object::api::{
     ApiError, Attributes, Body, BodyError, BucketConfig, BucketInfo, Completion, Conditions, CopyChanges,
     CopySource, Deleted, DocumentKind, ListEntry, ListPage, ListRequest, ObjectContent, ObjectHead,
@@ -206,13 +206,18 @@ impl<B: Body> Body for Paced<'_, B> {
 }
 
 impl ObjectStore for MemoryStore {
-    async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
+    async fn create_bucket_with(
+        &self,
+        name: &str,
+        documents: BTreeMap<DocumentKind, String>,
+    ) -> Result<(), ApiError> {
         let created_ms = self.now_ms();
         let mut state = self.state.borrow_mut();
         if state.buckets.contains_key(name) {
             return Err(ApiError::BucketAlreadyOwnedByYou);
         }
-        let info = BucketInfo { name: name.to_owned(), created_ms, revision: 1, config: Arc::default() };
+        let config = Arc::new(BucketConfig { documents, ..BucketConfig::default() });
+        let info = BucketInfo { name: name.to_owned(), created_ms, revision: 1, config };
         state.buckets.insert(name.to_owned(), (info, BTreeMap::new()));
         Ok(())
     }
@@ -340,6 +345,21 @@ impl ObjectStore for MemoryStore {
         let mut state = self.state.borrow_mut();
         let (_, objects) = state.buckets.get_mut(bucket).ok_or(ApiError::NoSuchBucket)?;
         objects.get_mut(key).ok_or(ApiError::NoSuchKey)?.info.attributes.tags = tags;
+        Ok(None)
+    }
+
+    async fn set_header(
+        &self,
+        bucket: &str,
+        key: &str,
+        _version: Option<VersionId>,
+        (name, value): (&str, Option<String>),
+    ) -> Result<Option<VersionId>, ApiError> {
+        let mut state = self.state.borrow_mut();
+        let (_, objects) = state.buckets.get_mut(bucket).ok_or(ApiError::NoSuchBucket)?;
+        let headers = &mut objects.get_mut(key).ok_or(ApiError::NoSuchKey)?.info.attributes.headers;
+        headers.remove(name);
+        headers.extend(value.map(|value| (name.to_owned(), value)));
         Ok(None)
     }
 
@@ -587,6 +607,7 @@ pub fn gateway_with<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>) 
         access_key: ACCESS_KEY.into(),
         secret_key: SECRET_KEY.into(),
         region: "us-east-1".into(),
+        object_ownership: ObjectOwnership::default(),
         domains: Domains { api: vec!["s3.test".into()], website: vec!["site.test".into()] },
         limits,
         unix_ms: Rc::new(wall_ms),
