@@ -28,6 +28,7 @@ use quarry_object::api::{
     ObjectInfo, ObjectParts, ObjectStore, PartInfo, PartsPage, RangeRequest, Selector, Tags, UploadChecksum,
     VersionId, Versioning,
 };
+use quarry_object::objects::NEVER_COPIED;
 
 #[derive(Clone)]
 struct Stored {
@@ -402,7 +403,10 @@ impl ObjectStore for MemoryStore {
         conditions: Conditions,
     ) -> Result<(ObjectInfo, Option<VersionId>), ApiError> {
         let found = self.find(&source.bucket, &source.key, &source.conditions)?;
-        let attributes = changes.attributes.unwrap_or(found.info.attributes);
+        let mut attributes = found.info.attributes;
+        attributes.headers.retain(|name, _| !NEVER_COPIED.contains(&name.as_str()));
+        attributes.headers.extend(changes.own_headers);
+        let attributes = changes.attributes.unwrap_or(attributes);
         let mut stored = self.put_bytes(key, attributes, found.data);
         stored.info.checksums = found.info.checksums;
         Ok((self.store(bucket, stored, &conditions)?, None))
