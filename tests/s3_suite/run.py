@@ -71,7 +71,7 @@ def write_configuration(node, path):
         access, secret = make_user(node, name, "tenant")
         config[section] = {"access_key": access, "secret_key": secret, "user_id": canonical_id(name), "display_name": name,
                            "email": f"{name}@example.com"}
-    config["s3 main"] |= {"api_name": "", "lc_debug_interval": "1"}
+    config["s3 main"].update({"api_name": "", "lc_debug_interval": "1"})
     config["s3 tenant"]["tenant"] = ""
     with open(path, "w") as file:
         config.write(file)
@@ -89,7 +89,7 @@ def run_suite(arguments, python, work, which):
     work.mkdir()
     keys = {"QUARRY_ACCESS_KEY": ROOT_KEY, "QUARRY_SECRET_KEY": ROOT_SECRET}
     # The suite expects access control lists to count in every bucket, as they did before S3 had ownership controls.
-    node = Node(work / "node", "--object-ownership", "object-writer", environment=keys)
+    node = Node(work / "node", "--object-ownership", "object-writer", device_size="384MiB", environment=keys)
     try:
         node.start()
         return results(run_share(arguments, python, node, work, which))
