@@ -78,7 +78,6 @@ struct Shared {
     service: S3Service,
     unrouted: Rc<dyn Unrouted>,
     front: Rc<dyn front::Front>,
-    owner_id: String,
     timer: Timer,
     load: Rc<Load>,
     options: GatewayOptions,
@@ -87,8 +86,7 @@ struct Shared {
 impl Gateway {
     /// A gateway over `store`.
     pub fn new<S: ObjectStore>(store: Rc<S>, options: GatewayOptions) -> Self {
-        let owner_id = owner_id(&options.access_key);
-        let core = Rc::new(Core::new(store, owner_id.clone(), &options));
+        let core = Rc::new(Core::new(store, owner_id(&options.access_key), &options));
         let mut builder = S3ServiceBuilder::new(Backend::new(Rc::clone(&core)));
         builder.set_host(Hosts(options.domains.clone()));
         builder.set_auth(Authentication(SendWrapper::new(Rc::clone(&core.identities))));
@@ -99,7 +97,7 @@ impl Gateway {
         let (timer, load) = (Timer::new(&options), Load::new(options.limits));
         let service = builder.build();
         let (unrouted, front) = (Rc::clone(&core) as Rc<dyn Unrouted>, core);
-        let shared = Rc::new(Shared { service, unrouted, front, owner_id, timer, load, options });
+        let shared = Rc::new(Shared { service, unrouted, front, timer, load, options });
         Self { shared, client: Client::default() }
     }
 
@@ -224,6 +222,8 @@ impl Shared {
             }
             Err(fallback) => exchange.front.set(Front::General(fallback)),
         }
+        let mut parts = parts;
+        front::name_date(&mut parts.headers);
         let mut request = HttpRequest::from_parts(parts, s3s::Body::http_body(inbound));
         request.extensions_mut().insert(handle);
         match self.service.call(request).await {
@@ -286,7 +286,7 @@ impl Shared {
         if exchange.slot.is_beyond_limit() {
             return Err(slow_down());
         }
-        front::screen(parts, &self.owner_id, &self.options.limits)?;
+        front::screen(parts, &self.options.limits)?;
         // A Complete's checksum headers are those of the object, not of the document.
         let checks = if carries_checked_document(parts) {
             Some(Checks::of_body(&parts.headers)?)

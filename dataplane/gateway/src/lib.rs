@@ -50,5 +50,9 @@ mod versions;
 mod website;
 
 pub use connection::{ConnectionError, Gateway};
+#[doc(hidden)]
+pub use form::reads_form;
 pub use host::Domains;
-pub use options::{Client, Fallback, Front, GatewayOptions, Limits, Observer, RequestRecord};
+pub use options::{
+    Client, Fallback, Front, GatewayOptions, Limits, ObjectOwnership, Observer, RequestRecord,
+};

@@ -19,7 +19,7 @@ use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use quarry_identity::Action;
 
-use crate::access::caller;
+use crate::access::{Caller, acl, caller};
 use crate::attributes;
 use crate::backend::Core;
 use crate::body::RequestBody;
@@ -53,13 +53,15 @@ pub(crate) struct Written {
 /// Attributes that are refused, and what the object layer says.
 pub(crate) async fn write<S: ObjectStore>(
     core: &Core<S>,
+    caller: &Caller,
     bucket: &str,
     key: &str,
     headers: &HeaderMap,
     conditions: Conditions,
     body: RequestBody,
 ) -> S3Result<Written> {
-    let attributes = attributes::from_request(headers, core.limits.user_metadata_bytes_max)?;
+    let mut attributes = attributes::from_request(headers, core.limits.user_metadata_bytes_max)?;
+    acl::add_to_object(core, caller, bucket, headers, &mut attributes)?;
     let stored = core.store.put_object(bucket, key, attributes, conditions, body);
     let stored = stored.await.map_err(from_api_write)?;
     let headers = HeaderMap::from_iter(expiration(core, bucket, &stored));
@@ -76,9 +78,10 @@ pub(crate) async fn put<S: ObjectStore>(
     request: S3Request<PutObjectInput>,
 ) -> S3Result<S3Response<PutObjectOutput>> {
     let body = RequestBody::new(&request, core.limits.put_bytes_max)?;
+    let caller = caller(&request.extensions);
     let S3Request { input, headers, .. } = request;
     let conditions = on_write(input.if_match, input.if_none_match);
-    let mut written = write(core, &input.bucket, &input.key, &headers, conditions, body).await?;
+    let mut written = write(core, &caller, &input.bucket, &input.key, &headers, conditions, body).await?;
     let checksum_type = kind(&written.checksums);
     let mut take = |name: &str| written.checksums.remove(name);
     let output = PutObjectOutput {
@@ -253,7 +256,7 @@ pub(crate) async fn delete_many<S: ObjectStore>(
             Some(_) => Action::DeleteObjectVersion,
             None => Action::DeleteObject,
         };
-        let allowed = core.require(&caller, action, &bucket, Some(&object.key));
+        let allowed = core.require(&caller, action, &bucket, Some((&object.key, None))).await;
         let wanted = allowed.and_then(|()| version(object.version_id.as_deref()));
         let outcome = match wanted {
             Ok(version) => {

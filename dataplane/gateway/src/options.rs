@@ -22,6 +22,8 @@ pub struct GatewayOptions {
     pub users: Rc<dyn Fn() -> Arc<UserTable>>,
     /// Answer of GetBucketLocation. A signature may name any region in its scope.
     pub region: String,
+    /// What a bucket gets that is made without saying who owns its objects.
+    pub object_ownership: ObjectOwnership,
     /// Names that lead to buckets and websites.
     pub domains: Domains,
     /// Bounds on what one request may cost.
@@ -48,6 +50,18 @@ impl fmt::Debug for GatewayOptions {
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
+}
+
+/// Who owns objects, and whether access control lists count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ObjectOwnership {
+    /// The bucket's owner; lists do not count. As in S3 the default.
+    #[default]
+    BucketOwnerEnforced,
+    /// Who writes them with the list `bucket-owner-full-control` gives them to the bucket's owner.
+    BucketOwnerPreferred,
+    /// Who writes them.
+    ObjectWriter,
 }
 
 /// The other end of a connection, as policies ask about it.

@@ -11,7 +11,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use quarry_clustermap::ErasureProfile;
 use quarry_controller::cluster::EtcdConfig;
-use quarry_gateway::Domains;
+use quarry_gateway::{Domains, ObjectOwnership};
 use serde::Deserialize;
 
 use crate::{audit::AuditConfig, runtime::tls::TlsFiles};
@@ -119,6 +119,9 @@ pub(crate) struct RunArgs {
     /// Write a line for every change, and for what was refused, to this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) audit_log: Option<PathBuf>,
+    /// Object ownership of buckets that are created without naming one.
+    #[arg(long, value_enum)]
+    pub(crate) object_ownership: Option<Ownership>,
     /// Allow the admin address to inject device faults (tests only).
     #[arg(long, hide = true)]
     pub(crate) enable_fault_injection: bool,
@@ -133,6 +136,29 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Who owns the objects of a new bucket, and so whether access control lists count in it.
+#[derive(clap::ValueEnum, Deserialize, Clone, Copy, Debug, Default)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Ownership {
+    /// The bucket's owner; lists do not count.
+    #[default]
+    BucketOwnerEnforced,
+    /// The bucket's owner where the writer says so.
+    BucketOwnerPreferred,
+    /// Who writes them.
+    ObjectWriter,
+}
+
+impl From<Ownership> for ObjectOwnership {
+    fn from(ownership: Ownership) -> Self {
+        match ownership {
+            Ownership::BucketOwnerEnforced => Self::BucketOwnerEnforced,
+            Ownership::BucketOwnerPreferred => Self::BucketOwnerPreferred,
+            Ownership::ObjectWriter => Self::ObjectWriter,
+        }
+    }
 }
 
 /// The file: the same settings as the flags, by the same names.
@@ -152,6 +178,7 @@ struct ConfigFile {
     cluster_key_file: Option<PathBuf>,
     cores: Option<usize>,
     region: Option<String>,
+    object_ownership: Option<Ownership>,
     domains: Vec<String>,
     website_domains: Vec<String>,
     cache_per_device: Option<Bytes>,
@@ -214,6 +241,8 @@ pub(crate) struct Config {
     pub(crate) cores: usize,
     /// Region name that signatures must carry.
     pub(crate) region: String,
+    /// What buckets get that are made without saying who owns their objects.
+    pub(crate) object_ownership: ObjectOwnership,
     /// Names that lead to buckets and websites.
     pub(crate) domains: Domains,
     /// Index cache of each device.
@@ -357,6 +386,7 @@ impl Config {
                 api: domains(&args.domains, file.domains)?,
                 website: domains(&args.website_domains, file.website_domains)?,
             },
+            object_ownership: args.object_ownership.or(file.object_ownership).unwrap_or_default().into(),
             region: file.region.unwrap_or_else(|| "us-east-1".into()),
             cache_per_device_bytes: to_usize(file.cache_per_device.map_or(DEFAULT_CACHE, |size| size.0)),
             buffers_per_core_bytes: to_usize(file.buffers_per_core.map_or(DEFAULT_BUFFERS, |size| size.0)),

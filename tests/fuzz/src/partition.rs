@@ -271,9 +271,16 @@ fn content(random: &mut Random) -> Content {
 pub(crate) fn command(random: &mut Random) -> Command {
     let (bucket, key, upload) = (BucketId(random.number()), random.text(30), UploadId(random.array()));
     match random.below(10) {
-        0 => match random.below(3) {
+        0 => match random.below(4) {
             0 => Command::Head(lookup(random)),
             1 => Command::ObjectParts { lookup: lookup(random), after: 3, limit: 9 },
+            2 => Command::SetHeader {
+                bucket,
+                key,
+                version: random.maybe(version),
+                name: random.text(9),
+                value: Some(random.text(9)),
+            },
             _ => Command::SetTags { bucket, key, version: random.maybe(version), tags: pairs(random) },
         },
         1 => {

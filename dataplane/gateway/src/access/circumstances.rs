@@ -10,6 +10,8 @@ use super::Asked;
 use crate::exchange::Exchange;
 
 pub(super) const COPY_SOURCE: &str = "x-amz-copy-source";
+/// The user who made the bucket that is asked about.
+pub(super) const BUCKET_OWNER: &str = "quarry:BucketOwner";
 const TAGGING: &str = "x-amz-tagging";
 const LISTING_PARAMETERS: [&str; 3] = ["prefix", "delimiter", "max-keys"];
 /// Headers whose key is their name behind `s3:`.
@@ -112,7 +114,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// The first value: the one that s3s uses.
-fn parameter(query: &str, name: &str) -> Option<String> {
+pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
     let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -10,7 +10,7 @@ use s3s::{Body, HttpResponse, S3Result};
 use super::Arrived;
 use super::plan::{Reading, Wanted};
 use super::signature::Signer;
-use crate::access::Asked;
+use crate::access::{Asked, Caller};
 use crate::backend::Core;
 use crate::body::{BodyOrigin, RequestBody};
 use crate::error::VERSION_ID;
@@ -35,7 +35,7 @@ pub(super) async fn answer<S: ObjectStore>(
         headers: &parts.headers,
         query: parts.uri.query().unwrap_or(""),
     };
-    let judged = core.judge(&asked, principal, arrived.exchange);
+    let judged = core.judge(&asked, principal, arrived.exchange).await;
     arrived.exchange.stages.end(Stage::Auth);
     let answer = match judged {
         Err(refused) => Err(refused),
@@ -47,7 +47,7 @@ pub(super) async fn answer<S: ObjectStore>(
                     let answer = read(core, arrived, reading).await;
                     answer.map_err(|error| core.conceal(&caller, &arrived.place.bucket, error))
                 }
-                Wanted::Write { conditions } => write(core, arrived, conditions, origin).await,
+                Wanted::Write { conditions } => write(core, &caller, arrived, conditions, origin).await,
                 Wanted::Part { number, upload } => part(core, arrived, number, &upload, origin).await,
             }
         }
@@ -97,6 +97,7 @@ fn described_response(described: Described, body: Body) -> HttpResponse {
 
 async fn write<S: ObjectStore>(
     core: &Core<S>,
+    caller: &Caller,
     arrived: Arrived<'_>,
     conditions: Conditions,
     origin: BodyOrigin<'_>,
@@ -104,7 +105,7 @@ async fn write<S: ObjectStore>(
     let headers = origin.headers;
     let body = RequestBody::of(origin, core.limits.put_bytes_max)?;
     let (bucket, key) = (&arrived.place.bucket, &arrived.place.key);
-    let written = object::write(core, bucket, key, headers, conditions, body).await?;
+    let written = object::write(core, caller, bucket, key, headers, conditions, body).await?;
     Ok(written_response(written, true))
 }
 

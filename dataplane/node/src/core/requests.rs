@@ -79,6 +79,7 @@ pub(super) fn gateway(
             secret_key: shared.credentials.secret_key.clone(),
             users: Rc::new(move || identities.users()),
             region: shared.config.region.clone(),
+            object_ownership: shared.config.object_ownership,
             domains: shared.config.domains.clone(),
             limits: Limits::default(),
             clock: Rc::new(move || started.elapsed()),

@@ -482,7 +482,9 @@ fn written_bucket(command: &Command) -> Option<BucketId> {
         Command::Put(put) => Some(put.bucket),
         Command::PutPart(part) => Some(part.bucket),
         Command::Complete(complete) => Some(complete.bucket),
-        Command::CreateUpload { bucket, .. } | Command::SetTags { bucket, .. } => Some(*bucket),
+        Command::CreateUpload { bucket, .. }
+        | Command::SetTags { bucket, .. }
+        | Command::SetHeader { bucket, .. } => Some(*bucket),
         _ => None,
     }
 }

@@ -178,7 +178,7 @@ pub enum PeerRequest {
         /// Encoded `Command::List` of the partition crate.
         list: Vec<u8>,
     },
-    /// Whether the primaries of one core or node hold nothing of a bucket.
+    /// Whether the primaries of one core or node hold no version and no delete marker of a bucket.
     BucketIsEmpty {
         /// Which bucket.
         bucket: BucketId,
@@ -251,7 +251,7 @@ pub enum PeerResponse {
     },
     /// Answer to `BucketIsEmpty`.
     Empty {
-        /// Nothing of the bucket is in the partitions below.
+        /// No version of the bucket is in the partitions below.
         empty: bool,
         /// Partitions that were asked.
         partitions: Vec<PartitionId>,
