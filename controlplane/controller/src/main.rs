@@ -102,7 +102,7 @@ fn main() -> anyhow::Result<()> {
     runtime.block_on(async {
         let run = async {
             let metastore = loop {
-                match meter.connecting(Etcd::connect(&etcd)).await {
+                match Box::pin(meter.connecting(Etcd::connect(&etcd))).await {
                     Ok(metastore) => break metastore,
                     Err(error) => tracing::warn!(event = "metastore_unreachable", %error),
                 }

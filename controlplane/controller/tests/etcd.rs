@@ -117,7 +117,7 @@ async fn connect(options: &EtcdOptions) -> Arc<Etcd> {
 fn start_controller(directory: &Path, name: &str, endpoints: &[String]) -> Process {
     let config: PathBuf = directory.join(format!("{name}.toml"));
     let text = format!(
-        "name = '{name}'\nprofile = '2+2'\npartitions = 64\nnode-grace-s = 1\n\
+        "name = '{name}'\nprofile = '2+2'\npartitions = 64\nnode-grace-s = 1\npeer-lease-ms = 1000\n\
          [cluster]\nname = 'lake'\nlease-ttl-s = 2\n[cluster.etcd]\nendpoints = {endpoints:?}\n"
     );
     fs::write(&config, text).unwrap();

@@ -160,7 +160,7 @@ fn body(dice: &mut Dice) -> Vec<u8> {
 }
 
 fn read(dice: &mut Dice) -> Draft {
-    let mut draft = Draft::new(dice.one(&["GET", "GET", "HEAD"]), &dice.one(&PATHS), b"");
+    let mut draft = Draft::new(dice.one(&["GET", "GET", "HEAD"]), dice.one(&PATHS), b"");
     if dice.chance(25) {
         draft.path = format!("/bucket/{}", "k".repeat(dice.one(&[1024, 1025])));
     }
@@ -168,7 +168,7 @@ fn read(dice: &mut Dice) -> Draft {
         draft.body = b"a body".to_vec();
     }
     if dice.chance(3) {
-        draft = draft.header("range", &dice.one(&RANGES));
+        draft = draft.header("range", dice.one(&RANGES));
     }
     for (name, pool) in [
         ("if-match", &ETAGS[..]),
@@ -185,7 +185,7 @@ fn read(dice: &mut Dice) -> Draft {
         ("content-type", &["text/plain", "multipart/form-data; boundary=x"]),
     ] {
         if dice.chance(9) {
-            draft = draft.header(name, &dice.one(pool));
+            draft = draft.header(name, dice.one(pool));
         }
     }
     for (name, pool) in [
@@ -260,7 +260,7 @@ fn write(dice: &mut Dice, uploads: &[String]) -> Draft {
         ("x-amz-security-token", &["token"]),
     ] {
         if dice.chance(22) {
-            draft = draft.header(name, &dice.one(pool));
+            draft = draft.header(name, dice.one(pool));
         }
     }
     for (name, pool) in [
