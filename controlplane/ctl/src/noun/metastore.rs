@@ -46,7 +46,7 @@ pub(crate) enum Verb {
 /// Which metastore is filled.
 #[derive(Args)]
 pub(crate) struct Target {
-    /// Configuration file of a node or a controller, of which the table [cluster] is read.
+    /// Configuration file of a node or a controller, of which the table `[cluster]` is read.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 }
