@@ -231,6 +231,9 @@ def test_delete_objects(s3, put):
     answer = s3.delete_objects(Bucket=BUCKET, Delete={"Objects": wrong, "Quiet": True})
     assert [(error["Key"], error["Code"]) for error in answer["Errors"]] == [(keys[0], "PreconditionFailed")]
     assert "Deleted" not in answer
+    for condition in ({"Size": 1}, {"LastModifiedTime": datetime.datetime(2020, 1, 1)}):
+        answer = s3.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": put("kept", b"x"), **condition}]})
+        assert [error["Code"] for error in answer["Errors"]] == ["NotImplemented"], "deleted, whatever the condition says"
     many = [{"Key": f"{put.prefix}{number}"} for number in range(1001)]
     assert len(s3.delete_objects(Bucket=BUCKET, Delete={"Objects": many[:1000]})["Deleted"]) == 1000
     refused(400, "MalformedXML", s3.delete_objects, Bucket=BUCKET, Delete={"Objects": many})

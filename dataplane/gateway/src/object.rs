@@ -15,7 +15,7 @@ use s3s::dto::{
     DeletedObject, Error, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, PutObjectInput,
     PutObjectOutput, Range, StreamingBlob,
 };
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
+use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 
 use quarry_identity::Action;
 
@@ -222,10 +222,7 @@ pub(crate) async fn delete<S: ObjectStore>(
 ) -> S3Result<S3Response<DeleteObjectOutput>> {
     let input = request.input;
     if input.if_match_last_modified_time.is_some() || input.if_match_size.is_some() {
-        return Err(refuse(
-            S3ErrorCode::NotImplemented,
-            "conditions on time and size are for directory buckets",
-        ));
+        return Err(of_directory_buckets());
     }
     let conditions = on_write(input.if_match, None);
     let version = version(input.version_id.as_deref())?;
@@ -237,6 +234,10 @@ pub(crate) async fn delete<S: ObjectStore>(
         ..DeleteObjectOutput::default()
     };
     Ok(S3Response::with_status(output, StatusCode::NO_CONTENT))
+}
+
+fn of_directory_buckets() -> S3Error {
+    refuse(S3ErrorCode::NotImplemented, "conditions on time and size are for directory buckets")
 }
 
 pub(crate) async fn delete_many<S: ObjectStore>(
@@ -257,6 +258,8 @@ pub(crate) async fn delete_many<S: ObjectStore>(
             None => Action::DeleteObject,
         };
         let allowed = core.require(&caller, action, &bucket, Some((&object.key, None))).await;
+        let unknown = object.last_modified_time.is_some() || object.size.is_some();
+        let allowed = allowed.and_then(|()| if unknown { Err(of_directory_buckets()) } else { Ok(()) });
         let wanted = allowed.and_then(|()| version(object.version_id.as_deref()));
         let outcome = match wanted {
             Ok(version) => {
