@@ -19,6 +19,7 @@ protoc:protobuf-compiler:generates the etcd client
 test_needs="
 chromium:chromium:shows pages and sends forms in a test
 etcd:etcd-server:the metastore of a cluster
+ip:iproute2:puts the nodes of a cluster into networks that tests can cut
 openssl:openssl:makes certificates for the tests of TLS
 prometheus:prometheus:scrapes nodes in tests of metrics, alerts and dashboards
 python3:python3:runs the end-to-end tests
