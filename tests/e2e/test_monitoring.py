@@ -75,11 +75,13 @@ def cluster(request, scratch):
     for node in made.nodes:
         audit = f'audit-log = "{scratch / f"audit-{node.number}"}"\naudit-reads = true\nlog-format = "json"\n'
         node.config_path.write_text(audit + node.config_path.read_text())
-    yield made.start()
-    if getattr(request.node, "failed", True):
-        for process in (*made.controllers, *made.nodes):
-            print(f"--- end of {process.log_path.name}:\n{process.log()[-3000:]}")
-    made.close()
+    try:
+        yield made.start()
+        if getattr(request.node, "failed", True):
+            for process in (*made.controllers, *made.nodes):
+                print(f"--- end of {process.log_path.name}:\n{process.log()[-3000:]}")
+    finally:
+        made.close()
 
 
 @pytest.fixture
