@@ -21,7 +21,7 @@ use quarry_partition::command::{Command, Conditions, Entry, Framed, List, Outcom
 
 use super::{NodeCluster, unexpected};
 use crate::{
-    host::merge_pages,
+    host::listing,
     platform::{Platform, Timer},
 };
 
@@ -85,6 +85,12 @@ impl<P: Platform> NodeCluster<P> {
             map.partitions.iter().filter_map(|config| node_of(config.primary)).collect();
         let mine = (0..self.parts.cores).map(Address::Core);
         mine.chain(nodes.into_iter().filter(|node| *node != self.parts.node).map(Address::Node)).collect()
+    }
+
+    /// How many share the keys evenly: the cores of the only node, or the nodes.
+    fn sources(&self) -> usize {
+        let others = self.answerers().len() - self.parts.cores;
+        if others == 0 { self.parts.cores } else { others + 1 }
     }
 
     /// Asks every node, until the answers cover all partitions.
@@ -243,11 +249,17 @@ impl<P: Platform> Metadata for NodeCluster<P> {
     }
 
     async fn list(&self, list: List) -> Result<(Vec<Entry>, bool), ExecuteError> {
-        let max = list.max as usize;
-        let request = PeerRequest::List { list: Command::List(list).encode() };
-        let answers = stage::timed(Stage::Commit, self.ask_all(request)).await?;
-        let merged = merge_pages(answers, max)?;
-        Ok((merged.entries, merged.truncated))
+        let mut each = listing::share(&list, self.sources());
+        loop {
+            let command = Command::List(List { max: each, ..list.clone() });
+            let request = PeerRequest::List { list: command.encode() };
+            let answers = stage::timed(Stage::Commit, self.ask_all(request)).await?;
+            let merged = listing::merge_pages(answers, list.max as usize)?;
+            if merged.complete || each == list.max {
+                return Ok((merged.entries, merged.truncated));
+            }
+            each = list.max;
+        }
     }
 
     fn bucket(&self, name: &str) -> Option<Bucket> {

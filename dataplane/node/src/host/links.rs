@@ -135,6 +135,11 @@ impl<P: Platform> Links<P> {
         self.progress.bucket_revision()
     }
 
+    /// Cores of this node.
+    pub(super) fn cores(&self) -> usize {
+        self.progress.cores()
+    }
+
     /// Asks every core of this node the same, itself too.
     pub(super) async fn ask_cores(&self, request: &PeerRequest) -> Result<Vec<PeerResponse>, PeerFault> {
         let frame = Bytes::from(request.encode());

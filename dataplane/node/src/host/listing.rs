@@ -1,53 +1,18 @@
-//! Listings over all primaries of one core, and of its node: each partition is asked for a little, and for more only when the merge
-//! has used up what it gave. Never a scan of everything.
+//! Listings over all primaries of one core, and of its node: a merge of walks over their rows that seeks past what it does not
+//! list. Never a scan of everything.
 
-use std::{cmp::Reverse, collections::BinaryHeap, collections::VecDeque, rc::Rc};
+use std::rc::Rc;
 
-use futures::future::join_all;
 use quarry_clustermap::{BucketId, PartitionId};
 use quarry_object::{
     metadata::ExecuteError,
     peer::{PeerFault, PeerResponse},
 };
-use quarry_partition::command::{Command, Entry, Framed, List, Position, Reply};
+use quarry_partition::command::{Command, Entry, Framed, List, Reply, list_merged};
+use quarry_storage::index::Pace;
 
 use super::PartitionHost;
 use crate::platform::Platform;
-
-/// Entries asked of one partition beyond its fair share, so that few are asked twice.
-const SLACK: u32 = 8;
-
-/// Entries of one partition, in order, fetched piece by piece.
-struct Source<P: Platform> {
-    replica: Rc<PartitionHost<P>>,
-    entries: VecDeque<Entry>,
-    /// More can be fetched after the last entry fetched.
-    truncated: bool,
-    last: Option<(String, Option<Position>)>,
-}
-
-impl<P: Platform> Source<P> {
-    async fn fetch(&mut self, list: &List, max: u32) -> Result<(), PeerFault> {
-        let mut list = List { max, ..list.clone() };
-        if let Some((after, position)) = self.last.clone() {
-            (list.after, list.after_position) = (Some(after), position);
-        }
-        let command = Command::List(list);
-        match self.replica.execute(&command).await {
-            Ok(Reply::Page { entries, truncated }) => {
-                self.truncated = truncated && !entries.is_empty();
-                if let Some(last) = entries.last() {
-                    self.last = Some((last.name().to_owned(), last.position()));
-                }
-                self.entries.extend(entries);
-                Ok(())
-            }
-            Ok(_) => Err(PeerFault::Damaged { detail: "a listing was answered with something else".into() }),
-            Err(ExecuteError::Fault(fault)) => Err(fault),
-            Err(ExecuteError::Refused(refusal)) => Err(PeerFault::Damaged { detail: refusal.to_string() }),
-        }
-    }
-}
 
 /// One page over the given primaries.
 pub(crate) async fn list<P: Platform>(
@@ -55,58 +20,31 @@ pub(crate) async fn list<P: Platform>(
     list: &[u8],
 ) -> Result<PeerResponse, PeerFault> {
     let list = decode_list(list)?;
-    let partitions = u32::try_from(primaries.len()).unwrap_or(u32::MAX).max(1);
-    let share = (list.max / partitions * 5 / 4 + SLACK).min(list.max);
-    let mut sources: Vec<Source<P>> = primaries
-        .iter()
-        .map(|replica| Source {
-            replica: Rc::clone(replica),
-            entries: VecDeque::new(),
-            truncated: true,
-            last: None,
-        })
-        .collect();
-    for result in join_all(sources.iter_mut().map(|source| source.fetch(&list, share))).await {
-        result?;
+    let pace = Rc::new(Pace::default());
+    let views: Vec<_> = primaries.iter().map(|replica| replica.committed_view()).collect();
+    let mut walks = Vec::with_capacity(views.len());
+    for (view, replica) in views.iter().zip(primaries) {
+        let (from, to) = replica.listed_rows(view, &list).await?;
+        walks.push(view.walk((&from, &to), &pace));
     }
-    let (entries, truncated) = merge(&mut sources, &list, share).await?;
-    let page = Reply::Page { entries, truncated };
+    let merged = list_merged(&mut walks, &list).await;
+    // What one that is no primary any more says may be out of date.
+    if !primaries.iter().all(|replica| replica.is_serving_primary()) {
+        return Err(PeerFault::NotPrimary);
+    }
+    let (entries, truncated) =
+        merged.map_err(|(index, error)| primaries[index].listing_failed(&views[index], error))?;
     Ok(PeerResponse::Listed {
-        page: page.encode(),
+        page: Reply::Page { entries, truncated }.encode(),
         partitions: primaries.iter().map(|replica| replica.partition()).collect(),
     })
 }
 
-async fn merge<P: Platform>(
-    sources: &mut [Source<P>],
-    list: &List,
-    share: u32,
-) -> Result<(Vec<Entry>, bool), PeerFault> {
-    let mut heap = BinaryHeap::new();
-    for (index, source) in sources.iter().enumerate() {
-        if let Some(entry) = source.entries.front() {
-            heap.push(Reverse((entry.name().to_owned(), index)));
-        }
-    }
-    let mut merged: Vec<Entry> = Vec::with_capacity(list.max as usize);
-    while let Some(Reverse((_, index))) = heap.pop() {
-        let source = &mut sources[index];
-        let entry = source.entries.pop_front().expect("the heap names sources that have an entry");
-        // The same rolled-up prefix comes from every partition that has a key below it.
-        if !matches!(entry, Entry::Prefix(_)) || merged.last() != Some(&entry) {
-            if merged.len() == list.max as usize {
-                return Ok((merged, true));
-            }
-            merged.push(entry);
-        }
-        if source.entries.is_empty() && source.truncated {
-            source.fetch(list, share).await?;
-        }
-        if let Some(next) = source.entries.front() {
-            heap.push(Reverse((next.name().to_owned(), index)));
-        }
-    }
-    Ok((merged, false))
+/// Entries to ask of each of `sources` cores or nodes, so that the first `list.max` of all are most likely among them: partitions
+/// are a hash of the key, so a share has its mean and some standard deviations. A rolled-up prefix comes from every source.
+pub(crate) fn share(list: &List, sources: usize) -> u32 {
+    let fair = list.max.div_ceil(u32::try_from(sources).unwrap_or(u32::MAX).max(1));
+    if list.delimiter.is_some() { list.max } else { list.max.min(fair + 4 * fair.isqrt() + 4) }
 }
 
 /// Pages of several cores or nodes as one.
@@ -114,33 +52,41 @@ pub(crate) struct Merged {
     pub(crate) entries: Vec<Entry>,
     pub(crate) truncated: bool,
     pub(crate) partitions: Vec<PartitionId>,
+    /// They are the first `max` entries, or all. If not, those asked for less than `max` have to be asked for it.
+    pub(crate) complete: bool,
 }
 
-/// Merges the answers to one `List`. Every one gave its first `max` entries, so the first `max` of all are among them.
+/// Merges the answers to one `List` for at most `max` entries.
 pub(crate) fn merge_pages(answers: Vec<PeerResponse>, max: usize) -> Result<Merged, PeerFault> {
     let damaged = || PeerFault::Damaged { detail: "a listing was answered with something else".into() };
-    let mut merged = Merged { entries: Vec::new(), truncated: false, partitions: Vec::new() };
+    let (mut entries, mut partitions) = (Vec::<Entry>::new(), Vec::new());
+    // Of a page that is cut off, nothing is known behind its last entry.
+    let mut known_to: Option<String> = None;
+    let mut truncated = false;
     for answer in answers {
-        let PeerResponse::Listed { page, partitions } = answer else { return Err(damaged()) };
-        let Ok(Reply::Page { entries, truncated }) = Reply::decode(&page) else { return Err(damaged()) };
-        merged.entries.extend(entries);
-        merged.truncated |= truncated;
-        merged.partitions.extend(partitions);
+        let PeerResponse::Listed { page, partitions: covered } = answer else { return Err(damaged()) };
+        let Ok(Reply::Page { entries: part, truncated: cut }) = Reply::decode(&page) else {
+            return Err(damaged());
+        };
+        if cut {
+            truncated = true;
+            let last = part.last().map_or("", Entry::name);
+            if known_to.as_deref().is_none_or(|to| last < to) {
+                known_to = Some(last.to_owned());
+            }
+        }
+        entries.extend(part);
+        partitions.extend(covered);
     }
     // Stable: versions of a key are all in one partition, and stay in their order.
-    merged.entries.sort_by(|a, b| a.name().cmp(b.name()));
+    entries.sort_by(|a, b| a.name().cmp(b.name()));
     // Only rolled-up prefixes come from several partitions.
-    merged.entries.dedup_by(|a, b| matches!(a, Entry::Prefix(_)) && a == b);
-    merged.truncated |= merged.entries.len() > max;
-    merged.entries.truncate(max);
-    Ok(merged)
-}
-
-/// One answer to a `List` for all cores of a node.
-pub(crate) fn join_lists(list: &[u8], answers: Vec<PeerResponse>) -> Result<PeerResponse, PeerFault> {
-    let max = decode_list(list)?.max as usize;
-    let Merged { entries, truncated, partitions } = merge_pages(answers, max)?;
-    Ok(PeerResponse::Listed { page: Reply::Page { entries, truncated }.encode(), partitions })
+    entries.dedup_by(|a, b| matches!(a, Entry::Prefix(_)) && a == b);
+    truncated |= entries.len() > max;
+    entries.truncate(max);
+    let last = entries.last().map_or("", Entry::name);
+    let complete = known_to.is_none_or(|to| entries.len() == max && last <= to.as_str());
+    Ok(Merged { entries, truncated, partitions, complete })
 }
 
 /// One answer to a `BucketIsEmpty` for all cores of a node.
@@ -169,7 +115,7 @@ pub(crate) fn join_revisions(answers: Vec<PeerResponse>) -> Result<PeerResponse,
     Ok(PeerResponse::ActsOn { revision: oldest, partitions: all })
 }
 
-fn decode_list(list: &[u8]) -> Result<List, PeerFault> {
+pub(crate) fn decode_list(list: &[u8]) -> Result<List, PeerFault> {
     match Command::decode(list) {
         Ok(Command::List(list)) => Ok(list),
         Ok(_) => Err(PeerFault::Damaged { detail: "not a listing".into() }),

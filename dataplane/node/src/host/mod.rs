@@ -2,7 +2,7 @@
 //! [`PeerRequest`] over the transport, also from the core itself.
 
 mod links;
-mod listing;
+pub(crate) mod listing;
 mod partition;
 mod proposed;
 mod shards;
@@ -27,14 +27,13 @@ use quarry_object::{
 };
 use quarry_partition::{
     Envelope,
-    command::{Command, Framed, Outcome},
+    command::{Command, Framed, List, Outcome, Reply},
 };
 use quarry_storage::store::{Store, StoreError};
 
 use self::shards::{ReadFault, Shards};
 pub(crate) use self::{
     links::Links,
-    listing::merge_pages,
     partition::{PartitionHost, into_mutations},
     space::{DeviceSpace, SpaceTable},
 };
@@ -394,10 +393,25 @@ impl<P: Platform> CoreHost<P> {
         }
     }
 
+    /// One page over all cores of this node.
+    async fn list(&self, list: List) -> Result<PeerResponse, PeerFault> {
+        let mut each = listing::share(&list, self.links.cores());
+        loop {
+            let command = Command::List(List { max: each, ..list.clone() });
+            let answers = self.links.ask_cores(&PeerRequest::List { list: command.encode() }).await?;
+            let merged = listing::merge_pages(answers, list.max as usize)?;
+            if merged.complete || each == list.max {
+                let page = Reply::Page { entries: merged.entries, truncated: merged.truncated };
+                return Ok(PeerResponse::Listed { page: page.encode(), partitions: merged.partitions });
+            }
+            each = list.max;
+        }
+    }
+
     /// For all cores of this node.
     async fn answer_node(&self, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
         match &request {
-            PeerRequest::List { list } => listing::join_lists(list, self.links.ask_cores(&request).await?),
+            PeerRequest::List { list } => self.list(listing::decode_list(list)?).await,
             PeerRequest::BucketIsEmpty { .. } => listing::join_empty(self.links.ask_cores(&request).await?),
             PeerRequest::FullDevices => Ok(PeerResponse::Full { devices: self.links.full() }),
             PeerRequest::BucketRevision => listing::join_revisions(self.links.ask_cores(&request).await?),

@@ -21,7 +21,9 @@ use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionConfig, PartitionId,
 use quarry_object::{metadata::ExecuteError, peer::PeerFault};
 use quarry_partition::{
     Envelope, Input, Message, Output, Payload, Refusal, Replica, Report, Row,
-    command::{Command, EvaluateError, EvaluationContext, Reply, evaluate, is_free_list_row},
+    command::{
+        Command, EvaluateError, EvaluationContext, List, Reply, evaluate, is_free_list_row, listed_rows,
+    },
 };
 use quarry_storage::store::{LogEntry, Mutation, Store, StoreError};
 
@@ -198,6 +200,36 @@ impl<P: Platform> PartitionHost<P> {
             }
         }
         Err(PeerFault::Busy.into())
+    }
+
+    /// What a listing reads: committed rows, of a serving primary only.
+    pub(super) fn committed_view(&self) -> RowView<'_, P::Device> {
+        RowView::committed(&self.store, self.partition)
+    }
+
+    /// The rows of a listing, keys without the partition's prefix.
+    pub(super) async fn listed_rows(
+        &self,
+        view: &RowView<'_, P::Device>,
+        list: &List,
+    ) -> Result<(Vec<u8>, Vec<u8>), PeerFault> {
+        for _ in 0..READ_ATTEMPTS {
+            let before = self.replica.borrow().committed();
+            match listed_rows(view, list).await {
+                Ok(rows) => return Ok(rows),
+                // As for other reads.
+                Err(EvaluateError::Damaged { .. }) if self.replica.borrow().committed() != before => {}
+                Err(error) => return Err(self.listing_failed(view, error)),
+            }
+        }
+        Err(PeerFault::Busy)
+    }
+
+    pub(super) fn listing_failed(&self, view: &RowView<'_, P::Device>, error: EvaluateError) -> PeerFault {
+        match self.evaluation_failed(error, view.device_is_bad()) {
+            ExecuteError::Fault(fault) => fault,
+            ExecuteError::Refused(refusal) => PeerFault::Damaged { detail: refusal.to_string() },
+        }
     }
 
     async fn write(self: &Rc<Self>, command: &Command) -> Result<Reply, ExecuteError> {

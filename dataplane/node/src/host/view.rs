@@ -1,16 +1,18 @@
 //! What a command sees of its partition: committed rows of the store, with proposed ones laid over them.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use bytes::Bytes;
 use quarry_clustermap::PartitionId;
 use quarry_partition::{
     Row,
-    command::{View, ViewError},
+    command::{View, ViewError, Walk},
 };
 use quarry_storage::{
     device::Device,
-    store::{Store, StoreError},
+    index::Pace,
+    store::{RowWalk, Store, StoreError},
 };
 
 use super::proposed::Proposed;
@@ -63,6 +65,11 @@ impl<'a, D: Device + 'static> RowView<'a, D> {
         }
     }
 
+    /// A walk over committed rows.
+    pub(crate) fn walk(&self, (from, to): (&[u8], &[u8]), pace: &Rc<Pace>) -> CommittedWalk<'_, D> {
+        CommittedWalk { rows: self.store.walk(self.partition, from, to, Rc::clone(pace)), view: self }
+    }
+
     /// Whether the device gave an error or damaged rows: it cannot serve as primary then.
     pub(crate) fn device_is_bad(&self) -> bool {
         self.device_is_bad.get()
@@ -109,6 +116,30 @@ impl<D: Device + 'static> View for RowView<'_, D> {
         // Each proposed removal may hide one committed row, so that many more are read.
         let committed = self.scan_committed(from, to, limit_rows.saturating_add(pending.len())).await?;
         Ok(merge(committed, pending, limit_rows))
+    }
+}
+
+/// A walk over the committed rows of a view.
+pub(crate) struct CommittedWalk<'a, D: Device> {
+    rows: RowWalk<D>,
+    view: &'a RowView<'a, D>,
+}
+
+impl<D: Device + 'static> Walk for CommittedWalk<'_, D> {
+    fn seek(&mut self, key: &[u8]) {
+        self.rows.seek(key);
+    }
+
+    async fn next(&mut self) -> Result<bool, ViewError> {
+        self.rows.next().await.map_err(|error| self.view.failed(&error))
+    }
+
+    fn key(&self) -> &[u8] {
+        self.rows.key()
+    }
+
+    fn value(&self) -> &[u8] {
+        self.rows.value()
     }
 }
 

@@ -31,7 +31,7 @@ mod version;
 use bytes::Bytes;
 
 pub use decoded::{DecodedRow, NamedRow, decode_row};
-pub use evaluate::evaluate;
+pub use evaluate::{Walk, evaluate, list_merged, listed_rows};
 pub use framed::{FRAME_BYTES_MAX, Framed};
 pub use manifest::{
     BlobOwner, CompletedUpload, Manifest, NullVersion, ObjectPart, Origin, Pairs, Part, PartRun,

@@ -111,6 +111,14 @@ pub(super) fn versions(bucket: BucketId, key: &str) -> KeyRange {
     all_of(VERSION, bucket, key)
 }
 
+/// Sets `past` to the least row key above all versions of the key that a version row is of.
+pub(super) fn past_versions(version_row: &[u8], past: &mut Vec<u8>) {
+    past.clear();
+    past.extend_from_slice(&version_row[..version_row.len() - VERSION_MS_BYTES]);
+    // The end of a key is 00 01.
+    *past.last_mut().expect("a row has a kind") += 1;
+}
+
 /// All rows of a kind ([`VERSION`] or [`UPLOAD`]) of a key.
 pub(super) fn all_of(kind: u8, bucket: BucketId, key: &str) -> KeyRange {
     range_of(of_key(kind, bucket, key))

@@ -93,7 +93,8 @@ impl<D: Device> Cursor<D> {
         leaf.page.value(leaf.index.checked_sub(1).expect("the last step found a row"))
     }
 
-    /// The value of that row, loaded when it is out of line, copied when it is not.
+    /// The value of that row, loaded when it is out of line; a part of its page when it is not, which stays in memory for
+    /// as long.
     ///
     /// # Errors
     /// [`IndexError::Device`] or [`IndexError::Damaged`].
@@ -102,7 +103,10 @@ impl<D: Device> Cursor<D> {
     /// As [`Cursor::value`].
     pub async fn load_value(&self) -> Result<Bytes, IndexError> {
         match self.value() {
-            ValueRef::Inline(value) => Ok(Bytes::copy_from_slice(value)),
+            ValueRef::Inline(_) => {
+                let leaf = self.frames.last().expect("the last step found a row");
+                Ok(leaf.page.inline_value(leaf.index - 1).expect("the value is inline"))
+            }
             ValueRef::OutOfLine(pointer) => self.tree.load_value(&self.key, pointer).await,
         }
     }

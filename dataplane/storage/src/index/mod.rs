@@ -32,6 +32,7 @@ pub use page::{PAGE_BYTES, ValuePointer, ValueRef};
 pub use tree::{OldRoot, TREE_ROOT_BYTES, Tree, TreeRoot};
 pub(crate) use walk::{Row, Seen};
 pub use walk::{Visit, WalkDepth};
+pub use yielding::Pace;
 
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 2048;

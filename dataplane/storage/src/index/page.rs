@@ -322,6 +322,13 @@ impl Page {
         })
     }
 
+    /// The value of an entry of a leaf if it is inline, as a part of the page's bytes.
+    pub(super) fn inline_value(&self, index: usize) -> Option<Bytes> {
+        let at = self.entry_at(index);
+        let inline = get_u16(&self.bytes, at + 2) != usize::from(OUT_OF_LINE);
+        inline.then(|| self.bytes.slice(self.entry_ranges(at).1))
+    }
+
     /// The child of an entry of an inner page.
     pub(super) fn child(&self, index: usize) -> ChildRef {
         let payload = &self.bytes[self.entry_ranges(self.entry_at(index)).1];

@@ -8,11 +8,11 @@ const UNITS_PER_YIELD: usize = 1600;
 
 /// Counts work and yields when due.
 #[derive(Default)]
-pub(super) struct Pace(Cell<usize>);
+pub struct Pace(Cell<usize>);
 
 impl Pace {
     /// Accounts `units` of work; yields once when enough has come together.
-    pub(super) async fn spend(&self, units: usize) {
+    pub async fn spend(&self, units: usize) {
         let spent = self.0.get() + units;
         if spent < UNITS_PER_YIELD {
             self.0.set(spent);

@@ -125,7 +125,8 @@ impl<D: Device + 'static> Inner<D> {
     fn freeze(&self) -> Frozen {
         let mut core = self.core.borrow_mut();
         assert!(core.frozen.is_none(), "one checkpoint at a time");
-        let layer = Rc::new(std::mem::take(&mut core.active));
+        let next = core.active.next();
+        let layer = Rc::new(std::mem::replace(&mut core.active, next));
         core.frozen = Some(Rc::clone(&layer));
         self.space.freeze();
         let mut tails = Vec::new();

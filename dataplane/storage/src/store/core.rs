@@ -292,6 +292,20 @@ impl Core {
         self.active.get(key).or_else(|| self.frozen.as_ref()?.get(key))
     }
 
+    /// The next row that memory knows in `from..to`; no value: it is deleted.
+    pub(super) fn overlay_next(
+        &self,
+        from: &[u8],
+        to: &[u8],
+    ) -> Option<(bytes::Bytes, Option<bytes::Bytes>)> {
+        super::overlay::first(&self.active, self.frozen.as_deref(), from, to)
+    }
+
+    /// Whether memory hides everything that the index has of a key's partition.
+    pub(super) fn overlay_wipes(&self, key: &[u8]) -> bool {
+        self.active.hides(key) || self.frozen.as_ref().is_some_and(|frozen| frozen.hides(key))
+    }
+
     pub(super) fn pg_epoch(&self, pg: PgId) -> Epoch {
         self.pg_fences.get(&pg).map_or(Epoch(0), |fence| fence.seen)
     }

@@ -31,6 +31,7 @@ mod space;
 mod stats;
 mod types;
 mod verify;
+mod walk;
 mod writer;
 
 use std::cell::{Cell, RefCell};
@@ -64,6 +65,7 @@ pub use self::types::{
     StoreOptions, StoreState,
 };
 pub use self::verify::{CopiesHealth, IndexCursor, IndexDamage, VerifyStep};
+pub use self::walk::RowWalk;
 
 /// Handle to one device's store; clones share it. See the [module](self).
 pub struct Store<D: Device>(Rc<Inner<D>>);

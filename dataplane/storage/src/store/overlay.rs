@@ -21,9 +21,20 @@ pub(super) struct Layer {
     rows: BTreeMap<Bytes, Option<Bytes>>,
     wiped: BTreeSet<PartitionId>,
     bytes: usize,
+    edits: u64,
 }
 
 impl Layer {
+    /// The layer that takes changes once this one is frozen.
+    pub(super) fn next(&self) -> Self {
+        Self { edits: self.edits + 1, ..Self::default() }
+    }
+
+    /// Grows with every change of this layer, and from a layer to the next.
+    pub(super) fn edits(&self) -> u64 {
+        self.edits
+    }
+
     pub(super) fn rows(&self) -> &BTreeMap<Bytes, Option<Bytes>> {
         &self.rows
     }
@@ -38,6 +49,7 @@ impl Layer {
 
     pub(super) fn put(&mut self, key: Bytes, value: Option<Bytes>) {
         let cost = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
+        self.edits += 1;
         self.bytes += key.len() + cost(&value) + ROW_OVERHEAD_BYTES;
         let key_bytes = key.len();
         if let Some(old) = self.rows.insert(key, value) {
@@ -47,6 +59,7 @@ impl Layer {
 
     /// Removes every row of a partition, here and below.
     pub(super) fn wipe(&mut self, partition: PartitionId) {
+        self.edits += 1;
         let (from, to) = (rows::partition_key(partition, &[]), rows::partition_end(partition));
         let keys: Vec<Bytes> = self.rows.range(from..to).map(|(key, _)| key.clone()).collect();
         for key in keys {
@@ -58,6 +71,7 @@ impl Layer {
 
     /// Takes in what lies below this layer.
     pub(super) fn absorb(&mut self, below: &Layer) {
+        self.edits += 1;
         for (key, value) in &below.rows {
             if !self.rows.contains_key(key) && !self.hides(key) {
                 self.put(key.clone(), value.clone());
@@ -74,7 +88,8 @@ impl Layer {
         }
     }
 
-    fn hides(&self, key: &[u8]) -> bool {
+    /// Whether what lies below is wiped.
+    pub(super) fn hides(&self, key: &[u8]) -> bool {
         rows::partition_of_key(key).is_some_and(|partition| self.wiped.contains(&partition))
     }
 
@@ -86,6 +101,28 @@ impl Layer {
 }
 
 type Row<'a> = (&'a Bytes, Option<&'a Bytes>);
+
+/// The first row of both layers that lies in `from..to`: its key, and its value if it is not a deletion.
+pub(super) fn first(
+    active: &Layer,
+    frozen: Option<&Layer>,
+    from: &[u8],
+    to: &[u8],
+) -> Option<(Bytes, Option<Bytes>)> {
+    let top = active.range(from, to).next();
+    let middle = frozen.and_then(|frozen| frozen.range(from, to).find(|(key, _)| !active.hides(key)));
+    let (key, value) = match (top, middle) {
+        (Some(top), Some(middle)) => {
+            if top.0 <= middle.0 {
+                top
+            } else {
+                middle
+            }
+        }
+        (top, middle) => top.or(middle)?,
+    };
+    Some((key.clone(), value.cloned()))
+}
 
 /// Merges the layers over rows of the index that lie in `from..to`; at most `limit` live rows, ascending.
 pub(super) fn merge(

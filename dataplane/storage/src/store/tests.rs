@@ -26,6 +26,7 @@ mod quarantine;
 mod soak;
 mod space;
 mod verifying;
+mod walking;
 
 const DEVICE_BYTES: u64 = 4 << 20;
 const JOURNAL_BYTES: u64 = 256 << 10;

@@ -8,6 +8,8 @@ mod list;
 mod put;
 mod upload;
 
+pub use list::{Walk, list_merged, listed_rows};
+
 use super::manifest::{Manifest, Pairs, StoredAttributes};
 use super::message::{Command, Refusal, Reply};
 use super::state::State;

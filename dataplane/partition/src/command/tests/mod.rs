@@ -1,4 +1,5 @@
 mod format;
+mod listing;
 mod model;
 mod scenarios;
 mod versions;
