@@ -31,6 +31,8 @@ pub(super) struct Defects {
     pub(super) serve_after_release: bool,
     /// The leases of joiners that are whole are not needed.
     pub(super) no_lease_of_joiners: bool,
+    /// A joiner that became in-sync counts as whole although it does not know that its last page is committed.
+    pub(super) whole_too_early: bool,
     /// A joiner keeps rows of which it does not know that they are whole.
     pub(super) resume_in_part: bool,
     /// A joiner keeps its rows although the primary cannot send all that is missing.

@@ -85,7 +85,7 @@ impl Replica {
         match follower.stage {
             Stage::AwaitingBase if resumes => self.resume(out),
             Stage::AwaitingBase => {
-                self.whole = false;
+                self.whole = None;
                 follower.stage = Stage::Resetting;
                 follower.matched = base;
                 self.tail = Tail::new(base, Vec::new());
@@ -99,7 +99,7 @@ impl Replica {
 
     /// Whether nothing is missing here but entries that the primary has.
     fn may_resume(&self, kept_after: Sequence) -> bool {
-        let whole = self.whole || self.defects.resume_in_part && self.tail.committed() > Sequence(0);
+        let whole = self.is_whole() || self.defects.resume_in_part && self.tail.committed() > Sequence(0);
         whole && (self.tail.committed() >= kept_after || self.defects.resume_over_a_gap)
     }
 

@@ -135,6 +135,17 @@ impl Primary {
         }
     }
 
+    /// Entries after this one may still have to be sent to joiners that keep their rows.
+    pub(super) fn needed_after(&self) -> Sequence {
+        let after = |peer: &Peer| match (peer.heard, peer.resumed) {
+            (false, _) => self.kept_after,
+            (true, true) => peer.acked,
+            (true, false) => Sequence(u64::MAX),
+        };
+        let joiners = self.peers.iter().filter(|peer| peer.joining);
+        joiners.map(after).min().unwrap_or(Sequence(u64::MAX))
+    }
+
     /// After a hand-over that was not taken: the next tick asks for leases.
     fn serve_again(&mut self) {
         self.phase = Phase::Serving;
@@ -147,7 +158,7 @@ impl Primary {
 }
 
 impl Replica {
-    fn primary(&self) -> Option<&Primary> {
+    pub(super) fn primary(&self) -> Option<&Primary> {
         match &self.role {
             Role::Primary(primary) => Some(primary),
             Role::Idle | Role::Follower(_) | Role::Failed => None,

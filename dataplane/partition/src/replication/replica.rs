@@ -82,8 +82,9 @@ pub struct Replica {
     pub(super) latency: Latency,
     /// In-sync members of the newest configuration.
     in_sync: Vec<DeviceId>,
-    /// This replica was in-sync in this run, so its rows are whole, and nothing has wiped them since.
-    pub(super) whole: bool,
+    /// This replica was in-sync in this run and nothing has wiped its rows since: they are whole once it has committed this.
+    /// A joiner may be in-sync before it knows that its last pages are committed.
+    pub(super) whole: Option<Sequence>,
     /// When an in-sync member was last seen to leave.
     left_ms: Option<u64>,
     pub(super) keep: (Keep, Keep),
@@ -122,7 +123,7 @@ impl Replica {
             started: false,
             latency: Latency::default(),
             in_sync: Vec::new(),
-            whole: false,
+            whole: None,
             left_ms: None,
             keep: (Keep::FEW, Keep::MANY),
             defects: Defects::default(),
@@ -139,7 +140,8 @@ impl Replica {
             self.grants.restarted(now_ms + times.grant_ms);
         }
         let (few, many) = self.keep;
-        self.tail.keep(if self.is_someone_away(now_ms) { many } else { few });
+        let limit = if self.is_someone_away(now_ms) { many } else { few };
+        self.tail.keep(limit, self.primary().map_or(Sequence(u64::MAX), Primary::needed_after));
         match input {
             Input::Configure(config) => self.configure(now_ms, config, out),
             Input::Propose { token, payload } => self.propose(now_ms, token, payload, out),
@@ -173,7 +175,12 @@ impl Replica {
 
     /// Whether it was evicted lately and may be back soon: then it needs what it has missed only, if nobody wipes it.
     pub fn may_return(&self, now_ms: u64) -> bool {
-        self.whole && matches!(self.role, Role::Idle) && self.is_someone_away(now_ms)
+        self.is_whole() && matches!(self.role, Role::Idle) && self.is_someone_away(now_ms)
+    }
+
+    /// Whether its rows are those of its committed sequence.
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole.is_some_and(|whole| self.tail.committed() >= whole || self.defects.whole_too_early)
     }
 
     fn is_someone_away(&self, now_ms: u64) -> bool {
@@ -229,7 +236,10 @@ impl Replica {
             self.left_ms = Some(now_ms);
         }
         self.in_sync.clone_from(&config.replicas);
-        self.whole |= config.replicas.contains(&self.me);
+        if config.replicas.contains(&self.me) {
+            // All pages that it was sent stand in its log.
+            self.whole.get_or_insert(self.tail.last());
+        }
         let member_count = config.members().count();
         if config.primary != self.me || member_count < self.min_copies {
             self.refuse_waiting(Refusal::Superseded, out);

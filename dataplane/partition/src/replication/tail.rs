@@ -69,9 +69,11 @@ impl Tail {
         Sequence(self.committed.0 - self.kept.len() as u64)
     }
 
-    /// Forgets the oldest committed entries beyond a limit.
-    pub(super) fn keep(&mut self, limit: Keep) {
-        while self.kept.len() > limit.entries || self.kept_bytes > limit.bytes {
+    /// Forgets the oldest committed entries beyond a limit, but none after `needed_after`.
+    pub(super) fn keep(&mut self, limit: Keep, needed_after: Sequence) {
+        while (self.kept.len() > limit.entries || self.kept_bytes > limit.bytes)
+            && self.kept_after() < needed_after
+        {
             let Some(entry) = self.kept.pop_front() else { return };
             self.kept_bytes -= entry.payload.len();
         }

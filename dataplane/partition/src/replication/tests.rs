@@ -234,19 +234,31 @@ fn a_primary_sends_nothing_before_its_epoch_is_durable() {
 }
 
 /// A replica that was in-sync, left in epoch 2, and joins again in epoch 3; its log is committed through 1, and has one
-/// entry more.
-fn away(keeps_running: bool) -> Replica {
+/// entry more: from the time when it was in-sync, or from before that (then it may be a page).
+fn away(keeps_running: bool, entry_is_older: bool) -> Replica {
     let entry = |sequence| Entry {
         epoch: Epoch(1),
         sequence: Sequence(sequence),
         payload: Payload::Noop.encode().unwrap(),
     };
-    let log = RecoveredLog { epoch: Epoch(1), applied: Sequence(1), tail: vec![entry(2)] };
+    let mut tail = vec![entry(2)];
+    let later = if entry_is_older { Vec::new() } else { std::mem::take(&mut tail) };
+    let log = RecoveredLog { epoch: Epoch(1), applied: Sequence(1), tail };
     let mut replica = Replica::recover(PartitionId(0), A, 2, log, None);
     if keeps_running {
         step(&mut replica, Input::Configure(config(1, &[B, A], &[])));
+        let (previous, committed) = (Sequence(1), Sequence(1));
+        let append = Message::Append {
+            epoch: Epoch(1),
+            previous,
+            previous_epoch: Epoch(1),
+            entries: later,
+            committed,
+            asked_ms: 0,
+        };
+        step(&mut replica, Input::Receive { from: B, message: append });
         step(&mut replica, Input::Configure(config(2, &[B], &[])));
-        assert!(replica.may_return(0));
+        assert_eq!(replica.may_return(0), !entry_is_older);
     }
     step(&mut replica, Input::Configure(config(3, &[B], &[A])));
     step(&mut replica, Input::Persisted { epoch: Epoch(3), through: Sequence(2) });
@@ -259,7 +271,7 @@ fn a_joiner_that_was_in_sync_lately_is_not_wiped() {
         let message = Message::Join { epoch: Epoch(3), base: Sequence(9), kept_after: Sequence(kept_after) };
         Input::Receive { from: B, message }
     };
-    let out = step(&mut away(true), join(1));
+    let out = step(&mut away(true, false), join(1));
     assert!(
         matches!(
             out[..],
@@ -271,8 +283,9 @@ fn a_joiner_that_was_in_sync_lately_is_not_wiped() {
         "{out:?}"
     );
     let wiped = |out: Vec<Output>| matches!(out[..], [Output::Reset { base: Sequence(9), .. }]);
-    assert!(wiped(step(&mut away(true), join(2))), "entries are missing that nobody keeps");
-    assert!(wiped(step(&mut away(false), join(1))), "what an earlier run had may be part of a copy");
+    assert!(wiped(step(&mut away(true, false), join(2))), "entries are missing that nobody keeps");
+    assert!(wiped(step(&mut away(true, true), join(1))), "its last page may not be committed here");
+    assert!(wiped(step(&mut away(false, true), join(1))), "what an earlier run had may be part of a copy");
 }
 
 #[test]

@@ -58,8 +58,13 @@ impl World {
     pub(super) fn step(&mut self, id: DeviceId, input: Input) {
         let now_ms = self.local_ms(id);
         let mut out = Vec::new();
+        let (true_ms, traced) = (self.now_ms, self.traces.then(|| format!("{input:?}")));
         let Some(replica) = &mut self.device(id).replica else { return };
         replica.step(now_ms, input, &mut out);
+        if let Some(input) = traced.filter(|input| input != "Tick" || !out.is_empty()) {
+            println!("{true_ms} {id} <- {input}");
+            out.iter().for_each(|output| println!("{true_ms} {id}    -> {output:?}"));
+        }
         let (epoch, serving) = (replica.epoch(), replica.is_serving_primary(now_ms));
         for output in out {
             self.execute(id, epoch, output);

@@ -108,6 +108,8 @@ pub(super) struct World {
     keep: (Keep, Keep),
     /// Whether two who serve at once are a violation by themselves.
     pub(super) watches_serving: bool,
+    /// `QUARRY_SIM_TRACE`: every step is printed.
+    pub(super) traces: bool,
     min_copies: usize,
     next_token: u64,
     pub(super) open: BTreeSet<u64>,
@@ -183,6 +185,7 @@ impl World {
             defects,
             keep,
             watches_serving: true,
+            traces: std::env::var_os("QUARRY_SIM_TRACE").is_some(),
             min_copies: 2,
             next_token: 1,
             open: BTreeSet::new(),
