@@ -3,6 +3,7 @@
 
 use std::{hint::black_box, time::Duration};
 
+use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use md5::{Digest as _, Md5};
@@ -25,6 +26,26 @@ fn bench(c: &mut Criterion) {
         b.iter(|| checksum(CrcAlgorithm::Crc64Nvme, black_box(&unit)))
     });
     group.bench_function("md5", |b| b.iter(|| Md5::digest(black_box(&unit))));
+    group.finish();
+    md5_streams(c);
+}
+
+/// Streams of one core that get 32 KiB each in turns.
+fn md5_streams(c: &mut Criterion) {
+    let piece = Bytes::from(vec![7; 32 * 1024]);
+    let mut group = c.benchmark_group("MD5 of 64 pieces of 32 KiB for each of N streams");
+    for streams in [1, 2, 4, 8, 16] {
+        group.throughput(Throughput::Bytes(64 * (piece.len() * streams) as u64));
+        group.bench_function(streams.to_string(), |b| {
+            b.iter(|| {
+                let mut open: Vec<_> = (0..streams).map(|_| quarry_digest::Md5::new()).collect();
+                for _ in 0..64 {
+                    open.iter_mut().for_each(|stream| stream.update(piece.clone()));
+                }
+                open.into_iter().map(quarry_digest::Md5::finish).collect::<Vec<_>>()
+            });
+        });
+    }
     group.finish();
 }
 

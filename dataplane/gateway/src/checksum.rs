@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
-use md5::{Digest as _, Md5};
+use quarry_digest::Md5;
 use quarry_object::api::{
     BodyDigests, BodyError, ChecksumAlgorithm as Algorithm, ChecksumHasher, decode_checksum,
 };
 use s3s::dto::{ChecksumAlgorithm, ChecksumType};
 use s3s::{S3ErrorCode, S3Result};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 
 use crate::error::{CONTENT_SHA256, refuse};
 
@@ -110,8 +111,8 @@ impl Checks {
         Self { md5: Md5::new(), content_md5: None, additional: None, content_sha256: signed_sha256(headers) }
     }
 
-    pub(crate) fn update(&mut self, data: &[u8]) {
-        self.md5.update(data);
+    pub(crate) fn update(&mut self, data: &Bytes) {
+        self.md5.update(data.clone());
         if let Some((_, hasher, _)) = &mut self.additional {
             hasher.update(data);
         }
@@ -131,7 +132,7 @@ impl Checks {
         {
             return mismatch(CONTENT_SHA256);
         }
-        let md5: [u8; 16] = self.md5.finalize().into();
+        let md5 = self.md5.finish();
         if self.content_md5.is_some_and(|expected| expected != md5) {
             return mismatch("Content-MD5");
         }

@@ -1,3 +1,4 @@
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use quarry_object::api::BodyError;
 
@@ -21,8 +22,8 @@ fn headers(fields: &[(&str, &str)]) -> HeaderMap {
 
 fn check(request: &[(&str, &str)], trailers: Option<&[(&str, &str)]>) -> Result<String, BodyError> {
     let mut checks = Checks::of_body(&headers(request)).unwrap();
-    checks.update(b"12345");
-    checks.update(b"6789");
+    checks.update(&Bytes::from_static(b"12345"));
+    checks.update(&Bytes::from_static(b"6789"));
     let digests = checks.finish(trailers.map(headers).as_ref())?;
     Ok(digests.checksums.into_values().next().unwrap_or_default())
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::LocalBoxStream};
-use md5::{Digest, Md5};
+use quarry_digest::Md5;
 
 use super::Objects;
 use crate::{
@@ -65,7 +65,7 @@ impl Body for CopyBody {
     async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
         match self.stream.next().await? {
             Ok(bytes) => {
-                self.md5.update(&bytes);
+                self.md5.update(bytes.clone());
                 if let Some((_, hasher)) = &mut self.checksum {
                     hasher.update(&bytes);
                 }
@@ -78,6 +78,9 @@ impl Body for CopyBody {
     fn digests(&mut self) -> BodyDigests {
         let checksums =
             self.checksum.take().map(|(algorithm, hasher)| (algorithm.name().to_owned(), hasher.finish()));
-        BodyDigests { md5: self.md5.finalize_reset().into(), checksums: checksums.into_iter().collect() }
+        BodyDigests {
+            md5: std::mem::take(&mut self.md5).finish(),
+            checksums: checksums.into_iter().collect(),
+        }
     }
 }
