@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     rc::Rc,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -12,10 +13,13 @@ use futures::executor::block_on;
 use quarry_clustermap::DeviceId;
 use quarry_controller::cluster::Tables;
 use quarry_storage::{
-    device::{DeviceFile, OpenMode, SyncDevice},
+    device::{DeviceError, DeviceFile, OpenMode, SyncDevice},
     store::{Store, StoreOptions},
 };
 use tempfile::TempDir;
+
+/// The kernel holds on to the devices of a process that has just ended for as long.
+const IN_USE_FOR: Duration = Duration::from_secs(5);
 
 /// What was found on one device.
 struct Found {
@@ -58,15 +62,25 @@ pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<FromDevices> {
 }
 
 fn read_one(path: &Path) -> anyhow::Result<Option<Found>> {
-    // For writing because that takes the lock; where writing is not allowed it goes without.
-    let _lock = DeviceFile::open(path, OpenMode::ReadWrite).or_else(|error| match error {
-        quarry_storage::device::DeviceError::InUse { .. } => Err(error),
-        _ => DeviceFile::open(path, OpenMode::ReadOnly),
-    })?;
+    let _lock = lock(path)?;
     let device = Rc::new(SyncDevice::new(DeviceFile::open(path, OpenMode::ReadOnly)?));
     // Entries of partitions are not looked at.
     let options = StoreOptions::new(Rc::new(|_| {}), Rc::new(|_: &[u8]| Ok(Vec::new())));
     let store = block_on(Store::open_read_only(device, options)).context("it cannot be recovered")?;
     let content = block_on(store.kept_copy())?;
     Ok(content.map(|content| Found { device: store.device_id(), content: content.to_vec() }))
+}
+
+/// Opened for writing because that takes the lock; where writing is not allowed it goes without.
+fn lock(path: &Path) -> Result<DeviceFile, DeviceError> {
+    let started = Instant::now();
+    loop {
+        match DeviceFile::open(path, OpenMode::ReadWrite) {
+            Err(DeviceError::InUse { .. }) if started.elapsed() < IN_USE_FOR => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(DeviceError::Open { .. }) => return DeviceFile::open(path, OpenMode::ReadOnly),
+            result => return result,
+        }
+    }
 }
