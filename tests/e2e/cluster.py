@@ -4,10 +4,11 @@ namespace of its own (`netns.py`)."""
 import json
 import os
 import shutil
+import signal
 import subprocess
 import urllib.request
 
-from harness import BINARIES, QUARRYD, Node, eventually, free_port
+from harness import BINARIES, QUARRYD, Node, eventually, free_port, run_quarryd
 
 ETCD = shutil.which("etcd")
 CONTROLLER = BINARIES / "quarry-controller"
@@ -170,3 +171,21 @@ endpoints = {json.dumps(self.etcd_urls)}
             process.kill()
         for node in self.nodes:
             node.close()
+
+
+def fsck(nodes, *flags):
+    """Of stopped nodes; (exit code, report or what was said)."""
+    data = [word for node in nodes for word in ("--data", node.data)]
+    run = run_quarryd("fsck", *data, "--json", *flags, timeout=600)
+    return run.returncode, json.loads(run.stdout) if run.stdout else run.stderr
+
+
+def stop_all(cluster):
+    """Controllers first: then the map stays as it is, and fsck has every device in."""
+    for controller in cluster.controllers:
+        controller.kill()
+    running = [node for node in cluster.nodes if node.process is not None]
+    for node in running:
+        node.process.send_signal(signal.SIGTERM)
+    for node in running:
+        node.wait_stopped()

@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 
-from cluster import KEYS, Cluster, ctl
+from cluster import KEYS, Cluster, ctl, fsck, stop_all
 from harness import BINARIES, eventually
 from netns import Network
 
@@ -167,6 +167,10 @@ class Run:
         yield f"a node cut from {peers}, {ways}"
         self.network.heal()
 
+    def cut_from_peers(self, outward, inward, silent):
+        """Etcd still hears the node, so its lease does not end."""
+        yield from self.cut("node-", outward, inward, silent)
+
     def isolated(self):
         """From peers and etcd, but not from clients: it must not answer from what it has."""
         node = self.a_node()
@@ -212,8 +216,9 @@ class Run:
         assert code == 0, f"the recorder ended with {code}: {(self.root / 'recorder.log').read_text()}"
         self.wait_whole("at the end")
         verdict = self.judge()
-        for node in self.cluster.nodes:
-            node.stop()
+        stop_all(self.cluster)
+        code, report = fsck(self.cluster.nodes, "--verify-data")
+        assert code == 0 and report["clean"], f"fsck (exit code {code}) found: {report}"
         return verdict
 
     def judge(self):
@@ -315,8 +320,8 @@ def table(rows):
 def cuts(run):
     """Every cut, silent and not."""
     return [
-        (run.cut("node-", True, True, False), 25), (run.cut("node-", True, False, True), 25),
-        (run.cut("node-", False, True, True), 25), (run.cut("etcd-", True, True, False), 25),
+        (run.cut_from_peers(True, True, False), 25), (run.cut_from_peers(True, False, True), 25),
+        (run.cut_from_peers(False, True, True), 25), (run.cut("etcd-", True, True, False), 25),
         (run.cut("etcd-", True, False, True), 25), (run.cut("etcd-", False, True, True), 25), (run.isolated(), 25),
     ]
 

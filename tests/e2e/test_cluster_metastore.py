@@ -3,15 +3,18 @@
 import json
 import shutil
 import subprocess
+import time
 
 import pytest
-from cluster import ETCD, KEYS, Cluster, ctl
+from cluster import ETCD, KEYS, Cluster, ctl, fsck, stop_all
 from harness import BINARIES, Node, eventually
 from objects import ObjectSet, list_all
 
 pytestmark = pytest.mark.skipif(ETCD is None, reason="etcd is not installed")
 BUCKET = "kept"
 SERVE_SECONDS_MAX = 60
+# A change of the tables is on the devices after this.
+COPIED_SECONDS_MAX = 10
 
 
 def quarryctl_metastore(*words):
@@ -73,6 +76,69 @@ def test_a_lost_metastore_is_restored_from_the_nodes(scratch):
             node.stop()
     finally:
         cluster.close()
+
+
+def test_a_lost_metastore_is_rebuilt_from_devices_alone(scratch):
+    """etcd and every data directory are lost; the devices, and how nodes were configured, are not."""
+    cluster = Cluster(scratch / "cluster")
+    try:
+        cluster.start()
+        client = cluster.nodes[0].client(retries=10)
+        client.create_bucket(Bucket=BUCKET)
+        objects = ObjectSet(BUCKET)
+        objects.write(client, "before", small=20, threads=4)
+        time.sleep(COPIED_SECONDS_MAX)
+        stop_all(cluster)
+        start_anew(cluster)
+        for node in cluster.nodes:
+            shutil.rmtree(node.data)
+        devices = sorted(cluster.root.glob("device-*"))
+        config = ("--config", cluster.nodes[0].config_path)
+        refused = quarryctl_metastore("rebuild", *config, "--from-devices", config[1])
+        assert refused.returncode == 1 and "no copy of the tables" in refused.stderr, refused
+        rebuilt = quarryctl_metastore("rebuild", *config, "--from-devices", *devices)
+        assert rebuilt.returncode == 0 and json.loads(rebuilt.stdout)["devices"] == 6, rebuilt
+        again = quarryctl_metastore("rebuild", *config, "--from-devices", *devices)
+        assert again.returncode == 1 and "already has a cluster" in again.stderr, again
+
+        for process in cluster.controllers:
+            process.start()
+        for node in cluster.nodes:
+            node.start(wait=False)
+        for node in cluster.nodes:
+            node.wait_ready()
+        eventually("all partitions serve", SERVE_SECONDS_MAX, lambda: serves(cluster))
+        for node in cluster.nodes:
+            objects.verify(node.client(retries=10), "after the metastore was rebuilt")
+            assert list_all(node.client(), BUCKET) == objects.sizes
+        objects.write(cluster.nodes[2].client(retries=10), "after", small=10, threads=4)
+        objects.verify(cluster.nodes[0].client(retries=10), "with what was written after")
+        stop_all(cluster)
+        code, report = fsck(cluster.nodes)
+        assert code == 0, report
+    finally:
+        cluster.close()
+
+
+def test_a_standalone_metastore_is_rebuilt_from_devices(make_node):
+    node = make_node()
+    node.client().create_bucket(Bucket=BUCKET)
+    objects = ObjectSet(BUCKET)
+    objects.write(node.client(), "before", small=20, threads=4)
+    time.sleep(COPIED_SECONDS_MAX)
+    devices = list(node.device_paths().values())
+    node.stop()
+    (node.data / "metastore").unlink()
+    rebuilt = quarryctl_metastore("rebuild", "--data", node.data, "--from-devices", *devices)
+    assert rebuilt.returncode == 0 and json.loads(rebuilt.stdout)["devices"] == 6, rebuilt
+    again = quarryctl_metastore("rebuild", "--data", node.data, "--from-devices", *devices)
+    assert again.returncode == 1, again
+    node.start()
+    objects.verify(node.client(retries=4), "after the metastore was rebuilt")
+    objects.write(node.client(), "after", small=10)
+    objects.verify(node.client(), "with what was written after")
+    node.stop()
+    node.assert_fsck_is_clean()
 
 
 def test_a_standalone_node_becomes_a_cluster(scratch):

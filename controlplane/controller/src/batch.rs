@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::{
     BUCKET_BYTES_MAX, Bucket, COMMIT_ATTEMPTS_MAX, ControllerError, ControllerHandle, ControllerOptions,
     Published, REQUESTS_QUEUED_MAX, Reply, Report, Request,
+    accusers::Accusers,
     bucket::{self, BucketCounters, Change},
     cluster::ClusterView,
     map_store::{self, Staged},
@@ -38,6 +39,7 @@ pub struct Controller<M> {
     pub(crate) subscribers: Subscribers,
     /// What the last plan waited for: told once, not at every tick.
     waits: Vec<String>,
+    accusers: Accusers,
     /// The newest state read or written here: what has not changed is not read again.
     pub(crate) known: Option<Loaded>,
     /// Makes the keys that this controller writes its own.
@@ -99,6 +101,7 @@ impl<M: Metastore> Controller<M> {
             requests,
             subscribers,
             waits: Vec::new(),
+            accusers: Accusers::default(),
             known: None,
             writer: RandomState::new().build_hasher().finish(),
             fence: None,
@@ -217,8 +220,16 @@ impl<M: Metastore> Controller<M> {
         attempts: usize,
     ) -> Result<MapAnswer, ControllerError> {
         let (options, writer) = (self.options.clone(), self.writer);
-        let result =
-            self.commit(attempts, |loaded| decide_map(&options, reports, loaded, base, writer)).await;
+        let mut accusers = std::mem::take(&mut self.accusers);
+        let decide = |loaded: Loaded| {
+            let now_ms = (options.clock_ms)();
+            if let Some(map) = loaded.map() {
+                accusers.note(&map, reports, now_ms);
+            }
+            decide_map(&options, (reports, accusers.accusations(now_ms)), loaded, base, writer)
+        };
+        let result = self.commit(attempts, decide).await;
+        self.accusers = accusers;
         if let Err(error) = &result {
             warn!(event = "plan_failed", %error, reports = reports.len());
         }

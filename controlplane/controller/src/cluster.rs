@@ -37,7 +37,7 @@ pub use join::{JoinError, NodeIdentity, join, join_offline};
 pub use leader::{ClusterController, LeaderOptions};
 pub use member::{Member, MemberEnd, MemberOptions};
 pub use numbers::LeaderNumbers;
-pub use tables::{MoveError, Tables, migrate, restore};
+pub use tables::{MoveError, Tables, migrate, restore, restore_standalone};
 pub use view::{ClusterView, NodeView, PartitionView, StatusView};
 
 pub(crate) const FOUNDING_KEY: &str = "cluster";

@@ -103,8 +103,8 @@ impl ControllerHandle {
         self.report(Report::Joined(Joined { partition, epoch, device })).await
     }
 
-    /// A member of a partition keeps its primary waiting: it leaves, and another device joins if there is one. A report
-    /// of an epoch that was replaced is ignored, and so is one about the primary or about the last in-sync replica.
+    /// A member of a partition, `by`, waits for another: that one leaves, and another device joins if there is one; or the
+    /// primary that says so does, if others miss it. A report of an epoch that was replaced evicts nobody.
     ///
     /// # Errors
     /// [`ControllerError::NoMap`]; metastore errors.
@@ -112,9 +112,9 @@ impl ControllerHandle {
         &self,
         partition: PartitionId,
         epoch: Epoch,
-        device: DeviceId,
+        (by, device): (DeviceId, DeviceId),
     ) -> Result<Published, ControllerError> {
-        self.report(Report::Lagging(Lagging { partition, epoch, device })).await
+        self.report(Report::Lagging(Lagging { partition, epoch, by, device })).await
     }
 
     /// A node is about to stop: other in-sync replicas become primary in its place where there are any. It stays a member

@@ -20,6 +20,7 @@
 //! - what is queued when a batch begins is planned together: many reports make one map version;
 //! - a bucket id is given once, for ever.
 
+mod accusers;
 mod batch;
 mod bucket;
 pub mod cluster;

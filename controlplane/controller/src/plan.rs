@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use quarry_clustermap::{ClusterMap, DeviceId, Epoch, PartitionId};
 use quarry_metastore::Transaction;
-use quarry_planner::{DeviceObservation, Inventory, MapDiff, NodeObservation, PlanInput, Reports, plan};
+use quarry_planner::{
+    Accusation, DeviceObservation, Inventory, MapDiff, NodeObservation, PlanInput, Reports, plan,
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -25,17 +27,17 @@ pub(crate) struct MapAnswer {
     pub(crate) waits: Option<Vec<String>>,
 }
 
-/// The next map after `reports`. `base` is to be done with it, or alone if nothing changes.
+/// The next map after `reports`, and what was said before them. `base` is to be done with it, or alone if nothing changes.
 pub(crate) fn decide_map(
     options: &ControllerOptions,
-    reports: &[Report],
+    (reports, accused): (&[Report], Vec<Accusation>),
     loaded: Loaded,
     base: &Transaction,
     writer: u64,
 ) -> Result<Decided<Write, MapAnswer>, ControllerError> {
     let old = loaded.map();
     let mut inventory = old.as_deref().map(Inventory::of_map).unwrap_or_default();
-    let mut folded = Reports::default();
+    let mut folded = Reports { accused, ..Reports::default() };
     let mut refused = BTreeMap::new();
     for (position, report) in reports.iter().enumerate() {
         let about_map = match report {

@@ -34,7 +34,7 @@ pub const TRANSACTION_OPERATIONS_MAX: usize = 128;
 pub const WATCH_EVENTS_MAX: usize = 1024;
 
 /// When a key was last changed, or the state that a range or transaction saw. Meaningless outside the store it is from.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Revision(pub(crate) i64);
 
 impl Revision {

@@ -12,6 +12,7 @@
 //!
 //! What fails is judged by the caller; here a device that is not present in the inventory is out.
 
+mod accused;
 mod diff;
 mod domain;
 mod groups;
@@ -28,6 +29,7 @@ use quarry_clustermap::{
     MapVersion, NodeEntry, NodeId, PartitionId, PgId, Tier,
 };
 
+pub use accused::{ACCUSED_MS, ALONE_MS, Accusation, SHUNNED_MS};
 pub use diff::MapDiff;
 pub use reports::{GroupMoved, Joined, Lagging, Reports};
 

@@ -11,13 +11,14 @@
 //!                                      (kept, and marked, if no other has the history)
 //! ```
 //!
-//! A member that lags leaves too, unless it is the primary or the last one in sync; for a while it is not chosen again.
+//! A member that lags leaves too, or the primary that says so ([`accused`]); for a while it is not chosen again.
 //! The primary of a node that is about to stop is another in-sync replica, if there is one elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use quarry_clustermap::{ClusterMap, DeviceId, PartitionConfig, PartitionId, Tier};
 
+use crate::accused::{self, Suspects};
 use crate::{Joined, Move, PlanError, PlanInput, devices_in, domain::Level, epoch_of};
 
 /// Gives the first map its partitions.
@@ -50,6 +51,7 @@ pub(crate) fn update(
 ) {
     let wanted = next.hot_profile.metadata_replicas();
     let mut placer = Placer::new(next);
+    let suspects = Suspects::new(next, &input.reports.accused);
     let joined: BTreeSet<Joined> = input.reports.joined.iter().copied().collect();
     let mut short = 0_usize;
     let mut lost: BTreeMap<DeviceId, usize> = BTreeMap::new();
@@ -73,12 +75,12 @@ pub(crate) fn update(
             continue;
         }
         evict(&mut config, next);
-        evict_lagging(&mut config, partition, (next, input), reasons);
+        accused::evict(&mut config, partition, (next, input, &suspects), reasons);
         hand_over(&mut config, next, input);
         trim(&mut config, wanted);
         placer.replace(&old, &config);
         while config.replicas.len() + config.joining.len() < wanted {
-            let avoid = |device| is_avoided(input, partition, device);
+            let avoid = |device| suspects.shuns(device) || is_avoided(input, partition, device);
             let Some(device) = placer.joiner(next, &config, wanted, avoid) else {
                 short += 1;
                 break;
@@ -162,27 +164,6 @@ fn evict(config: &mut PartitionConfig, next: &ClusterMap) {
     config.joining.retain(|device| next.is_in(*device));
     if !config.replicas.contains(&config.primary) {
         config.primary = config.replicas[0];
-    }
-}
-
-fn evict_lagging(
-    config: &mut PartitionConfig,
-    partition: PartitionId,
-    (next, input): (&ClusterMap, &PlanInput<'_>),
-    reasons: &mut Vec<String>,
-) {
-    let in_use = devices_in(next, Tier::Hot).len();
-    // Compared with the epoch of before this plan: only what it says was reported.
-    for report in input.reports.lagging.iter().filter(|report| report.partition == partition) {
-        let alone = config.replicas == [report.device];
-        // Two copies are the least that may acknowledge: slow is better than stopped.
-        let copies = config.members().count();
-        let enough = copies > 2 || in_use > copies;
-        if report.epoch == config.epoch && report.device != config.primary && !alone && enough {
-            config.replicas.retain(|device| *device != report.device);
-            config.joining.retain(|device| *device != report.device);
-            reasons.push(format!("{partition}: {} lags and leaves", report.device));
-        }
     }
 }
 

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use quarry_clustermap::{DeviceId, Epoch, Incarnation, NodeId, PartitionId, PgId};
 use serde::{Deserialize, Serialize};
 
+use crate::accused::Accusation;
+
 /// Everything reported since the committed map.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Reports {
@@ -16,8 +18,10 @@ pub struct Reports {
     pub incarnations: BTreeMap<NodeId, Incarnation>,
     /// Nodes that are about to stop: their primaries move to other in-sync replicas.
     pub leaving: BTreeSet<NodeId>,
-    /// Members that keep their primary waiting.
+    /// Members that keep their primary waiting, and primaries that are silent.
     pub lagging: Vec<Lagging>,
+    /// Who has said that of which device lately, also of partitions that it is no member of any more.
+    pub accused: Vec<Accusation>,
     /// Devices that are not to join a partition in this plan: they lagged there within the last minute.
     pub avoid: BTreeSet<(PartitionId, DeviceId)>,
     /// Devices that were opened again without a start of their node: their partitions get a new epoch.
@@ -41,14 +45,16 @@ pub struct Joined {
     pub device: DeviceId,
 }
 
-/// A primary's report that a member does not acknowledge in time.
+/// A primary's report that a member does not acknowledge in time, or a member's that the primary is silent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Lagging {
     /// The partition.
     pub partition: PartitionId,
     /// Its epoch when the report was made; a report of another epoch is ignored.
     pub epoch: Epoch,
-    /// The member.
+    /// Who says it.
+    pub by: DeviceId,
+    /// Who is waited for.
     pub device: DeviceId,
 }
 

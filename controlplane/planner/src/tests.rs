@@ -1,5 +1,6 @@
 //! Golden plans, and the properties that every plan has.
 
+mod cut;
 mod histories;
 mod lost;
 mod replaced;

@@ -42,11 +42,14 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Check owners, shards, extents and free maps of a stopped node against each other, in both directions.
+    /// Check owners, shards, extents and free maps of stopped nodes against each other, in both directions.
     Fsck {
-        /// The node's data directory.
-        #[arg(long)]
-        data: PathBuf,
+        /// The node's data directory; of a cluster, repeat for each node. What others hold is told as unread.
+        #[arg(long, required = true)]
+        data: Vec<PathBuf>,
+        /// A device that is not where its node had it; repeat for each.
+        #[arg(long = "device", value_name = "PATH")]
+        devices: Vec<PathBuf>,
         /// Also read every shard and verify its checksums.
         #[arg(long)]
         verify_data: bool,

@@ -215,6 +215,8 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     if shared.peers.is_some() {
         background(Box::pin(jobs::room::run(Rc::clone(&host), Rc::clone(&cluster))));
     }
+    let tables = shared.control.tables();
+    background(Box::pin(jobs::tables::run(Rc::clone(&host), Rc::clone(&cluster), tables)));
     let reading = Budget::new(shared.config.scrub_bytes_per_second / shared.config.cores as u64);
     background(Box::pin(jobs::expiry::run(Rc::clone(&host), Rc::clone(&cluster), reading)));
     let budget = Rc::new(Budget::new(shared.config.repair_bytes_per_second / shared.config.cores as u64));

@@ -69,9 +69,9 @@ fn main() -> anyhow::Result<()> {
             start_log(LogFormat::Text);
             inspect::run(&device, json)
         }
-        Some(Command::Fsck { data, verify_data, json }) => {
+        Some(Command::Fsck { data, devices, verify_data, json }) => {
             start_log(LogFormat::Text);
-            fsck::run(&data, verify_data, json)
+            fsck::run(&data, &devices, verify_data, json)
         }
         None => serve(&cli.run),
     }

@@ -152,6 +152,7 @@ impl<M: Metastore> Member<M> {
         let metastore = Arc::clone(&self.metastore);
         let keeper = lease::keep(metastore, self.node(), alive, self.options.lease_ttl, sender);
         let end = tokio::select! {
+            biased;
             () = keeper => MemberEnd::Superseded,
             () = self.serve(held.clone()) => MemberEnd::Stopped,
         };
@@ -169,12 +170,9 @@ impl<M: Metastore> Member<M> {
         let own = Changes::new(Arc::clone(&self.metastore), [report_prefix(self.node())]);
         let requests = self.controller.requests.clone();
         loop {
+            // In this order, so that a simulation follows from its seed. What comes first is rare; requests are batched.
             tokio::select! {
-                request = requests.recv() => {
-                    let Ok(first) = request else { return };
-                    let batch = self.controller.gather(first);
-                    self.take(batch).await;
-                }
+                biased;
                 Ok(()) = held.changed() => {
                     self.held = held.borrow_and_update().clone();
                     self.returns |= self.held.entry.is_some() && self.held.times > 1;
@@ -185,6 +183,11 @@ impl<M: Metastore> Member<M> {
                     self.work().await;
                 }
                 () = own.next() => self.settle().await,
+                request = requests.recv() => {
+                    let Ok(first) = request else { return };
+                    let batch = self.controller.gather(first);
+                    self.take(batch).await;
+                }
                 () = sleep(RETRY), if self.has_work() => self.work().await,
             }
         }

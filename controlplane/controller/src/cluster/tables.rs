@@ -1,6 +1,6 @@
 //! Copies of the tables that nodes act on: what a node keeps of them, and what makes a metastore of them again.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use quarry_clustermap::{ClusterMap, Epoch, MapVersion, NodeId};
 use quarry_metastore::{
@@ -8,15 +8,18 @@ use quarry_metastore::{
     Transaction,
 };
 
-use super::{FOUNDING_KEY, Founding, NodeName, node_key};
+use super::{FOUNDING_KEY, Founding, NODE_PREFIX, NodeName, node_key};
 use crate::{
     ControllerError, Published, StoredMap,
     map_store::stage,
-    state::{Loaded, TABLE_PREFIXES, to_json},
+    state::{Loaded, TABLE_PREFIXES, parse, to_json},
 };
 
 /// How far ahead of the newest map that is known a restored one is: nobody has seen an epoch as high.
 const RESTORED_AHEAD: u64 = 1 << 20;
+
+/// The same for incarnations: blob ids of a run that the copy does not know of are not given again.
+const INCARNATIONS_AHEAD: u32 = 1 << 16;
 
 /// The newest tables that a node has seen, in a directory of its own.
 #[derive(Debug)]
@@ -56,13 +59,30 @@ impl Tables {
         if kept.as_ref().is_none_or(|kept| kept.map.version < stored.map.version) {
             stage(kept.as_deref(), &stored.map, Transaction::default(), 0).commit(&self.store).await?;
         }
-        copy_entries(metastore, &self.store).await
+        copy_entries(metastore, &self.store, &[TABLE_PREFIXES.as_slice(), &[NODE_PREFIX]].concat()).await
+    }
+
+    /// Names of nodes, as far as they were kept.
+    ///
+    /// # Errors
+    /// [`ControllerError::Damaged`]; metastore errors.
+    pub async fn names(&self) -> Result<BTreeMap<NodeId, String>, ControllerError> {
+        let entries = self.store.range(NODE_PREFIX).await?.entries;
+        let name = |entry: &Entry| {
+            let number = entry.key[NODE_PREFIX.len()..].parse().ok();
+            number.map(|number| Ok((NodeId(number), parse::<NodeName>(entry)?.name)))
+        };
+        entries.iter().filter_map(name).collect()
     }
 }
 
 /// Makes every table but the map the same in `to` as it is in `from`.
-async fn copy_entries(from: &impl Metastore, to: &impl Metastore) -> Result<(), ControllerError> {
-    for prefix in TABLE_PREFIXES.into_iter().filter(|prefix| *prefix != crate::map_store::MAP_KEY) {
+async fn copy_entries(
+    from: &impl Metastore,
+    to: &impl Metastore,
+    prefixes: &[&str],
+) -> Result<(), ControllerError> {
+    for prefix in prefixes.iter().filter(|prefix| **prefix != crate::map_store::MAP_KEY) {
         let (wanted, there) = (from.range(prefix).await?.entries, to.range(prefix).await?.entries);
         let has = |entries: &[Entry], key: &str| {
             entries.iter().find(|entry| entry.key == key).map(|entry| entry.value.clone())
@@ -129,8 +149,7 @@ pub async fn migrate(from: &Embedded, to: &impl Metastore, name: &str) -> Result
     fill(from, to, &map, &[(node, name.to_owned())]).await
 }
 
-/// Fills an empty metastore from the newest of the tables that nodes have kept. `names` are those of the nodes. Every
-/// epoch is renewed: whoever acted on a map that is lost is fenced.
+/// Fills an empty metastore from the newest of the tables that nodes have kept. `names` are those of the nodes. Every epoch is renewed: whoever acted on a map that is lost is fenced.
 ///
 /// # Errors
 /// [`MoveError`]; if it is not [`MoveError::NotEmpty`], it can be repeated.
@@ -139,6 +158,35 @@ pub async fn restore(
     to: &impl Metastore,
     names: &[(NodeId, String)],
 ) -> Result<MapVersion, MoveError> {
+    let (tables, map) = renewed(kept).await?;
+    let is_named = |node: &NodeId| names.iter().any(|(named, _)| named == node);
+    let nodes: Vec<u32> = map.nodes.keys().filter(|node| !is_named(node)).map(|node| node.0).collect();
+    if !nodes.is_empty() {
+        return Err(MoveError::Nameless { nodes });
+    }
+    fill(&tables.store, to, &map, names).await?;
+    Ok(map.version)
+}
+
+/// As [`restore`], for a standalone node: `to` is its metastore, and has no map.
+///
+/// # Errors
+/// [`MoveError`]; if it is not [`MoveError::NotEmpty`], it can be repeated.
+pub async fn restore_standalone(kept: &[Tables], to: &Embedded) -> Result<MapVersion, MoveError> {
+    let (tables, map) = renewed(kept).await?;
+    if map.nodes.len() != 1 {
+        return Err(MoveError::NotStandalone { nodes: map.nodes.len() });
+    }
+    if StoredMap::read(to, None).await?.is_some() {
+        return Err(MoveError::NotEmpty);
+    }
+    copy_entries(&tables.store, to, &TABLE_PREFIXES).await?;
+    stage(None, &map, Transaction::default(), 0).commit(to).await.map_err(ControllerError::from)?;
+    Ok(map.version)
+}
+
+/// The newest tables, and their map as nobody has seen it.
+async fn renewed(kept: &[Tables]) -> Result<(&Tables, ClusterMap), MoveError> {
     let mut newest: Option<(&Tables, ClusterMap)> = None;
     for tables in kept {
         let map = map_of(&tables.store).await?;
@@ -147,18 +195,14 @@ pub async fn restore(
         }
     }
     let (tables, mut map) = newest.ok_or(MoveError::NoMap)?;
-    let is_named = |node: &NodeId| names.iter().any(|(named, _)| named == node);
-    let nodes: Vec<u32> = map.nodes.keys().filter(|node| !is_named(node)).map(|node| node.0).collect();
-    if !nodes.is_empty() {
-        return Err(MoveError::Nameless { nodes });
-    }
-    let version = MapVersion(map.version.0 + RESTORED_AHEAD);
-    let epoch = Epoch(version.0);
-    map.version = version;
+    map.version = MapVersion(map.version.0 + RESTORED_AHEAD);
+    let epoch = Epoch(map.version.0);
     map.partitions.iter_mut().for_each(|config| config.epoch = epoch);
     map.placement_groups.values_mut().for_each(|group| group.epoch = epoch);
-    fill(&tables.store, to, &map, names).await?;
-    Ok(version)
+    map.nodes.values_mut().for_each(|node| {
+        node.incarnation.0 = node.incarnation.0.saturating_add(INCARNATIONS_AHEAD);
+    });
+    Ok((tables, map))
 }
 
 async fn map_of(store: &Embedded) -> Result<ClusterMap, MoveError> {
@@ -177,7 +221,7 @@ async fn fill(
     if to.get(FOUNDING_KEY).await.map_err(of)?.is_some() {
         return Err(MoveError::NotEmpty);
     }
-    copy_entries(from, to).await?;
+    copy_entries(from, to, &TABLE_PREFIXES).await?;
     for (node, name) in names {
         let record = Transaction::default().put(&node_key(*node), to_json(&NodeName { name: name.clone() }));
         to.transact(&record).await.map_err(of)?;

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use quarry_clustermap::NodeId;
-use quarry_controller::cluster::{EtcdConfig, NodeIdentity, Tables, migrate, restore};
+use quarry_controller::cluster::{EtcdConfig, NodeIdentity, Tables, migrate, restore, restore_standalone};
 use quarry_metastore::{Embedded, Etcd};
 use serde::Deserialize;
 use serde_json::json;
@@ -40,6 +40,19 @@ pub(crate) enum Verb {
         /// NUMBER=NAME of a node whose data directory is lost; repeat for each.
         #[arg(long = "lost-node", value_name = "NUMBER=NAME", value_parser = parse_lost)]
         lost_nodes: Vec<(u32, String)>,
+    },
+    /// Makes a lost metastore anew from devices alone: the newest copy of the tables that any of them keeps counts. Nodes
+    /// do not run meanwhile. What changed in the last seconds before the loss may be missing.
+    Rebuild {
+        /// A device, raw or a file; repeat for each, or list several.
+        #[arg(long = "from-devices", required = true, num_args = 1.., value_name = "PATH")]
+        from_devices: Vec<PathBuf>,
+        /// For a cluster: configuration file of a node or a controller, of which the table `[cluster]` is read.
+        #[arg(long, value_name = "FILE", required_unless_present = "data", conflicts_with = "data")]
+        config: Option<PathBuf>,
+        /// For a standalone node: its data directory, without a metastore.
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
     },
 }
 
@@ -92,6 +105,27 @@ pub(crate) fn run(verb: Verb, format: Format) -> anyhow::Result<()> {
                 let version = restore(&kept, &to, &names).await?;
                 let result = json!({ "map_version": version, "nodes": names.len() });
                 output::one(&result, &["map_version", "nodes"], format)
+            }
+            Verb::Rebuild { from_devices, config, data } => {
+                let found = super::rebuild::read(&from_devices)?;
+                let version = match (config, data) {
+                    (Some(config), _) => {
+                        let to = Target { config }.connect().await?;
+                        let mut names = BTreeMap::new();
+                        for tables in &found.tables {
+                            names.extend(tables.names().await?);
+                        }
+                        restore(&found.tables, &to, &names.into_iter().collect::<Vec<_>>()).await?
+                    }
+                    (None, Some(data)) => {
+                        std::fs::create_dir_all(&data)?;
+                        let to = Embedded::open(&data).with_context(|| opening(&data))?;
+                        restore_standalone(&found.tables, &to).await?
+                    }
+                    (None, None) => anyhow::bail!("give --config or --data"),
+                };
+                let result = json!({ "map_version": version, "devices": found.devices });
+                output::one(&result, &["map_version", "devices"], format)
             }
         }
     })

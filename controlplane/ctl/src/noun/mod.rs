@@ -6,5 +6,6 @@ pub(crate) mod metastore;
 pub(crate) mod node;
 pub(crate) mod partition;
 pub(crate) mod policy;
+mod rebuild;
 pub(crate) mod status;
 pub(crate) mod user;

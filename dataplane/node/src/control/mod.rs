@@ -28,7 +28,7 @@ pub(crate) use self::{
     admin::{AdminAccess, AdminState, AdminToken, FaultSwitches},
     hand_over::HandOver,
 };
-use crate::{config::Config, membership::Plane, metrics::Metrics, runtime::clock};
+use crate::{config::Config, jobs::tables::Tables, membership::Plane, metrics::Metrics, runtime::clock};
 
 /// Reports that may wait for the controller; those that repeat themselves are dropped beyond.
 const EVENTS_MAX: usize = 4096;
@@ -37,7 +37,7 @@ const EVENTS_MAX: usize = 4096;
 pub(crate) enum Event {
     DeviceFailed { device: DeviceId, reason: String },
     Joined { partition: PartitionId, epoch: Epoch, device: DeviceId },
-    Lagging { partition: PartitionId, epoch: Epoch, device: DeviceId },
+    Lagging { partition: PartitionId, epoch: Epoch, by: DeviceId, device: DeviceId },
 }
 
 /// A core's way to the control plane.
@@ -49,6 +49,7 @@ pub(crate) struct ControlHandle {
     /// Devices reported in this run: each is out until the next start.
     failed: Arc<Mutex<BTreeSet<DeviceId>>>,
     hand_over: HandOver,
+    tables: Tables,
 }
 
 impl ControlHandle {
@@ -58,8 +59,8 @@ impl ControlHandle {
         metrics: Arc<Metrics>,
     ) -> (Self, async_channel::Receiver<Event>) {
         let (events, inbox) = async_channel::bounded(EVENTS_MAX);
-        let (failed, hand_over) = (Arc::default(), HandOver::default());
-        (Self { controller, events, metrics, failed, hand_over }, inbox)
+        let (failed, hand_over, tables) = (Arc::default(), HandOver::default(), Tables::default());
+        (Self { controller, events, metrics, failed, hand_over, tables }, inbox)
     }
 
     /// Requests that have an answer.
@@ -88,15 +89,20 @@ impl ControlHandle {
         self.send(Event::Joined { partition, epoch, device });
     }
 
-    /// A member keeps its primary waiting. The replica repeats it while that is so.
-    pub(crate) fn lagging(&self, partition: PartitionId, epoch: Epoch, device: DeviceId) {
-        tracing::warn!(event = "replica_lagging", %partition, %device, %epoch);
-        self.send(Event::Lagging { partition, epoch, device });
+    /// A replica here waits for another member. It repeats it while that is so.
+    pub(crate) fn lagging(&self, partition: PartitionId, epoch: Epoch, (by, device): (DeviceId, DeviceId)) {
+        tracing::warn!(event = "replica_lagging", %partition, %by, %device, %epoch);
+        self.send(Event::Lagging { partition, epoch, by, device });
     }
 
     /// Whether this node is to hand its primaries over.
     pub(crate) fn hand_over(&self) -> &HandOver {
         &self.hand_over
+    }
+
+    /// What devices keep a copy of.
+    pub(crate) fn tables(&self) -> Tables {
+        self.tables.clone()
     }
 
     /// A read met a shard that is not as it should be.
@@ -153,10 +159,13 @@ impl Control {
         let leaving = handle.hand_over.clone();
         leaving.set_cores(config.cores);
         let ticking = controller_handle.clone();
+        let file = if in_cluster { "tables/metastore" } else { "metastore" };
+        let tables = handle.tables().follow(config.data.join(file));
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             runtime.block_on(async move {
                 let local = tokio::task::LocalSet::new();
                 local.spawn_local(part);
+                local.spawn_local(tables);
                 local.spawn_local(pass_events(inbox, controller_handle.clone(), |task| {
                     tokio::task::spawn_local(task);
                 }));
@@ -230,8 +239,8 @@ pub(crate) async fn pass_events(
                 Event::Joined { partition, epoch, device } => {
                     controller.joined(partition, epoch, device).await.map(drop)
                 }
-                Event::Lagging { partition, epoch, device } => {
-                    controller.replica_lagging(partition, epoch, device).await.map(drop)
+                Event::Lagging { partition, epoch, by, device } => {
+                    controller.replica_lagging(partition, epoch, (by, device)).await.map(drop)
                 }
             };
             if let Err(error) = result {

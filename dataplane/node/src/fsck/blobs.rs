@@ -120,7 +120,8 @@ impl<'m> Blobs<'m> {
         let group = self.map.placement_groups.get(&row.pg);
         let position = usize::from(row.shard.0);
         let member = group.and_then(|group| group.members.get(position));
-        if member != Some(&device) || position >= blob.profile.total() {
+        let former = group.and_then(|group| group.rebuilding.get(&row.shard.0));
+        if member != Some(&device) && former != Some(&device) || position >= blob.profile.total() {
             findings.add(Class::MisplacedShard, || {
                 let belongs = member.map_or("nowhere".into(), DeviceId::to_string);
                 format!("{} is on {device}, belongs on {belongs}", name(row))
@@ -147,23 +148,37 @@ impl<'m> Blobs<'m> {
         verdict
     }
 
-    /// Judges what was not found, after the last shard. A device that is not in `known` was not read.
-    pub(super) fn finish(&self, known: &BTreeMap<DeviceId, Known>, findings: &mut Findings) {
+    /// Judges what was not found, after the last shard. A device that is not in `known` was not read; one in `unread` may
+    /// hold anything.
+    pub(super) fn finish(
+        &self,
+        known: &BTreeMap<DeviceId, Known>,
+        unread: &BTreeSet<DeviceId>,
+        findings: &mut Findings,
+    ) {
         for (pg, blobs) in &self.groups {
-            let members = self.map.placement_groups.get(pg).map(|group| &group.members[..]);
-            let must_have =
-                |device: &DeviceId| known.get(device) == Some(&Known::Whole) && self.map.is_in(*device);
-            let judged =
-                members.unwrap_or_default().iter().enumerate().filter(|(_, device)| must_have(device));
-            let judged: u32 = judged.map(|(position, _)| 1 << position).sum();
+            let group = self.map.placement_groups.get(pg);
+            let of = |counts: &dyn Fn(u8, &DeviceId) -> bool| -> u32 {
+                let members = group.map_or(&[][..], |group| &group.members);
+                let counted = (0_u8..).zip(members).filter(|(position, device)| counts(*position, device));
+                counted.map(|(position, _)| 1 << position).sum()
+            };
+            let former = |position| group.and_then(|group| group.rebuilding.get(&position));
+            let judged = of(&|position, device| {
+                let whole = known.get(device) == Some(&Known::Whole) && self.map.is_in(*device);
+                whole && former(position).is_none()
+            });
+            let unread = of(&|position, device| {
+                unread.contains(device) || former(position).is_some_and(|former| unread.contains(former))
+            });
             for blob in blobs.iter().filter(|blob| blob.claim == Claim::Live) {
-                self.finish_blob(*pg, blob, judged, findings);
+                self.finish_blob(*pg, blob, (judged, unread), findings);
             }
         }
     }
 
-    /// `judged`: positions whose devices must have their shards.
-    fn finish_blob(&self, pg: PgId, blob: &Blob, judged: u32, findings: &mut Findings) {
+    /// `judged`: positions whose devices must have their shards; `unread`: those of which nothing is known.
+    fn finish_blob(&self, pg: PgId, blob: &Blob, (judged, unread): (u32, u32), findings: &mut Findings) {
         let total = blob.profile.total();
         let all = u32::try_from((1_u64 << total) - 1).expect("a blob has at most 32 shards");
         let absent = all & judged & !blob.missing & !blob.found;
@@ -175,7 +190,7 @@ impl<'m> Blobs<'m> {
                 format!("{pg} blob {id} of {owner}: shard {position} is not on {device}")
             });
         }
-        let left = (blob.found & all).count_ones() as usize;
+        let left = ((blob.found | unread & !blob.missing) & all).count_ones() as usize;
         let what =
             || format!("{pg} blob {id} of {owner}: {left} of {total} shards, {} needed", blob.profile.data());
         if left < blob.profile.data() {

@@ -24,6 +24,7 @@ use quarry_storage::{
 use super::{
     report::{Class, Findings},
     rows::decode_entry,
+    source::Source,
     space::{Purpose, Used},
 };
 use crate::devices::open_when_free;
@@ -50,13 +51,14 @@ pub(super) struct OpenDevice {
 /// # Errors
 /// A device is in use: the node runs.
 pub(super) fn open_all(
-    data: &Path,
-    map: &ClusterMap,
+    (data, more): (&[PathBuf], &[PathBuf]),
+    source: &Source,
     findings: &mut Findings,
 ) -> anyhow::Result<BTreeMap<DeviceId, OpenDevice>> {
+    let map = &source.map;
     let mut opened: BTreeMap<DeviceId, OpenDevice> = BTreeMap::new();
     let mut refused: BTreeMap<PathBuf, String> = BTreeMap::new();
-    for path in candidates(data, map) {
+    for path in candidates(data, more, source) {
         let lock = match lock(&path) {
             Ok(lock) => lock,
             Err(DeviceError::InUse { path }) => bail!("{} is in use: stop the node first", path.display()),
@@ -78,6 +80,10 @@ pub(super) fn open_all(
         }
     }
     for (id, entry) in map.devices.iter().filter(|(id, _)| !opened.contains_key(id)) {
+        if !source.is_given(*id) {
+            findings.add(Class::UnreadDevice, || format!("{id} of {}, which was not given", entry.node));
+            continue;
+        }
         let reason = refused.get(Path::new(&entry.location));
         let class =
             if reason.is_some() && map.is_in(*id) { Class::DamagedDevice } else { Class::MissingDevice };
@@ -87,11 +93,14 @@ pub(super) fn open_all(
     Ok(opened)
 }
 
-fn candidates(data: &Path, map: &ClusterMap) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> = map.devices.values().map(|entry| PathBuf::from(&entry.location)).collect();
-    if let Ok(directory) = std::fs::read_dir(data.join("devices")) {
+fn candidates(data: &[PathBuf], more: &[PathBuf], source: &Source) -> Vec<PathBuf> {
+    // What a location means elsewhere is nobody's business here.
+    let given = source.map.devices.iter().filter(|(id, _)| source.is_given(**id));
+    let mut paths: Vec<PathBuf> = given.map(|(_, entry)| PathBuf::from(&entry.location)).collect();
+    for directory in data.iter().filter_map(|data| std::fs::read_dir(data.join("devices")).ok()) {
         paths.extend(directory.flatten().map(|entry| entry.path()));
     }
+    paths.extend(more.iter().cloned());
     let mut seen = BTreeSet::new();
     paths.retain(|path| path.canonicalize().is_ok_and(|path| seen.insert(path)));
     paths

@@ -1,5 +1,5 @@
-//! `quarryd fsck`: checks owners, shards, extents and free maps of a stopped node against each other, in both
-//! directions, and changes nothing.
+//! `quarryd fsck`: checks owners, shards, extents and free maps of a stopped node, or of stopped nodes of a cluster, against
+//! each other, in both directions, and changes nothing. What only nodes that were not given can tell is counted as unread.
 //!
 //! ```text
 //! owners  -> shards   every blob of a manifest or part has its shards, where the map says (blobs)
@@ -23,16 +23,18 @@ mod owners;
 mod partitions;
 mod report;
 mod rows;
+mod source;
 mod space;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
-use anyhow::{Context, bail};
 use futures::executor::block_on;
 use quarry_clustermap::{ClusterMap, DeviceId, PartitionId};
-use quarry_metastore::{Embedded, MetastoreError};
 use quarry_partition::command::{BlobStatus, Command, EvaluationContext, Reply, evaluate};
 use quarry_storage::store::ShardRow;
 
@@ -42,12 +44,13 @@ use self::{
     devices::{Listed, OpenDevice},
     report::{DeviceReport, Findings, Report, Totals},
     rows::ReplicaRows,
+    source::Source,
     space::{Purpose, Used},
 };
 
 /// Runs the command; returns only if everything is clean.
-pub(crate) fn run(data: &Path, verify: bool, json: bool) -> anyhow::Result<()> {
-    let report = match check(data, verify) {
+pub(crate) fn run(data: &[PathBuf], devices: &[PathBuf], verify: bool, json: bool) -> anyhow::Result<()> {
+    let report = match check(data, devices, verify) {
         Ok(report) => report,
         Err(error) => {
             eprintln!("fsck cannot run: {error:#}");
@@ -65,29 +68,19 @@ pub(crate) fn run(data: &Path, verify: bool, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check(data: &Path, verify: bool) -> anyhow::Result<Report> {
-    if !data.join("metastore").is_file() {
-        bail!("{} holds no metastore: it is not the data directory of a standalone node", data.display());
-    }
-    // Held to the end: no node can start meanwhile.
-    let metastore = Embedded::open(data).map_err(|error| match error {
-        MetastoreError::Locked { .. } => {
-            anyhow::anyhow!("a node is running on {}: stop it first", data.display())
-        }
-        error => error.into(),
-    })?;
-    let map = crate::read_map(&metastore)?
-        .context("the metastore holds no cluster map: no node has ever started")?;
-    map.validate().context("the cluster map breaks a rule")?;
+fn check(data: &[PathBuf], devices: &[PathBuf], verify: bool) -> anyhow::Result<Report> {
+    let source = Source::open(data)?;
     let mut findings = Findings::default();
-    let opened = devices::open_all(data, &map, &mut findings)?;
-    Ok(block_on(judge(&map, &opened, verify, findings)))
+    let opened = devices::open_all((data, devices), &source, &mut findings)?;
+    let unread = source.map.devices.keys().copied();
+    let unread = unread.filter(|id| !source.is_given(*id) && !opened.contains_key(id)).collect();
+    Ok(block_on(judge(&source.map, (&opened, &unread), verify, findings)))
 }
 
 /// Judges everything that the opened devices hold.
 async fn judge(
     map: &ClusterMap,
-    opened: &BTreeMap<DeviceId, OpenDevice>,
+    (opened, unread): (&BTreeMap<DeviceId, OpenDevice>, &BTreeSet<DeviceId>),
     verify: bool,
     findings: Findings,
 ) -> Report {
@@ -101,7 +94,7 @@ async fn judge(
     };
     for partition in (0..map.partition_count()).map(PartitionId) {
         let Check { blobs, totals, findings, .. } = &mut check;
-        let rows = partitions::judge(partition, map, opened, blobs, totals, findings).await;
+        let rows = partitions::judge(partition, map, (opened, unread), blobs, totals, findings).await;
         check.partitions.extend(rows.map(|rows| (partition, rows)));
     }
     check.totals.blobs = check.blobs.seal(&mut check.findings);
@@ -123,7 +116,7 @@ async fn judge(
         known.insert(*id, if whole { Known::Whole } else { Known::Partly });
         reports.push(report);
     }
-    check.blobs.finish(&known, &mut check.findings);
+    check.blobs.finish(&known, unread, &mut check.findings);
     Report::new(check.findings, reports, check.totals)
 }
 

@@ -5,7 +5,7 @@
 //! was committed, and every in-sync replica has flushed it. The walk sees the whole tail of the replica it reads,
 //! because its entries will be committed at the next start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use quarry_clustermap::{ClusterMap, DeviceId, PartitionId, Sequence};
@@ -26,7 +26,7 @@ const WHOLE_TAIL: Sequence = Sequence(u64::MAX);
 pub(super) async fn judge(
     partition: PartitionId,
     map: &ClusterMap,
-    opened: &BTreeMap<DeviceId, OpenDevice>,
+    (opened, unread): (&BTreeMap<DeviceId, OpenDevice>, &BTreeSet<DeviceId>),
     blobs: &mut Blobs<'_>,
     totals: &mut Totals,
     findings: &mut Findings,
@@ -51,7 +51,9 @@ pub(super) async fn judge(
             Err(error) => findings.add(Class::DamagedIndex, || format!("{} {partition}: {error}", device.id)),
         }
     }
-    findings.add(Class::LostPartition, || format!("{partition}: no in-sync replica can be read"));
+    let elsewhere = map.partition(partition).replicas.iter().any(|device| unread.contains(device));
+    let class = if elsewhere { Class::UnreadPartition } else { Class::LostPartition };
+    findings.add(class, || format!("{partition}: no in-sync replica can be read"));
     blobs.lose(partition);
     None
 }

@@ -49,11 +49,23 @@ pub(super) enum Class {
     MissingDevice,
     /// A shard of a partition that could not be read.
     UnjudgedShard,
+    /// A device of a node of the cluster that was not given.
+    UnreadDevice,
+    /// A partition whose in-sync replicas are on such devices.
+    UnreadPartition,
 }
 
 impl Class {
     pub(super) fn is_error(self) -> bool {
-        !matches!(self, Self::PendingCollection | Self::Degraded | Self::MissingDevice | Self::UnjudgedShard)
+        !matches!(
+            self,
+            Self::PendingCollection
+                | Self::Degraded
+                | Self::MissingDevice
+                | Self::UnjudgedShard
+                | Self::UnreadDevice
+                | Self::UnreadPartition
+        )
     }
 }
 

@@ -449,7 +449,7 @@ impl<P: Platform> PartitionHost<P> {
         match report {
             Report::Joined { device, epoch } => self.links.control.joined(self.partition, epoch, device),
             Report::Lagging { device, epoch } if self.links.leases.is_some() => {
-                self.links.control.lagging(self.partition, epoch, device);
+                self.links.control.lagging(self.partition, epoch, (self.device, device));
             }
             // Replicas of one process share its fate and its scheduler: a device that stalls fails by its own error.
             Report::Lagging { device, epoch } => {

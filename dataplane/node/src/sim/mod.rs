@@ -12,6 +12,7 @@ mod executor;
 mod expiry;
 mod flush_order;
 mod history;
+mod isolation;
 mod life;
 mod loss;
 mod machine;

@@ -24,7 +24,7 @@ use crate::platform::Timer;
 /// Longest journey.
 const DELAY_US_MAX: u64 = 3000;
 /// A connection on which nothing comes is given up after this.
-const SILENT_FOR: Duration = Duration::from_secs(4);
+pub(super) const SILENT_FOR: Duration = Duration::from_secs(4);
 /// A call ends after this.
 const CALL_FOR: Duration = Duration::from_secs(6);
 

@@ -25,7 +25,7 @@ use crate::platform::Timer;
 
 const NODES: u32 = 3;
 const DEVICE_BYTES: u64 = 48 << 20;
-const BUCKET: &str = "lake";
+pub(super) const BUCKET: &str = "lake";
 const CLIENTS: u64 = 4;
 const KEYS: u64 = 6;
 /// Most operations of one client in one run.
@@ -251,8 +251,8 @@ async fn delete_everything(world: &World, random: &Random) {
 }
 
 /// All nodes, and the bucket.
-async fn start(world: &World) {
-    for node in (1..=NODES).map(NodeId) {
+pub(super) async fn start(world: &World, nodes: u32) {
+    for node in (1..=nodes).map(NodeId) {
         world.start(node).await;
     }
     world.wait_until_serving().await;
@@ -279,7 +279,7 @@ fn live(seed: u64, leased: bool) -> Outcome {
     let (started, noted) = (Rc::clone(&world), Rc::new(Observed::default()));
     let observed = Rc::clone(&noted);
     executor.run(async move {
-        start(&started).await;
+        start(&started, NODES).await;
         let random = Random::new(seed);
         let over = Rc::new(Cell::new(false));
         let injecting = faults(Rc::clone(&started), Random::new(random.next()), Rc::clone(&over));
@@ -330,7 +330,7 @@ fn full_devices_of_other_nodes_refuse_writes_and_take_deletes() {
     let world = World::new(NODES, size, (executor.timer(), executor.spawn()), 1);
     let started = Rc::clone(&world);
     executor.run(async move {
-        start(&started).await;
+        start(&started, NODES).await;
         let random = Random::new(1);
         let (_, node) = started.running().swap_remove(0);
         let mut keys = Vec::new();

@@ -56,7 +56,7 @@ const BUFFERS: usize = 60;
 const TICK: Duration = Duration::from_millis(100);
 const REPAIR_BYTES_PER_SECOND: u64 = 50 << 20;
 const DEVICES_PER_NODE: u32 = 2;
-const LEASE_MS: u64 = 1_500;
+pub(super) const LEASE_MS: u64 = 1_500;
 /// Thousandths of true time at which clocks run: almost as far apart as leases allow.
 const CLOCK_RATES: [u32; 3] = [955, 1000, 1045];
 
@@ -113,6 +113,15 @@ fn owner(device: DeviceId) -> NodeId {
     NodeId(1 + u32::try_from(device.0).expect("few devices") / DEVICES_PER_NODE)
 }
 
+thread_local! {
+    /// Of the world that was made last in this thread: for the control plane.
+    static CLOCK: RefCell<Option<SimTimer>> = const { RefCell::new(None) };
+}
+
+fn world_ms() -> u64 {
+    CLOCK.with_borrow(|clock| clock.as_ref().map_or(0, Timer::unix_ms))
+}
+
 fn policy() -> Policy {
     Policy {
         cluster: CLUSTER,
@@ -154,7 +163,8 @@ impl World {
         let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let metastore = Embedded::open(directory.path()).unwrap();
         futures::executor::block_on(StoredMap::overwrite(&metastore, &map)).unwrap();
-        let options = ControllerOptions { policy: policy(), clock_ms: || 0 };
+        CLOCK.set(Some(timer.clone()));
+        let options = ControllerOptions { policy: policy(), clock_ms: world_ms };
         let (controller, handle) = Controller::new(metastore, options);
         spawn(Box::pin(controller.run()));
         let format = |id: &DeviceId| {

@@ -5,7 +5,7 @@ use quarry_clustermap::{DeviceId, Epoch, Sequence};
 
 use super::replica::Role;
 use super::tail::Tail;
-use super::{Message, Output, Replica};
+use super::{LAGGING_MS, Message, Output, Replica, Report};
 use crate::Entry;
 
 /// How far a follower is; drawn at [`Role`].
@@ -30,16 +30,38 @@ pub(super) struct Follower {
     matched: Sequence,
     /// A joiner that has kept its rows.
     resumed: bool,
+    /// When the primary was last heard, or reported.
+    heard_ms: u64,
 }
 
 impl Follower {
-    pub(super) fn new(primary: DeviceId, joining: bool, committed: Sequence) -> Self {
+    pub(super) fn new(primary: DeviceId, joining: bool, committed: Sequence, now_ms: u64) -> Self {
         let stage = if joining { Stage::AwaitingBase } else { Stage::InSync };
-        Self { primary, stage, matched: committed, resumed: false }
+        Self { primary, stage, matched: committed, resumed: false, heard_ms: now_ms }
     }
 }
 
 impl Replica {
+    /// Something came from this epoch's primary.
+    pub(super) fn heard(&mut self, now_ms: u64, from: DeviceId) {
+        if let Role::Follower(follower) = &mut self.role
+            && follower.primary == from
+        {
+            follower.heard_ms = now_ms;
+        }
+    }
+
+    /// A primary renews its leases all the time: one that is silent is cut off, and may not know that others miss it.
+    pub(super) fn tick_follower(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let (epoch, leased) = (self.epoch, self.lease_times.is_some());
+        let Role::Follower(follower) = &mut self.role else { return };
+        let silent = now_ms.saturating_sub(follower.heard_ms) >= LAGGING_MS;
+        if leased && silent && follower.stage == Stage::InSync {
+            follower.heard_ms = now_ms;
+            out.push(Output::Report(Report::Lagging { device: follower.primary, epoch }));
+        }
+    }
+
     pub(super) fn receive_from_primary(
         &mut self,
         now_ms: u64,

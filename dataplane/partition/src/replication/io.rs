@@ -163,7 +163,8 @@ pub enum Report {
         epoch: Epoch,
     },
     /// The partition waits for a member longer than members usually take (between [`super::SLOW_MS_MIN`] and
-    /// [`super::LAGGING_MS`], early at most once per [`super::EVICTION_WINDOW_MS`]): evict it.
+    /// [`super::LAGGING_MS`], early at most once per [`super::EVICTION_WINDOW_MS`]): evict it. Or this in-sync member has heard nothing
+    /// from the primary for [`super::LAGGING_MS`].
     Lagging {
         /// The member.
         device: DeviceId,

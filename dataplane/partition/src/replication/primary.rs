@@ -1,12 +1,16 @@
 //! What a primary does: makes entries, sends them, counts flushes, commits, fills joiners.
 
+mod ask;
+
 use bytes::Bytes;
 use quarry_clustermap::{DeviceId, Epoch, PartitionConfig, Sequence};
 
+use self::ask::{ask_again, report_handed_over, report_joined};
+use super::lease::LeaseTimes;
 use super::replica::Role;
 use super::{
-    ACTIVATE_RETRY_MS, HAND_OVER_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX, LAGGING_MS, Message, Output,
-    RESEND_MS, Refusal, Replica, Report,
+    HAND_OVER_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX, LAGGING_MS, Message, Output, RESEND_MS,
+    Refusal, Replica, Report,
 };
 use crate::{Entry, Payload, Row};
 
@@ -146,6 +150,18 @@ impl Primary {
         joiners.map(after).min().unwrap_or(Sequence(u64::MAX))
     }
 
+    /// Whether a peer's lease is needed for serving.
+    fn needs_lease_of(&self, peer: &Peer) -> bool {
+        !peer.joining || self.backfill == Backfill::Whole
+    }
+
+    /// Peers without whose leases this primary does not serve, although it has asked and would.
+    fn unleased(&self, times: Option<LeaseTimes>, now_ms: u64) -> Vec<DeviceId> {
+        let Some(times) = times.filter(|_| self.phase == Phase::Serving) else { return Vec::new() };
+        let over = |peer: &&Peer| self.needs_lease_of(peer) && now_ms >= peer.lease_ms + times.hold_ms;
+        self.peers.iter().filter(over).map(|peer| peer.device).collect()
+    }
+
     /// After a hand-over that was not taken: the next tick asks for leases.
     fn serve_again(&mut self) {
         self.phase = Phase::Serving;
@@ -229,8 +245,10 @@ impl Replica {
             return true;
         }
         let hold_ms = if self.defects.ignore_clock_rates { times.grant_ms } else { times.hold_ms };
-        let whole = primary.backfill == Backfill::Whole && !self.defects.no_lease_of_joiners;
-        let mut granters = primary.peers.iter().filter(|peer| !peer.joining || whole);
+        let counts = |peer: &&Peer| {
+            primary.needs_lease_of(peer) && !(peer.joining && self.defects.no_lease_of_joiners)
+        };
+        let mut granters = primary.peers.iter().filter(counts);
         granters.all(|peer| peer.lease_ms > primary.released_ms && now_ms < peer.lease_ms + hold_ms)
     }
 
@@ -493,12 +511,16 @@ impl Replica {
             return;
         }
         let (base, kept_after) = (primary.base, primary.kept_after);
+        let unleased = primary.unleased(self.lease_times, now_ms);
         for peer in &mut primary.peers {
             let overdue = now_ms.saturating_sub(peer.sent_ms) >= RESEND_MS;
             let behind = !peer.heard || peer.acked < last;
             if !behind {
-                peer.progress_ms = now_ms;
                 peer.retry_ms = now_ms;
+                // Without its lease nothing is served, so nothing is proposed that it could be behind with.
+                if !unleased.contains(&peer.device) {
+                    peer.progress_ms = now_ms;
+                }
             }
             if peer.joining && !peer.heard {
                 if overdue {
@@ -538,38 +560,6 @@ impl Replica {
             self.progress(now_ms, out);
         }
     }
-}
-
-/// Repeats the question or the report that the control plane has not acted on.
-fn ask_again(primary: &mut Primary, epoch: Epoch, leased: bool, now_ms: u64, out: &mut Vec<Output>) {
-    if now_ms.saturating_sub(primary.asked_ms) < ACTIVATE_RETRY_MS {
-        return;
-    }
-    match (primary.phase, &primary.backfill) {
-        (Phase::Activating, _) => {
-            primary.asked_ms = now_ms;
-            out.push(Output::Activate { epoch });
-        }
-        (Phase::HandedOver, _) => report_handed_over(primary, epoch, leased, now_ms, out),
-        (Phase::Serving, Backfill::Whole) => report_joined(primary, epoch, now_ms, out),
-        _ => {}
-    }
-}
-
-fn report_joined(primary: &mut Primary, epoch: Epoch, now_ms: u64, out: &mut Vec<Output>) {
-    primary.asked_ms = now_ms;
-    for peer in primary.peers.iter().filter(|peer| peer.joining) {
-        out.push(Output::Report(Report::Joined { device: peer.device, epoch }));
-    }
-}
-
-fn report_handed_over(primary: &mut Primary, epoch: Epoch, leased: bool, now_ms: u64, out: &mut Vec<Output>) {
-    primary.asked_ms = now_ms;
-    for peer in primary.peers.iter().filter(|_| leased) {
-        let message = Message::Release { epoch, asked_ms: primary.released_ms };
-        out.push(Output::Send { to: peer.device, message });
-    }
-    out.push(Output::Report(Report::ReadyToHandOver { epoch }));
 }
 
 /// Sends everything not sent yet. `page` replaces the payload at its sequence: joiners get a page's rows.

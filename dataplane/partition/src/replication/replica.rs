@@ -21,7 +21,8 @@ pub const RESEND_MS: u64 = 200;
 pub const ACTIVATE_RETRY_MS: u64 = 1_000;
 /// A hand-over that nobody has taken by then is over, and the primary serves again; in milliseconds.
 pub const HAND_OVER_MS: u64 = 2_000;
-/// A member that keeps the partition waiting, and silent this long, is reported; in milliseconds.
+/// A member that keeps the partition waiting, and a primary with leases that is silent, is reported after this; in
+/// milliseconds.
 pub const LAGGING_MS: u64 = 3_000;
 /// How long a replica that was evicted stays as it is, and the others keep what it misses; in milliseconds.
 pub const ABSENCE_MS: u64 = 600_000;
@@ -247,7 +248,7 @@ impl Replica {
         self.role = if config.primary == self.me {
             Role::Primary(Primary::new(&config, (self.tail.committed(), self.tail.kept_after()), now_ms))
         } else if joining || config.replicas.contains(&self.me) {
-            Role::Follower(Follower::new(config.primary, joining, self.tail.committed()))
+            Role::Follower(Follower::new(config.primary, joining, self.tail.committed(), now_ms))
         } else {
             Role::Idle
         };
@@ -287,6 +288,9 @@ impl Replica {
             return;
         }
         let epoch = message.epoch();
+        if epoch == self.epoch {
+            self.heard(now_ms, from);
+        }
         if let Message::Release { asked_ms, .. } = message {
             self.grants.released(from, epoch, asked_ms);
             if matches!(&self.role, Role::Primary(_)) {
@@ -333,7 +337,8 @@ impl Replica {
                     out.push(Output::Report(Report::NewEpochNeeded { epoch: self.epoch }));
                 }
             }
-            Role::Follower(_) | Role::Failed => {}
+            Role::Follower(_) => self.tick_follower(now_ms, out),
+            Role::Failed => {}
         }
     }
 

@@ -7,7 +7,8 @@
 //! | 03 | partition u16 | frame of [`LogRowV1`], or of [`LogRowV2`] while the partition is lost |
 //! | 04 | first partition u16 | frame of [`LostRangeV1`] |
 //! | 10 | partition u16, key chosen by the partition | chosen by the partition |
-//! | 20 | name | device-local value; the store's own: [`SHARDS_INCOMPLETE`], [`INDEX_DAMAGED`], [`QUARANTINE`] |
+//! | 20 | name | device-local value; the store's own: [`SHARDS_INCOMPLETE`], [`INDEX_DAMAGED`], [`QUARANTINE`], and those
+//! | | | of `store/copy.rs` |
 //!
 //! Frame kinds are the table numbers plus 0x100, so that a row is never taken for a record.
 

@@ -16,6 +16,7 @@
 //! (see `mend`), and `verify` finds it before a reader does.
 
 mod checkpoint;
+mod copy;
 mod core;
 mod error;
 mod examine;
@@ -53,6 +54,7 @@ use crate::journal::{Class, Pending, Queue, Ring, Subject};
 
 pub(crate) use self::recovery::{newest_superblock, read_free_map, read_slot, root_of};
 
+pub use self::copy::COPY_BYTES_MAX;
 pub use self::error::StoreError;
 pub use self::losses::Losses;
 pub use self::recovery::{Identity, read_identity};

@@ -19,6 +19,7 @@ use crate::device::{BLOCK_BYTES, Device, Event, Fault, IoBuf, Operation, SimDevi
 use crate::extent::{Extent, FreeMap};
 use crate::index::{Visit, WalkDepth};
 
+mod copy;
 mod crash;
 mod inspection;
 mod mending;

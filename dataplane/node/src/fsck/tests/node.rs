@@ -103,7 +103,7 @@ impl Node {
     }
 
     pub(super) fn fsck(&self, verify: bool) -> Report {
-        check(self.directory.path(), verify).unwrap()
+        check(&[self.directory.path().to_owned()], &[], verify).unwrap()
     }
 
     pub(super) fn path(&self, device: DeviceId) -> PathBuf {

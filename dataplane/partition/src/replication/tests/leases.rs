@@ -5,7 +5,7 @@ use quarry_clustermap::{Epoch, PartitionId, Sequence};
 use super::{A, B, config, mutation, resolved};
 use crate::RecoveredLog;
 use crate::replication::{
-    ACTIVATE_RETRY_MS, HAND_OVER_MS, Input, LeaseTimes, Message, Output, Refusal, Replica, Report,
+    ACTIVATE_RETRY_MS, HAND_OVER_MS, Input, LAGGING_MS, LeaseTimes, Message, Output, Refusal, Replica, Report,
 };
 
 const GRANT_MS: u64 = 1_100;
@@ -206,4 +206,34 @@ fn a_spent_epoch_is_complained_of_again() {
     assert_eq!(step(&mut replica, ACTIVATE_RETRY_MS, Input::Tick), needed);
     step(&mut replica, ACTIVATE_RETRY_MS, Input::Configure(config(5, &[A, B], &[])));
     assert_eq!(step(&mut replica, 3 * ACTIVATE_RETRY_MS, Input::Tick), []);
+}
+
+/// It refuses everything, so it has nothing to be behind with: it says all the same that it waits.
+#[test]
+fn an_idle_primary_without_a_lease_reports_who_does_not_give_it() {
+    let mut replica = activated(false);
+    let lags = Output::Report(Report::Lagging { device: B, epoch: Epoch(1) });
+    let first =
+        (100..10_000).step_by(20).find(|now_ms| step(&mut replica, *now_ms, Input::Tick).contains(&lags));
+    let over_ms = 90 + HOLD_MS;
+    assert!(first.is_some_and(|at| (over_ms..=over_ms + LAGGING_MS + 20).contains(&at)), "{first:?}");
+    let mut replica = activated(false);
+    for now_ms in (100..10_000).step_by(20) {
+        ack(&mut replica, now_ms, 1, now_ms);
+        assert!(!step(&mut replica, now_ms, Input::Tick).contains(&lags), "it is leased at {now_ms}");
+    }
+}
+
+#[test]
+fn an_in_sync_member_reports_a_primary_that_is_silent() {
+    let mut replica = replica(RecoveredLog::default());
+    step(&mut replica, 0, Input::Configure(config(1, &[B, A], &[])));
+    persisted(&mut replica, 0, 1, 0);
+    let silent = Output::Report(Report::Lagging { device: B, epoch: Epoch(1) });
+    let asks = Message::Commit { epoch: Epoch(1), committed: Sequence(0), asked_ms: 50 };
+    step(&mut replica, 1_000, Input::Receive { from: B, message: asks });
+    assert!(!step(&mut replica, 999 + LAGGING_MS, Input::Tick).contains(&silent));
+    assert!(step(&mut replica, 1_000 + LAGGING_MS, Input::Tick).contains(&silent));
+    assert!(!step(&mut replica, 1_020 + LAGGING_MS, Input::Tick).contains(&silent), "not at every tick");
+    assert!(step(&mut replica, 1_000 + 2 * LAGGING_MS, Input::Tick).contains(&silent));
 }
