@@ -407,14 +407,16 @@ fn storm(seed: u64) {
 
 async fn watch_history(world: &World) {
     let mut before = world.map().await.unwrap();
+    let mut led_before = world.store.get(super::LEADER_KEY).await.unwrap();
     let from = world.store.range("map").await.unwrap().revision;
     let mut watch = world.store.watch("map", from).await.unwrap();
     while watch.next().await.is_some() {
         let stored = StoredMap::read(&*world.store, None).await.unwrap().unwrap();
         let map = Arc::clone(&stored.map);
         let leader = world.store.get(super::LEADER_KEY).await.unwrap();
-        // One that came after the commit says nothing about who led then.
-        let led = leader.filter(|leader| leader.revision < stored.entry().revision);
+        // It is read after the commit: one that led before it too is the one that led then.
+        let led = leader.clone().filter(|_| leader == led_before);
+        led_before = leader;
         if let (Some(leader), Some(writer)) = (led, stored.writer()) {
             let leader: super::Holder = serde_json::from_slice(&leader.value).unwrap();
             assert_eq!(leader.run, writer, "seed {}: committed by one that does not lead", world.seed);

@@ -6,7 +6,7 @@
 //! | row | value |
 //! |---|---|
 //! | `quarry.copy` | [`HEAD_BYTES`] bytes, below: which slot counts |
-//! | `quarry.copy.S.NNNN` | chunk NNNN (decimal) of slot S (0 or 1): [`CHUNK_BYTES`], the last one shorter |
+//! | `quarry.copy.S.NNNN` | chunk NNNN (decimal) of slot S (0 or 1): [`CHUNK_BYTES`], or what the journal takes; the last one shorter |
 //!
 //! | offset | bytes | of the head, little-endian |
 //! |---|---|---|
@@ -28,7 +28,7 @@ use crate::device::Device;
 
 /// Longest content, in bytes: the tables of about 65,536 partitions.
 pub const COPY_BYTES_MAX: usize = 16 << 20;
-/// Bytes of a chunk.
+/// Most bytes of a chunk.
 const CHUNK_BYTES: usize = 64 << 10;
 const HEAD_BYTES: usize = 24;
 const HEAD_NAME: &str = "quarry.copy";
@@ -93,7 +93,8 @@ impl<D: Device + 'static> Store<D> {
             return Ok(());
         }
         let slot = before.map_or(0, |head| 1 - head.slot);
-        for (number, chunk) in content.chunks(CHUNK_BYTES).enumerate() {
+        let chunk_bytes = CHUNK_BYTES.min(self.payload_bytes_max());
+        for (number, chunk) in content.chunks(chunk_bytes).enumerate() {
             self.put_local(&chunk_name(slot, number), Bytes::copy_from_slice(chunk)).await?;
         }
         self.put_local(HEAD_NAME, Head { slot, len_bytes, crc }.encode()).await

@@ -47,7 +47,7 @@ fn a_copy_that_is_too_long_is_refused_and_a_torn_one_is_the_old_one() {
         assert!(matches!(store.keep_copy(&huge).await, Err(StoreError::RecordTooLarge { .. })));
         store.keep_copy(&content(1, 70_000)).await.unwrap();
         // As far as a crash lets a second one come.
-        store.put_local("quarry.copy.1.0000", bytes::Bytes::from(content(2, 65_536))).await.unwrap();
+        store.put_local("quarry.copy.1.0000", bytes::Bytes::from(content(2, 10_000))).await.unwrap();
         assert_eq!(store.kept_copy().await.unwrap().unwrap(), content(1, 70_000));
         store.put_local("quarry.copy.0.0001", bytes::Bytes::from_static(b"x")).await.unwrap();
         assert!(matches!(store.kept_copy().await, Err(StoreError::Index { .. })));
