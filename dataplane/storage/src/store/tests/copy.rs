@@ -3,7 +3,7 @@
 use super::*;
 
 fn content(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at % 251) as u8 ^ seed).collect()
+    (0..251_u8).cycle().take(len).map(|byte| byte ^ seed).collect()
 }
 
 #[test]
