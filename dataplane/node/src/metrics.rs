@@ -63,6 +63,7 @@ pub(crate) struct Metrics {
     pub(crate) uploads_expired: IntCounter,
     pub(crate) shards_rebuilt: IntCounter,
     pub(crate) rebuilt_bytes: IntCounter,
+    pub(crate) strays_freed: IntCounter,
     pub(crate) shards_lost: IntCounter,
     pub(crate) scrub_bytes: IntCounter,
     pub(crate) scrub_damage: IntCounter,
@@ -143,6 +144,11 @@ impl Metrics {
                 &registry,
                 "quarry_repair_shards_total",
                 "Shards made anew from the others",
+            )?,
+            strays_freed: counter(
+                &registry,
+                "quarry_strays_freed_total",
+                "Shards freed because another device has their position now",
             )?,
             rebuilt_bytes: counter(&registry, "quarry_repair_bytes_total", "Bytes of shards made anew")?,
             shards_lost: counter(

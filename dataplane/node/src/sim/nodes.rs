@@ -15,8 +15,9 @@ use std::{
 };
 
 use futures::{StreamExt, future::join_all};
-use quarry_clustermap::{DeviceId, NodeId};
+use quarry_clustermap::{DeviceId, NodeId, PgState};
 use quarry_object::api::{ApiError, Attributes, Conditions, ListEntry, ListRequest, ObjectStore, Selector};
+use quarry_planner::Intent;
 
 use super::{
     Doing, Random,
@@ -216,12 +217,19 @@ async fn list(node: &RunningNode) -> Option<Result<Vec<(String, u64)>, ApiError>
     listed.map(|listed| listed.map(Iterator::collect))
 }
 
-/// Kills, starts and cuts, for a while.
-async fn faults(world: Rc<World>, random: Random, over: Rc<Cell<bool>>) {
-    let any = || NodeId(1 + u32::try_from(random.below(u64::from(NODES))).expect("few nodes"));
+/// Kills, starts and cuts, for a while; if `drains`, operators drain devices and take that back meanwhile.
+async fn faults(world: Rc<World>, random: Random, over: Rc<Cell<bool>>, drains: bool) {
+    let any = || NodeId(1 + u32::try_from(random.below(u64::from(world.node_count))).expect("few nodes"));
     world.network.loss_permille.set(LOSS_PERMILLE);
     for _ in 0..4 {
         world.timer.sleep(Duration::from_millis(random.below(1500))).await;
+        if drains {
+            let device = DeviceId(random.below(u64::from(world.node_count) * 2));
+            let drain = random.below(3) > 0;
+            world
+                .operate(if drain { Intent::DrainDevice(device) } else { Intent::UndrainDevice(device) })
+                .await;
+        }
         match random.below(4) {
             0 | 1 => {
                 let node = any();
@@ -240,7 +248,7 @@ async fn faults(world: Rc<World>, random: Random, over: Rc<Cell<bool>>) {
             }
             _ => {
                 let alone = any();
-                for other in (1..=NODES).map(NodeId).filter(|other| *other != alone) {
+                for other in (1..=world.node_count).map(NodeId).filter(|other| *other != alone) {
                     world.network.cut(alone, other);
                     world.network.cut(other, alone);
                 }
@@ -298,7 +306,7 @@ async fn delete_everything(world: &World, histories: &Histories, random: &Random
 
 /// All nodes, and the bucket.
 async fn start(world: &World) {
-    for node in (1..=NODES).map(NodeId) {
+    for node in (1..=world.node_count).map(NodeId) {
         world.start(node).await;
     }
     world.wait_until_serving().await;
@@ -308,24 +316,47 @@ async fn start(world: &World) {
     world.timer.sleep(Duration::from_secs(1)).await;
 }
 
+/// All devices but one are undrained; that one becomes empty.
+async fn empty_one(world: &World) {
+    let last = u64::from(world.node_count) * 2 - 1;
+    for device in (0..last).map(DeviceId) {
+        world.operate(Intent::UndrainDevice(device)).await;
+    }
+    world.operate(Intent::DrainDevice(DeviceId(last))).await;
+    let mut uses = 0;
+    for _ in 0..240 {
+        world.timer.sleep(Duration::from_secs(1)).await;
+        let map = world.running()[0].1.host.map();
+        uses = map.uses_of(DeviceId(last));
+        if uses == 0 && map.placement_groups.values().all(|group| group.state != PgState::Moving) {
+            return;
+        }
+    }
+    panic!("the drained device still has {uses} places");
+}
+
 /// One run; says how many changes were acknowledged, of how many.
-fn live(seed: u64) -> (u64, u64) {
+fn live(seed: u64, nodes: u32, drains: bool) -> (u64, u64) {
     let _doing = Doing(format!("seed {seed}"));
     let mut executor = Executor::new();
-    let world = World::new(NODES, |_| DEVICE_BYTES, (executor.timer(), executor.spawn()), seed);
+    let world = World::new(nodes, |_| DEVICE_BYTES, (executor.timer(), executor.spawn()), seed);
     let (started, noted) = (Rc::clone(&world), Rc::new(Histories::default()));
     let histories = Rc::clone(&noted);
     executor.run(async move {
         start(&started).await;
         let random = Random::new(seed);
         let over = Rc::new(Cell::new(false));
-        let injecting = faults(Rc::clone(&started), Random::new(random.next()), Rc::clone(&over));
+        let injecting = faults(Rc::clone(&started), Random::new(random.next()), Rc::clone(&over), drains);
         let clients = (0..CLIENTS).map(|number| {
             let (world, histories, over) = (Rc::clone(&started), Rc::clone(&histories), Rc::clone(&over));
             Client { world, histories, random: Random::new(random.next()), number, over }.run()
         });
         futures::join!(injecting, join_all(clients));
         check(&started, &histories).await;
+        if drains {
+            empty_one(&started).await;
+            check(&started, &histories).await;
+        }
         delete_everything(&started, &histories, &random).await;
         for (node, _) in started.running() {
             started.kill(node, false, 0);
@@ -339,11 +370,19 @@ fn live(seed: u64) -> (u64, u64) {
 fn nodes_that_crash_and_links_that_are_cut_lose_nothing() {
     let (mut acknowledged, mut submitted) = (0, 0);
     for seed in seeds(3) {
-        let (of_seed, all) = live(seed);
+        let (of_seed, all) = live(seed, NODES, false);
         (acknowledged, submitted) = (acknowledged + of_seed, submitted + all);
     }
     assert!(acknowledged > submitted / 4, "{acknowledged} of {submitted} changes were acknowledged");
     assert!(acknowledged < submitted, "no fault was felt");
+}
+
+/// Positions and replicas move between devices while nodes crash: nothing is lost, and no shard is left where it was.
+#[test]
+fn devices_that_are_drained_while_nodes_crash_become_empty_and_lose_nothing() {
+    for seed in seeds(3) {
+        live(seed, 4, true);
+    }
 }
 
 /// A primary refuses what a replica on another node could not take: none is lost for want of room, and deletes work.
