@@ -18,7 +18,7 @@ use quarry_clustermap::{ClusterMap, JobKind, PartitionConfig};
 use quarry_controller::{ControllerError, ControllerHandle, cluster::ClusterView};
 use quarry_planner::{Forecast, Intent, Policy, REBUILD_AFTER_MS, forecast, groups_per_device};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{AdminState, identity::Answer};
 use crate::{jobs::mover::job_of, runtime::clock};
