@@ -283,8 +283,9 @@ class Server:
             return counters
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=10) as answer:
             for line in answer.read().decode().splitlines():
-                if line.startswith("quarry_device_journal_total{"):
-                    name = line.split('what="')[1].split('"')[0]
+                name = line.split("{")[0].removeprefix("quarry_device_").removesuffix("_total")
+                name = {"journal_flushes": "flushes", "journal_batches": "batches", "journal_records": "records"}.get(name, name)
+                if name in ("flushes", "batches", "records", "journal_bytes", "checkpoints", "checkpoint_bytes"):
                     counters[name] = counters.get(name, 0) + int(float(line.rsplit(" ", 1)[1]))
         return counters
 

@@ -19,7 +19,9 @@ protoc:protobuf-compiler:generates the etcd client
 test_needs="
 chromium:chromium:shows pages and sends forms in a test
 etcd:etcd-server:the metastore of a cluster
+ip:iproute2:puts the nodes of a cluster into networks that tests can cut
 openssl:openssl:makes certificates for the tests of TLS
+prometheus:prometheus:scrapes nodes in tests of metrics, alerts and dashboards
 python3:python3:runs the end-to-end tests
 python3-venv:python3-venv:keeps the tests' Python packages apart
 rclone:rclone:a client in tests
@@ -68,6 +70,7 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # the lists are words on purpose
     $sudo apt-get update -qq && $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
     # Debian starts an etcd of its own; the tests start theirs on free ports.
+    case "$missing" in *prometheus*) $sudo systemctl disable --now prometheus >/dev/null 2>&1 || true ;; esac
     case "$missing" in *etcd-server*) $sudo systemctl disable --now etcd >/dev/null 2>&1 || true ;; esac
 fi
 

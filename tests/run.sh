@@ -28,7 +28,7 @@ quick() {
 
 end_to_end() {
     step "release build"
-    cargo build --release --locked -p quarryd -p quarry-loadgen -p quarryctl -p quarry-controller
+    cargo build --release --locked -p quarryd -p quarry-loadgen -p quarryctl -p quarry-controller -p quarry-linearizable
     step "Python packages"
     if ! cmp -s tests/requirements.txt .venv/requirements.txt; then
         rm -rf .venv

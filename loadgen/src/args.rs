@@ -1,5 +1,6 @@
 //! The command line: everything is checked here, before the first connection. [`run`] has the newer commands.
 
+pub(crate) mod history;
 pub(crate) mod run;
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::content::VERSION_MAX;
+use history::HistoryArgs;
 use run::{AgentArgs, CompareArgs, CoordinateArgs, LimitsArgs, RecordArgs, RenderArgs, RunArgs};
 
 /// S3 allows no more parts in one upload.
@@ -61,6 +63,8 @@ pub(crate) enum Command {
     Coordinate(Box<CoordinateArgs>),
     /// Measure what this machine can do at most: device, memory, loopback
     Limits(LimitsArgs),
+    /// Record what clients of several nodes see while these fail, for `quarry-linearizable`
+    History(HistoryArgs),
     /// Read back everything that the journal of an earlier run says was acknowledged; exit code 1 on any loss
     Audit(AuditArgs),
 }

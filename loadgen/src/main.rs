@@ -7,7 +7,8 @@
 //! The commands `put`, `get` and `mixed`: [`worker`] is one closed loop, [`mod@run`] a measured run of many, [`report`] its
 //! result. The command `run`: [`workload`] says what to do, [`engine`] does it, [`observe`] looks at the server,
 //! [`output`] reports, [`limits`] knows the machine, [`agents`] are several load generators as one, [`access_log`] and
-//! [`trace`] replay what was asked of another server. See `--help` and docs/loadgen.md for use.
+//! [`trace`] replay what was asked of another server. [`mod@history`] records for a judge of consistency. See `--help`
+//! and docs/loadgen.md for use.
 
 mod access_log;
 mod agents;
@@ -18,6 +19,8 @@ mod content;
 mod credentials;
 mod engine;
 mod expect;
+mod exporter;
+mod history;
 mod journal;
 mod limits;
 mod measure;
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Agent(args) => agents::agent(&args),
         Command::Coordinate(args) => agents::coordinate(&args),
         Command::Limits(args) => measured_limits(&args),
+        Command::History(args) => history::run(&args),
         Command::Audit(args) => audit(&args),
     };
     result.unwrap_or_else(|error| {

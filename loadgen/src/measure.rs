@@ -13,6 +13,7 @@ use crate::content::VERSION_MAX;
 use crate::credentials;
 use crate::engine::knee::{self, Knee, Limits};
 use crate::engine::{Engine, Measured, Spec};
+use crate::exporter;
 use crate::journal::Journal;
 use crate::limits::Bounds;
 use crate::observe::{Observed, Observer};
@@ -118,6 +119,7 @@ async fn measure(args: &RunArgs, spec: Spec) -> Result<RunReport> {
     let mut engine = Engine::new(spec, credentials.clone(), journal).await?;
     let mut observer = Observer::new(&args.observe, engine.target.address).await?;
     let view = (!args.output.quiet).then(|| live::View::start(&engine));
+    let _page = args.metrics_address.map(|address| exporter::start(address, &engine.shared)).transpose()?;
     engine.prepare().await?;
     let knee = match args.knee.find_knee {
         true => Some(find_knee(args, &mut engine).await?),

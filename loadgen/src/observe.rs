@@ -95,7 +95,7 @@ impl Observer {
             found_by,
             cpu_seconds: by_process.or(by_metrics),
             peak_rss_bytes: usage.map(|usage| usage.peak_rss_bytes),
-            flushes: grown("flushes"),
+            flushes: grown("quarry_device_journal_flushes_total"),
             profile,
         }
     }
@@ -142,15 +142,14 @@ impl Page {
     }
 }
 
-/// Sums of metrics over their labels; flushes are those of all devices.
+/// Sums of metrics over their labels.
 fn sums(page: &str) -> BTreeMap<String, f64> {
     let mut sums = BTreeMap::new();
     for line in page.lines().filter(|line| !line.starts_with('#')) {
         let Some((series, value)) = line.rsplit_once(' ') else { continue };
         let Ok(value) = value.parse::<f64>() else { continue };
         let name = series.split('{').next().unwrap_or(series);
-        let flushes = name == "quarry_device_journal_total" && series.contains("what=\"flushes\"");
-        *sums.entry(if flushes { "flushes" } else { name }.to_owned()).or_insert(0.0) += value;
+        *sums.entry(name.to_owned()).or_insert(0.0) += value;
     }
     sums
 }
@@ -191,12 +190,11 @@ mod tests {
     #[test]
     fn metrics_are_summed_over_their_labels() {
         let page = "# HELP x y\nprocess_cpu_seconds_total 12.5\n\
-                    quarry_device_journal_total{device=\"a\",what=\"flushes\"} 3\n\
-                    quarry_device_journal_total{device=\"b\",what=\"flushes\"} 4\n\
-                    quarry_device_journal_total{device=\"b\",what=\"records\"} 100\nbad\n";
+                    quarry_device_journal_flushes_total{device=\"a\"} 3\n\
+                    quarry_device_journal_flushes_total{device=\"b\"} 4\nbad\n";
         let sums = sums(page);
         assert_eq!(sums["process_cpu_seconds_total"], 12.5);
-        assert_eq!((sums["flushes"], sums["quarry_device_journal_total"]), (7.0, 100.0));
+        assert_eq!(sums["quarry_device_journal_flushes_total"], 7.0);
     }
 
     #[test]

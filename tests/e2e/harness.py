@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
@@ -21,12 +22,22 @@ QUARRYD = BINARIES / "quarryd"
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 60
 MIB = 1 << 20
+PORTS_GIVEN = set()
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below those that the kernel gives to outgoing connections: one of these could take the port before the server does."""
+    below = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(min(10_000, below // 2), below)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in PORTS_GIVEN:
+            PORTS_GIVEN.add(port)
+            return port
 
 
 def eventually(what, seconds, condition):
@@ -51,6 +62,8 @@ def run_quarryd(*arguments, timeout=60, environment=None):
 class Node:
     """One quarryd with the embedded control plane and its data directory."""
 
+    host = "127.0.0.1"
+
     def __init__(self, data, *flags, device_size="1GiB", environment=None):
         self.data = pathlib.Path(data)
         self.flags = [*map(str, flags), "--device-size", device_size]
@@ -62,7 +75,7 @@ class Node:
 
     @property
     def endpoint(self):
-        return f"http://127.0.0.1:{self.listen}"
+        return f"http://{self.host}:{self.listen}"
 
     def command(self, *flags):
         return [
@@ -100,7 +113,7 @@ class Node:
         return self.log()[-4000:]
 
     def admin_get(self, path, method="GET"):
-        request = urllib.request.Request(f"http://127.0.0.1:{self.admin}{path}", method=method)
+        request = urllib.request.Request(f"http://{self.host}:{self.admin}{path}", method=method)
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
                 return response.status, response.read().decode()

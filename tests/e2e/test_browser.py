@@ -12,7 +12,7 @@ import zlib
 import pytest
 from botocore.exceptions import ClientError
 from clients import environment, needs, run
-from harness import MIB, run_quarryd
+from harness import BINARIES, MIB, run_quarryd
 
 pytestmark = needs("chromium")
 WEBSITE_DOMAIN = "web.localhost"
@@ -27,14 +27,17 @@ def show(scratch):
         assert found, f"{url} shows no result:\n{page[:2000]}"
         return html.unescape(found[1])
 
-    def dom(url):
+    def browse(url, *flags):
         # No sandbox of its own: tests also run as root in containers. The profile is the test's own.
         return run(
             ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
              "--disable-background-networking", "--no-proxy-server", f"--user-data-dir={scratch / 'profile'}",
-             "--virtual-time-budget=20000", "--dump-dom", url], environment(scratch), timeout=120).stdout
+             "--virtual-time-budget=20000", *flags, "--dump-dom", url], environment(scratch), timeout=120)
 
-    call.dom = dom
+    def dom(url):
+        return browse(url).stdout
+
+    call.browse, call.dom = browse, dom
     return call
 
 
@@ -168,3 +171,41 @@ def test_a_website(make_node, show):
     assert show(f"{home}/new") == "script of /new/"
     assert show(f"{home}/old/") == "script of /new/"
     assert show(f"{home}/no/such/page") == "our own error page"
+
+
+LOOK_AT_PLOTS = """<script>window.onload = () => {
+    const inside = (part, whole) => part.left >= whole.left - 1 && part.right <= whole.right + 1
+        && part.top >= whole.top - 1 && part.bottom <= whole.bottom + 1
+    const plots = Array.from(document.querySelectorAll('svg'))
+    const cut = plots.flatMap(plot => Array.from(plot.querySelectorAll('text'))
+        .filter(text => !inside(text.getBoundingClientRect(), plot.getBoundingClientRect())).map(text => text.textContent))
+    const lines = plots.map(plot => Array.from(plot.querySelectorAll('polyline')).map(line => Math.round(line.getTotalLength())))
+    const bars = plots.map(plot => Array.from(plot.querySelectorAll('rect')).filter(bar => bar.getBBox().height > 1).length)
+    const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth
+    const found = {plots: plots.length, cut, lines, bars, wide, colour: getComputedStyle(document.querySelector('.curve')).stroke}
+    const result = document.createElement('p')
+    result.id = 'result'
+    result.textContent = JSON.stringify(found)
+    document.body.append(result)
+}</script></body>"""
+
+
+def test_the_report_of_a_load_run(make_node, show, scratch):
+    """Every plot is drawn and its text is within it; nothing is wider than the window; the console has nothing to say."""
+    node = make_node(device_size="256MiB")
+    access, secret = node.credentials()
+    report = scratch / "report.html"
+    run([BINARIES / "quarry-loadgen", "run", "--endpoint", node.endpoint, "--access-key", access, "--secret-key", secret,
+         "--bucket", "bench", "--mix", "put=40,get=50,list=5,delete=5", "--size", "histogram:2KiB=60,100KiB=40", "--objects", "30",
+         "--rate", "50", "--phases", "prepare,steady:4s", "--html", report, "--quiet", "--keep-going"], environment(scratch))
+    watched = scratch / "watched.html"
+    watched.write_text(report.read_text().replace("</body>", LOOK_AT_PLOTS))
+    for width in (1000, 500):
+        done = show.browse(f"file://{watched}", f"--window-size={width},900", "--enable-logging=stderr")
+        assert "CONSOLE" not in done.stderr, done.stderr
+        found = json.loads(html.unescape(re.search(r'id="result">(.*?)</p>', done.stdout, re.S)[1]))
+        # Latency, two of throughput, latency by second with three curves, and sizes as bars.
+        assert found["plots"] == 5 and [len(lines) for lines in found["lines"]] == [1, 1, 1, 3, 0], found
+        assert all(length > 100 for lines in found["lines"] for length in lines), found
+        assert found["bars"][4] == 2 and found["colour"].startswith("rgb("), found
+        assert found["cut"] == [] and not found["wide"], found

@@ -103,7 +103,7 @@ def test_what_is_off_reads_as_off(s3):
             AccelerateConfiguration={"Status": "Enabled"})
     for name in ["list-a", "list-b", "list-c"]:
         s3.create_bucket(Bucket=name)
-    refused("BucketAlreadyOwnedByYou", s3.create_bucket, Bucket="list-a")
+    s3.create_bucket(Bucket="list-a")  # in the region without a name one's own bucket is no conflict
     page = s3.list_buckets(Prefix="list-", MaxBuckets=2)
     names = [bucket["Name"] for bucket in page["Buckets"]]
     page = s3.list_buckets(Prefix="list-", ContinuationToken=page["ContinuationToken"])

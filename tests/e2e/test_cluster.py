@@ -1,9 +1,12 @@
 """Several nodes are one store: any node answers any request, also while another one is gone."""
 
+import concurrent.futures
+import signal
+import threading
 import time
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 from cluster import ETCD, LEASE_TTL_S, Cluster, ctl
 from harness import MIB, eventually
 from objects import ObjectSet, content, list_all
@@ -166,3 +169,102 @@ def test_a_rolling_restart_loses_nothing(make_cluster):
         objects.put(other.client(retries=10), f"while-{node.number}-is-away", MIB)
         node.start()
         objects.verify(node.client(retries=10), f"after the restart of node {node.number}")
+
+
+class Load:
+    """Threads that put and read their own keys, each through one node, until told to stop; remembers errors and gaps."""
+
+    def __init__(self, cluster, threads=2):
+        self.over, self.errors, self.answered, self.longest = threading.Event(), [], 0, 0.0
+        self.threads = [
+            threading.Thread(target=self.run, args=(node.client(retries=10), f"{node.number}-{number}"))
+            for node in cluster.nodes for number in range(threads)
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, client, name):
+        version = 0
+        while not self.over.is_set():
+            key, version = f"load/{name}/{version % 5}", version + 1
+            body = content(key, version, 40_000 if version % 4 == 0 else 300)
+            began = time.monotonic()
+            try:
+                client.put_object(Bucket=BUCKET, Key=key, Body=body)
+                assert client.get_object(Bucket=BUCKET, Key=key)["Body"].read() == body, f"{key} is old"
+            except Exception as error:  # every kind of error is one that a client saw
+                self.errors.append(f"{key}, after {time.monotonic() - began:.1f} s: {error!r}")
+            self.answered += 1
+            self.longest = max(self.longest, time.monotonic() - began)
+
+    def end(self):
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+        return self
+
+
+def test_a_rolling_restart_under_load_costs_clients_no_error(make_cluster):
+    cluster = make_cluster(profile="4+2")
+    cluster.nodes[0].client().create_bucket(Bucket=BUCKET)
+    load = Load(cluster)
+    for node in cluster.nodes:
+        time.sleep(3)
+        began = time.monotonic()
+        node.stop()
+        stopped = time.monotonic()
+        node.start()
+        print(f"node {node.number}: stopped in {stopped - began:.1f} s, back after {time.monotonic() - stopped:.1f} s")
+        assert "primaries_handed_over" in node.log() and "node_left" in node.log(), node.tail()
+        eventually("all devices are in", TAKE_OVER_SECONDS_MAX, lambda: len(cluster.nodes[0].devices_in()) == 6)
+    time.sleep(3)
+    load.end()
+    print(f"{load.answered} pairs of PUT and GET, the longest {load.longest:.1f} s")
+    assert load.errors == [] and load.answered > 100, load.errors
+
+
+def test_a_node_that_was_stopped_answers_nothing_old(make_cluster):
+    """SIGSTOP is what leases are for: the node goes on without knowing that others lead its partitions."""
+    cluster = make_cluster(profile="4+2", partitions=32)
+    first, victim = cluster.nodes[0], cluster.nodes[1]
+    first.client().create_bucket(Bucket=BUCKET)
+    keys = [f"key-{number}" for number in range(60)]
+    versions = {key: 1 for key in keys}
+    for key in keys:
+        first.client().put_object(Bucket=BUCKET, Key=key, Body=content(key, 1, 200))
+    for rounds in range(3):
+        victim.process.send_signal(signal.SIGSTOP)
+        try:
+            eventually("others lead", TAKE_OVER_SECONDS_MAX, lambda: len(first.devices_in()) == 4)
+            writer = first.client(retries=10)
+            for key in keys:
+                writer.put_object(Bucket=BUCKET, Key=key, Body=content(key, versions[key] + 1, 200))
+                versions[key] += 1
+            writer.delete_object(Bucket=BUCKET, Key=f"gone-{rounds - 1}")
+            writer.put_object(Bucket=BUCKET, Key=f"gone-{rounds}", Body=b"new")
+            # They wait in its sockets, and are the first that it sees.
+            with concurrent.futures.ThreadPoolExecutor(len(keys) + 1) as pool:
+                reads = {key: pool.submit(seen, victim, key) for key in (*keys, f"gone-{rounds}")}
+                time.sleep(1)
+                victim.process.send_signal(signal.SIGCONT)
+                answers = {key: read.result() for key, read in reads.items()}
+        finally:
+            victim.process.send_signal(signal.SIGCONT)
+        answered = 0
+        for key, answer in answers.items():
+            expected = content(key, versions[key], 200) if key in versions else b"new"
+            assert answer in (expected, "error"), f"round {rounds}: {key} is {answer[:20]!r}"
+            answered += answer == expected
+        print(f"round {rounds}: {answered} of {len(answers)} answered, all of them new")
+        eventually("it is back", TAKE_OVER_SECONDS_MAX, lambda: len(first.devices_in()) == 6)
+
+
+def seen(node, key):
+    """The bytes, `missing`, or `error`."""
+    try:
+        return node.client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    except ClientError as error:
+        missing = error.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket")
+        return "missing" if missing else "error"
+    except BotoCoreError:
+        return "error"

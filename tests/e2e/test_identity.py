@@ -177,4 +177,4 @@ def test_the_admin_address_wants_its_token(node, scratch):
     bad.write_text('{"Statement":{"Effect":"Allow","Action":"s3:GetObjekt","Resource":"*"}}')
     assert "s3:GetObjekt" in ctl(node, "policy", "put", "bad", bad, expect=1)
     names = {policy["name"] for policy in ctl(node, "policy", "list")}
-    assert names == {"readonly", "readwrite", "writeonly", "admin"}
+    assert names == {"readonly", "readwrite", "writeonly", "tenant", "admin"}

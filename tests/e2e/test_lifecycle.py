@@ -336,8 +336,8 @@ def test_half_of_the_credentials_in_the_environment_is_refused(scratch):
 
 SERIES = [
     "quarry_s3_requests_total", "quarry_s3_request_duration_seconds_bucket", "quarry_s3_bytes_total",
-    "quarry_device_bytes", "quarry_map_devices", "quarry_map_placement_groups_open", "quarry_map_version",
-    "quarry_object_damage_total", "quarry_core_scheduling_delay_max_microseconds",
+    "quarry_device_free_bytes", "quarry_map_devices", "quarry_map_placement_groups_open", "quarry_map_version",
+    "quarry_object_damage_total", "quarry_core_scheduling_delay_max_seconds",
 ]
 SAMPLE = re.compile(r'[a-zA-Z_:][a-zA-Z0-9_:]*(\{([a-zA-Z_]\w*="([^"\\\n]|\\.)*",?)*\})? (-?[0-9.e+-]+|[+-]Inf|NaN)( \d+)?')
 
@@ -369,10 +369,10 @@ def test_metrics_are_prometheus_text_and_move(make_node):
     assert node.metric("quarry_s3_bytes_total", direction="out") == MIB
     assert node.metric("quarry_s3_requests_total", operation="PutObject", status="200") == 1
     assert node.metric("quarry_map_devices", state="in") == 6
-    before = node.metric("quarry_device_bytes", what="free")
+    before = node.metric("quarry_device_free_bytes")
     client.put_object(Bucket=BUCKET, Key="more", Body=b"m" * 8 * MIB)
     time.sleep(1.5)
-    taken = before - node.metric("quarry_device_bytes", what="free")
+    taken = before - node.metric("quarry_device_free_bytes")
     assert 12 * MIB <= taken <= 15 * MIB, f"8 MiB at 4+2 took {taken / MIB:.1f} MiB of the devices"
     node.stop()
 

@@ -13,8 +13,8 @@ FLIPS = 1000
 def used_data(node, device, path):
     """(first byte, bytes) of the part of a device that holds shards: they are allocated from its low end."""
     label = f"dev-{device:016x}"
-    used = node.metric("quarry_device_bytes", device=label, what="capacity") - node.metric(
-        "quarry_device_bytes", device=label, what="free")
+    used = node.metric("quarry_device_capacity_bytes", device=label) - node.metric(
+        "quarry_device_free_bytes", device=label)
     node.stop()
     inspected = run_quarryd("inspect", path, "--json")
     return json.loads(inspected.stdout)["superblock"]["data"]["start_block"] * 4096, int(used)

@@ -14,7 +14,7 @@ LEFT_OVER_MAX = 0.05
 
 
 def free_bytes(node):
-    return node.metric("quarry_device_bytes", what="free")
+    return node.metric("quarry_device_free_bytes")
 
 
 def fill(client, prefix, size, threads=4):
@@ -67,7 +67,7 @@ def test_full_refuses_deletes_work_and_space_comes_back(make_node):
     node = make_node(device_size="64MiB")
     client = node.client()
     client.create_bucket(Bucket=BUCKET)
-    at_start, capacity = free_bytes(node), node.metric("quarry_device_bytes", what="capacity")
+    at_start, capacity = free_bytes(node), node.metric("quarry_device_capacity_bytes")
     written = []
     for cycle in (1, 2, 3):
         keys = fill(client, f"cycle-{cycle}", MIB)
@@ -91,7 +91,7 @@ def test_full_of_inline_objects(make_node):
     node = make_node(device_size="64MiB")
     client = node.client()
     client.create_bucket(Bucket=BUCKET)
-    at_start, capacity = free_bytes(node), node.metric("quarry_device_bytes", what="capacity")
+    at_start, capacity = free_bytes(node), node.metric("quarry_device_capacity_bytes")
     keys = fill(client, "inline", 30_000, threads=8)
     check(client, keys[::50], 30_000, "while full of inline objects")
     delete_all(client, keys)
@@ -107,7 +107,7 @@ def test_a_full_node_restarts_and_still_deletes(make_node):
     node = make_node(device_size="64MiB")
     client = node.client()
     client.create_bucket(Bucket=BUCKET)
-    at_start, capacity = free_bytes(node), node.metric("quarry_device_bytes", what="capacity")
+    at_start, capacity = free_bytes(node), node.metric("quarry_device_capacity_bytes")
     big = fill(client, "big", MIB)
     small = fill(client, "small", 20_000)
     node.stop()
@@ -130,7 +130,7 @@ def test_space_of_overwrites_aborts_and_failed_puts_comes_back(make_node):
     node = make_node(device_size="128MiB")
     client = node.client()
     client.create_bucket(Bucket=BUCKET)
-    at_start, capacity = free_bytes(node), node.metric("quarry_device_bytes", what="capacity")
+    at_start, capacity = free_bytes(node), node.metric("quarry_device_capacity_bytes")
     # Ten times the capacity over the same few keys: each overwrite must give its space back in time.
     total = 0
     round_number = 0

@@ -11,12 +11,12 @@ from botocore.config import Config
 from harness import MIB, Node, eventually, run_quarryd
 
 
-def make_certificate(directory, name):
+def make_certificate(directory, name, days=2):
     """A new self-signed certificate for 127.0.0.1 in the files that the node reads."""
     certificate, key = directory / "chain.pem", directory / "key.pem"
     new_certificate, new_key = directory / "chain.new", directory / "key.new"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", str(days),
          "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(new_key),
          "-out", str(new_certificate)], check=True, capture_output=True,
     )

@@ -6,6 +6,7 @@ reason in reasons.toml; one without is shown as such, which is a defect until lo
 
 import argparse
 import collections
+import concurrent.futures
 import configparser
 import hashlib
 import json
@@ -27,19 +28,14 @@ sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 from harness import BINARIES, Node  # noqa: E402 - needs the path above
 
 ROOT_KEY, ROOT_SECRET = "conformanceroot", "conformance-root-secret"
-# What every test does in its beginning, with every user.
-LIST_BUCKETS = {
-    "Version": "2012-10-17",
-    "Statement": [{"Effect": "Allow", "Action": "s3:ListAllMyBuckets", "Resource": "*"}],
-}
 # Sections of the suite's configuration. To the suite they are accounts of their own; here they are users of one account,
-# with no rights but to see which buckets there are.
-USERS = ["s3 alt", "s3 tenant", "iam", "iam root", "iam alt root"]
+# each with the policy `tenant`: everything on buckets that the user made, nothing on those of others.
+USERS = ["s3 main", "s3 alt", "s3 tenant", "iam", "iam root", "iam alt root"]
 
 
-def owner_id(name):
-    """The id that Quarry shows as owner of what this user (or the root access key) makes."""
-    return hashlib.sha256(b"quarry owner " + name.encode()).hexdigest()
+def canonical_id(user):
+    """The id that Quarry shows as owner of what this user makes."""
+    return hashlib.sha256(b"quarry user " + user.encode()).hexdigest()
 
 
 def python_of_suite(suite):
@@ -67,21 +63,15 @@ def quarryctl(node, *arguments):
 
 
 def write_configuration(node, path):
-    policy = path.with_name("list-buckets.json")
-    policy.write_text(json.dumps(LIST_BUCKETS))
-    quarryctl(node, "policy", "put", "list-buckets", policy)
     config = configparser.RawConfigParser()
     config["DEFAULT"] = {"host": "127.0.0.1", "port": node.listen, "is_secure": "False", "ssl_verify": "False"}
     config["fixtures"] = {"bucket prefix": "conf-{random}-"}
-    config["s3 main"] = {
-        "access_key": ROOT_KEY, "secret_key": ROOT_SECRET, "user_id": owner_id(ROOT_KEY), "display_name": ROOT_KEY,
-        "email": "root@example.com", "api_name": "", "lc_debug_interval": "1",
-    }
     for section in USERS:
         name = section.replace(" ", "-")
-        access, secret = make_user(node, name, "list-buckets")
-        config[section] = {"access_key": access, "secret_key": secret, "user_id": owner_id(name), "display_name": name,
+        access, secret = make_user(node, name, "tenant")
+        config[section] = {"access_key": access, "secret_key": secret, "user_id": canonical_id(name), "display_name": name,
                            "email": f"{name}@example.com"}
+    config["s3 main"].update({"api_name": "", "lc_debug_interval": "1"})
     config["s3 tenant"]["tenant"] = ""
     with open(path, "w") as file:
         config.write(file)
@@ -94,14 +84,28 @@ def make_user(node, name, policy):
     return key["id"], key["secret"]
 
 
-def run_suite(arguments, node, work):
+def run_suite(arguments, python, work, which):
+    """Runs every n-th test against a node of its own; returns the results."""
+    work.mkdir()
+    keys = {"QUARRY_ACCESS_KEY": ROOT_KEY, "QUARRY_SECRET_KEY": ROOT_SECRET}
+    # The suite expects access control lists to count in every bucket, as they did before S3 had ownership controls.
+    node = Node(work / "node", "--object-ownership", "object-writer", device_size="384MiB", environment=keys)
+    try:
+        node.start()
+        return results(run_share(arguments, python, node, work, which))
+    finally:
+        node.close()
+
+
+def run_share(arguments, python, node, work, which):
     report = work / "report.xml"
     configuration = work / "s3tests.conf"
     write_configuration(node, configuration)
     # The suite makes its configuration from the environment; the plugin is ours.
-    environment = {**os.environ, "S3TEST_CONF": str(configuration), "PYTHONPATH": f"{HERE}:{arguments.suite}"}
+    environment = {**os.environ, "S3TEST_CONF": str(configuration), "PYTHONPATH": f"{HERE}:{arguments.suite}",
+                   "QUARRY_SHARE": f"{which}/{arguments.jobs}"}
     command = [
-        python_of_suite(arguments.suite), "-m", "pytest", "-q", "-p", "marks", "--tb=line", "--timeout=120",
+        python, "-m", "pytest", "-q", "-p", "marks", "--tb=line", "--timeout=120",
         f"--junitxml={report}", "-o", "cache_dir=" + str(work / "cache"),
         *(["-k", arguments.only] if arguments.only else []),
         *[f"s3tests/functional/{name}.py" for name in ("test_s3", "test_headers", "test_iam")],
@@ -138,7 +142,40 @@ def reason_of(result, reasons):
     return None
 
 
+# The first that matches a test's name or one of its marks. What is above the line is of issue 4; the rest is not built.
+FEATURES = [
+    ("encryption (not built)", r"sse_|_kms|encrypt|_enc\b|_enc\[|obj_s3_"),
+    ("object lock (not built)", r"object_lock|retention|legal_hold"),
+    ("bucket logging (not built)", r"logging"),
+    ("IAM REST interface (not built)", r"iam_|user_policy|group_policy|role_policy|account_|_role|_group_|test_verify|same_account|cross_account"),
+    ("storage classes and transitions (not built)", r"transition|cloud|restore|storage_class"),
+    ("Ceph extensions (not built)", r"append|usage|head_extended|unordered|torrent"),
+    ("lifecycle", r"lifecycle"),
+    ("forms (POST object)", r"post_object"),
+    ("checksums", r"checksum|content_md5|bad_md5|_sha256|crc"),
+    ("multipart", r"multipart|upload_part|_part"),
+    ("access control lists and owners", r"_acl|acl_|access_bucket|ownership|not_owned|_anon|raw_|expected_bucket_owner|publicread"),
+    ("policies and public access", r"policy|public_block|block_public|ignore_public|restrict"),
+    ("tags", r"tag"),
+    ("CORS", r"cors"),
+    ("website", r"website"),
+    ("versions", r"version"),
+    ("conditions", r"ifmatch|ifnonmatch|ifmodified|ifunmodified|ifnonematch|if_match|if_none|conditional"),
+    ("copies", r"copy"),
+    ("listings", r"list"),
+    ("signatures and headers", r"_date_|_bad_|authenticated|presigned|_aws2|_aws4|expect"),
+    ("buckets", r"bucket"),
+]
+
+
+def feature_of(result):
+    return next((name for name, words in FEATURES if re.search(words, " ".join([result.name, *result.marks]))), "objects")
+
+
 def write_report(found, reasons, commit, path):
+    by_feature = collections.defaultdict(collections.Counter)
+    for result in found:
+        by_feature[feature_of(result)][result.outcome] += 1
     passed = sorted(r.name for r in found if r.outcome == "passed")
     skipped = [r for r in found if r.outcome == "skipped"]
     failed = [r for r in found if r.outcome in ("failure", "error")]
@@ -152,6 +189,8 @@ def write_report(found, reasons, commit, path):
         "reasons are kept in `tests/s3_suite/reasons.toml`.", "",
         "| | tests |", "|---|---|", f"| passed | {len(passed)} |", f"| skipped by the suite itself | {len(skipped)} |",
         f"| failed, for a reason below | {len(failed) - len(unexplained)} |", f"| failed, not explained | {len(unexplained)} |", "",
+        "## By feature", "", "| feature | passed | skipped | failed |", "|---|---|---|---|",
+        *[f"| {name} | {n['passed']} | {n['skipped']} | {n['failure'] + n['error']} |" for name, n in sorted(by_feature.items())], "",
         "## Failed, by reason", "",
     ]
     for reason, some in sorted(by_reason.items(), key=lambda item: -len(item[1])):
@@ -169,17 +208,17 @@ def main():
     parser = argparse.ArgumentParser(prog="tests/conformance", description=__doc__)
     parser.add_argument("suite", type=pathlib.Path, help="a checkout of ceph/s3-tests")
     parser.add_argument("--only", help="only tests that match (pytest -k); the page is not written")
+    parser.add_argument("--jobs", type=int, default=1, help="nodes that share the tests")
     parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs" / "conformance.md")
     arguments = parser.parse_args()
     arguments.suite = arguments.suite.resolve()
     work = pathlib.Path(tempfile.mkdtemp(dir=os.environ.get("QUARRY_E2E_DIR")))
-    keys = {"QUARRY_ACCESS_KEY": ROOT_KEY, "QUARRY_SECRET_KEY": ROOT_SECRET}
-    node = Node(work / "node", environment=keys)
+    python = python_of_suite(arguments.suite)
     try:
-        node.start()
-        found = results(run_suite(arguments, node, work))
+        with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+            shares = pool.map(lambda n: run_suite(arguments, python, work / str(n), n), range(arguments.jobs))
+            found = [result for share in shares for result in share]
     finally:
-        node.close()
         shutil.rmtree(work, ignore_errors=True)
     if arguments.only:
         for result in found:

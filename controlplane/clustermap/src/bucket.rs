@@ -47,8 +47,10 @@ pub enum DocumentKind {
     PublicAccessBlock,
     /// Whether access control lists count.
     Ownership,
-    /// A canned access control list.
+    /// An access control list.
     Acl,
+    /// The user who made it; absent: the root.
+    Owner,
 }
 
 /// The configuration of a bucket.

@@ -6,11 +6,16 @@
 //!                             unmark
 //! ```
 //!
-//! Deleting: every primary refuses writes; then the caller checks that the bucket is empty everywhere, and removes it or
-//! takes the mark back. Both name the id, so that a late caller cannot touch a bucket made anew; so does every change of
+//! Deleting: every primary refuses writes; then the caller checks that the bucket has no objects anywhere, and removes it or
+//! takes the mark back. Uploads in progress do not keep a bucket: what is left of them belongs to an id that never comes
+//! back, and every node frees it in its partitions. Both name the id, so that a late caller cannot touch a bucket made anew; so does every change of
 //! the configuration.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 use quarry_clustermap::{BucketConfig, BucketId, DOCUMENT_BYTES_MAX, DocumentKind, Versioning};
 use serde::{Deserialize, Serialize};
@@ -68,8 +73,25 @@ mod shared {
 pub struct BucketTable {
     /// Grows by one with every committed change of the table.
     pub revision: u64,
+    /// The newest id given.
+    pub last_id: BucketId,
     /// By name.
     pub by_name: BTreeMap<String, Bucket>,
+}
+
+impl BucketTable {
+    /// The ids of the buckets that exist, whatever their state.
+    #[must_use]
+    pub fn ids(&self) -> BTreeSet<BucketId> {
+        self.by_name.values().map(|bucket| bucket.id).collect()
+    }
+
+    /// How many buckets were removed until this revision.
+    #[must_use]
+    pub fn removed(&self) -> u64 {
+        // Ids are given from 1 on, without gaps.
+        self.last_id.0.saturating_sub(self.by_name.len() as u64)
+    }
 }
 
 /// What the metastore holds beside the buckets themselves.
@@ -89,7 +111,7 @@ pub(crate) struct Change {
 
 #[derive(Clone, Debug)]
 pub(crate) enum ChangeKind {
-    Create { now_ms: u64 },
+    Create { now_ms: u64, documents: BTreeMap<DocumentKind, String> },
     Mark,
     Unmark { id: BucketId },
     Remove { id: BucketId },
@@ -110,10 +132,14 @@ pub(crate) fn apply(
     };
     let revision = counters.revision + 1;
     let next = match &change.kind {
-        ChangeKind::Create { now_ms } => {
+        ChangeKind::Create { now_ms, documents } => {
             check_bucket_name(name)?;
             if buckets.contains_key(name) {
                 return Err(ControllerError::BucketExists { name: name.clone() });
+            }
+            let mut config = BucketConfig::default();
+            for (kind, document) in documents {
+                set_document(&mut config, *kind, Some(document))?;
             }
             counters.last_id.0 += 1;
             Bucket {
@@ -121,7 +147,7 @@ pub(crate) fn apply(
                 created_ms: *now_ms,
                 state: BucketState::Active,
                 revision,
-                config: Arc::default(),
+                config: Arc::new(config),
             }
         }
         ChangeKind::Mark => {
@@ -203,6 +229,9 @@ pub enum BucketNameError {
     /// Two dots in a row.
     #[error("a bucket name has no two dots in a row")]
     DoubleDot,
+    /// A part between dots that begins or ends with a hyphen.
+    #[error("a bucket name has no hyphen next to a dot")]
+    Label,
     /// Formatted as an IPv4 address.
     #[error("a bucket name is not formatted as an IP address")]
     Address,
@@ -234,6 +263,9 @@ pub fn check_bucket_name(name: &str) -> Result<(), BucketNameError> {
     }
     if name.contains("..") {
         return Err(BucketNameError::DoubleDot);
+    }
+    if name.contains(".-") || name.contains("-.") {
+        return Err(BucketNameError::Label);
     }
     if name.parse::<Ipv4Addr>().is_ok() || is_dotted_quad(name) {
         return Err(BucketNameError::Address);
@@ -271,6 +303,8 @@ mod tests {
             assert_eq!(refused(ends), BucketNameError::Ends);
         }
         assert_eq!(refused("a..b"), BucketNameError::DoubleDot);
+        assert_eq!(refused("a.-b"), BucketNameError::Label);
+        assert_eq!(refused("a-.b"), BucketNameError::Label);
         assert_eq!(refused("192.168.0.1"), BucketNameError::Address);
         assert_eq!(refused("999.168.0.001"), BucketNameError::Address);
         assert_eq!(refused("xn--abc"), BucketNameError::Reserved { affix: "xn--" });

@@ -1,6 +1,6 @@
 //! The callers' side: queues a request and waits for its answer.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_channel::Sender;
 use futures::channel::oneshot;
@@ -155,7 +155,20 @@ impl ControllerHandle {
     /// # Errors
     /// [`ControllerError::BucketName`], [`ControllerError::BucketExists`]; metastore errors.
     pub async fn create_bucket(&self, name: &str, now_ms: u64) -> Result<Bucket, ControllerError> {
-        self.change(name, ChangeKind::Create { now_ms }).await
+        self.create_bucket_with(name, now_ms, BTreeMap::new()).await
+    }
+
+    /// Creates a bucket that has documents from its first moment.
+    ///
+    /// # Errors
+    /// As [`Self::create_bucket`]; [`ControllerError::ConfigurationTooLarge`].
+    pub async fn create_bucket_with(
+        &self,
+        name: &str,
+        now_ms: u64,
+        documents: BTreeMap<DocumentKind, String>,
+    ) -> Result<Bucket, ControllerError> {
+        self.change(name, ChangeKind::Create { now_ms, documents }).await
     }
 
     /// First phase of a deletion: the bucket refuses writes from the published revision on. Repeating it is fine.

@@ -1,13 +1,26 @@
 //! quarry-controller: one of any number of controllers of a cluster. See `quarry_controller::cluster`.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod metered;
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::Context;
 use clap::Parser;
 use quarry_clustermap::{ClusterId, ErasureProfile};
-use quarry_controller::cluster::{ClusterController, EtcdConfig, Founding, LEASE_TTL_S, LeaderOptions};
+use quarry_controller::cluster::{
+    ClusterController, EtcdConfig, Founding, LEASE_TTL_S, LeaderNumbers, LeaderOptions, PEER_LEASE_MS,
+    PEER_LEASE_MS_RANGE, leases_fit,
+};
 use quarry_metastore::Etcd;
+use quarry_meter::server::PageServer;
 use serde::Deserialize;
+
+use self::metered::{EtcdMeter, Metered};
 
 /// Metadata partitions of a new cluster.
 const PARTITIONS: u16 = 4_096;
@@ -36,13 +49,28 @@ struct ConfigFile {
     profile: Option<String>,
     /// Metadata partitions. Used when the cluster is founded.
     partitions: Option<u16>,
+    /// Milliseconds that replicas keep their word to a primary. Used when the cluster is founded.
+    peer_lease_ms: Option<u64>,
     /// Nodes that must have registered before the first map is made.
     initial_nodes: Option<usize>,
     /// Seconds a node's lease must be gone before its devices are out.
     node_grace_s: Option<u64>,
     /// Seconds a device is out before others take its places.
     rebuild_after_s: Option<u64>,
+    /// Where metrics are shown at `/metrics`; default: nowhere.
+    metrics_address: Option<SocketAddr>,
+    /// `text` (default) or `json`.
+    #[serde(default)]
+    log_format: LogFormat,
     cluster: ClusterTable,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[serde(rename_all = "kebab-case")]
+enum LogFormat {
+    #[default]
+    Text,
+    Json,
 }
 
 #[derive(Deserialize, Debug)]
@@ -57,30 +85,33 @@ struct ClusterTable {
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("QUARRY_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let text = std::fs::read_to_string(&cli.config)
         .with_context(|| format!("cannot read {}", cli.config.display()))?;
     let file: ConfigFile =
         toml::from_str(&text).with_context(|| format!("{} is not valid", cli.config.display()))?;
+    start_log(file.log_format);
     let etcd = file.cluster.etcd.load(&file.cluster.name)?;
     let options = options(&file)?;
     if cli.check_config {
         println!("the configuration is valid");
         return Ok(());
     }
+    let (meter, numbers) = (Arc::new(EtcdMeter::default()), Arc::new(OnceLock::<Arc<LeaderNumbers>>::new()));
+    let _page = start_page(&file, &meter, &numbers)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let run = async {
             let metastore = loop {
-                match Etcd::connect(&etcd).await {
+                match Box::pin(meter.connecting(Etcd::connect(&etcd))).await {
                     Ok(metastore) => break metastore,
                     Err(error) => tracing::warn!(event = "metastore_unreachable", %error),
                 }
                 tokio::time::sleep(RETRY).await;
             };
             let run = u64::from_le_bytes(random()?);
+            let metastore = Metered { inner: metastore, meter };
             let controller = ClusterController::new(Arc::new(metastore), options, run);
+            numbers.get_or_init(|| controller.numbers());
             Box::pin(controller.run()).await;
             anyhow::Ok(())
         };
@@ -91,6 +122,28 @@ fn main() -> anyhow::Result<()> {
     })
 }
 
+fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("QUARRY_LOG").unwrap_or_else(|_| "info".into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+/// Shows metrics, also while etcd does not answer.
+fn start_page(
+    file: &ConfigFile,
+    meter: &Arc<EtcdMeter>,
+    numbers: &Arc<OnceLock<Arc<LeaderNumbers>>>,
+) -> anyhow::Result<Option<PageServer>> {
+    let Some(address) = file.metrics_address else { return Ok(None) };
+    let (meter, numbers) = (Arc::clone(meter), Arc::clone(numbers));
+    let page = move || metered::page(&meter, numbers.get().map(|numbers| &**numbers));
+    let server = PageServer::start(address, page);
+    server.map(Some).with_context(|| format!("cannot show metrics at {address}"))
+}
+
 fn options(file: &ConfigFile) -> anyhow::Result<LeaderOptions> {
     let profile: ErasureProfile = file.profile.as_deref().unwrap_or("4+2").parse()?;
     let partitions = file.partitions.unwrap_or(PARTITIONS);
@@ -98,6 +151,11 @@ fn options(file: &ConfigFile) -> anyhow::Result<LeaderOptions> {
     let seconds = |given: Option<u64>, default| Duration::from_secs(given.unwrap_or(default));
     let lease_ttl = seconds(file.cluster.lease_ttl_s, LEASE_TTL_S);
     anyhow::ensure!(lease_ttl >= Duration::from_secs(2), "cluster.lease-ttl-s must be at least 2");
+    let peer_lease_ms = file.peer_lease_ms.unwrap_or(PEER_LEASE_MS);
+    anyhow::ensure!(
+        leases_fit(peer_lease_ms, lease_ttl),
+        "peer-lease-ms is {peer_lease_ms}: it must be in {PEER_LEASE_MS_RANGE:?}, and at most half of cluster.lease-ttl-s"
+    );
     let name = match &file.name {
         Some(name) => name.clone(),
         None => std::fs::read_to_string("/proc/sys/kernel/hostname").context("name is required")?,
@@ -106,7 +164,7 @@ fn options(file: &ConfigFile) -> anyhow::Result<LeaderOptions> {
         name: name.trim().to_owned(),
         lease_ttl,
         node_grace: seconds(file.node_grace_s, 2),
-        founding: Founding::new(ClusterId(random()?), partitions, profile),
+        founding: Founding { peer_lease_ms, ..Founding::new(ClusterId(random()?), partitions, profile) },
         initial_nodes: file.initial_nodes.unwrap_or(3),
         rebuild_after_ms: file.rebuild_after_s.map_or(quarry_planner::REBUILD_AFTER_MS, |s| s * 1000),
         clock_ms: unix_ms,

@@ -46,7 +46,8 @@ impl Loaded {
         let of_buckets = range.entries.iter().filter(|entry| entry.key.starts_with(BUCKET_PREFIX));
         let by_name: BTreeMap<String, Bucket> =
             of_buckets.map(bucket).collect::<Result<_, ControllerError>>()?;
-        let buckets = Arc::new(BucketTable { revision: counters.revision, by_name });
+        let buckets =
+            Arc::new(BucketTable { revision: counters.revision, last_id: counters.last_id, by_name });
         let (users, users_entry) = user::read(metastore).await?;
         Ok(Self { stored, buckets, counters, counters_entry, users: Arc::new(users), users_entry })
     }

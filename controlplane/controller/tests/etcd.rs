@@ -43,6 +43,19 @@ impl Process {
     }
 }
 
+/// Files that are printed when the test fails.
+struct Logs([PathBuf; 2]);
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for path in &self.0 {
+                println!("{}:\n{}", path.display(), fs::read_to_string(path).unwrap_or_default());
+            }
+        }
+    }
+}
+
 /// Three members; `None`: etcd is not installed.
 fn start_etcd(directory: &Path) -> Option<(Vec<Process>, Vec<String>)> {
     let sockets: Vec<TcpListener> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -104,12 +117,13 @@ async fn connect(options: &EtcdOptions) -> Arc<Etcd> {
 fn start_controller(directory: &Path, name: &str, endpoints: &[String]) -> Process {
     let config: PathBuf = directory.join(format!("{name}.toml"));
     let text = format!(
-        "name = '{name}'\nprofile = '2+2'\npartitions = 64\nnode-grace-s = 1\n\
+        "name = '{name}'\nprofile = '2+2'\npartitions = 64\nnode-grace-s = 1\npeer-lease-ms = 1000\n\
          [cluster]\nname = 'lake'\nlease-ttl-s = 2\n[cluster.etcd]\nendpoints = {endpoints:?}\n"
     );
     fs::write(&config, text).unwrap();
+    let log = fs::File::create(directory.join(format!("{name}.log"))).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_quarry-controller"));
-    Process(command.arg("--config").arg(config).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    Process(command.arg("--config").arg(config).stdin(Stdio::null()).stderr(log).spawn().unwrap())
 }
 
 fn registration(node: u32) -> NodeRegistration {
@@ -176,6 +190,8 @@ fn controllers_and_members_of_etcd_die_and_the_cluster_goes_on() {
     let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
     let Some((mut etcd, endpoints)) = start_etcd(directory.path()) else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _logs = Logs([directory.path().join("c1.log"), directory.path().join("c2.log")]);
+    tracing_subscriber::fmt().with_test_writer().init();
     runtime.block_on(async {
         let options = options(&endpoints, "lake");
         let store = connect(&options).await;

@@ -1,7 +1,7 @@
 //! `quarryctl NOUN VERB`: administers a node over its admin address.
 //!
 //! Each noun is one file in `noun`: its verbs (clap), the requests they make, and the columns of its tables. `client`
-//! speaks HTTP, `output` prints.
+//! speaks HTTP, `output` prints. Only `metastore` talks to etcd instead of a node.
 
 mod client;
 mod noun;
@@ -49,6 +49,9 @@ enum Noun {
     /// Metadata partitions.
     #[command(subcommand)]
     Partition(noun::partition::Verb),
+    /// The metastore of a cluster that has none yet.
+    #[command(subcommand)]
+    Metastore(noun::metastore::Verb),
     /// Users.
     #[command(subcommand)]
     User(noun::user::Verb),
@@ -61,6 +64,9 @@ enum Noun {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Noun::Metastore(verb) = cli.noun {
+        return noun::metastore::run(verb, cli.output);
+    }
     let client = Client::new(&cli.admin, cli.token_file.as_deref())?;
     match cli.noun {
         Noun::Status => noun::status::run(&client, cli.output),
@@ -69,6 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Noun::Job(verb) => noun::job::run(verb, &client, cli.output),
         Noun::Map(verb) => noun::map::run(verb, &client, cli.output),
         Noun::Partition(verb) => noun::partition::run(verb, &client, cli.output),
+        Noun::Metastore(_) => unreachable!("done above, without a node"),
         Noun::User(verb) => noun::user::run(verb, &client, cli.output),
         Noun::Key(verb) => noun::key::run(verb, &client, cli.output),
         Noun::Policy(verb) => noun::policy::run(verb, &client, cli.output),

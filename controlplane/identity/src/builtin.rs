@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use crate::policy::Policy;
 
 /// Name and document of every built-in policy. Their names cannot be taken by stored ones.
-pub const BUILT_IN: [(&str, &str); 4] = [
+pub const BUILT_IN: [(&str, &str); 5] = [
     (
         "readonly",
         r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:Get*","s3:List*"],"Resource":"*"}]}"#,
@@ -21,6 +21,13 @@ pub const BUILT_IN: [(&str, &str); 4] = [
         "writeonly",
         r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:PutObject","s3:AbortMultipartUpload",
             "s3:ListMultipartUploadParts"],"Resource":"*"}]}"#,
+    ),
+    (
+        "tenant",
+        r#"{"Version":"2012-10-17","Statement":[
+            {"Effect":"Allow","Action":"s3:CreateBucket","Resource":"*"},
+            {"Effect":"Allow","Action":"s3:*","Resource":"*",
+             "Condition":{"StringEquals":{"quarry:BucketOwner":"${aws:username}"}}}]}"#,
     ),
     ("admin", r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}"#),
 ];

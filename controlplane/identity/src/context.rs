@@ -37,7 +37,7 @@ pub(crate) enum Kind {
     Set,
 }
 
-const KEYS: [(&str, Kind); 34] = [
+const KEYS: [(&str, Kind); 35] = [
     ("aws:currenttime", Kind::Date),
     ("aws:epochtime", Kind::Number),
     ("aws:principalaccount", Kind::Text),
@@ -49,6 +49,7 @@ const KEYS: [(&str, Kind); 34] = [
     ("aws:useragent", Kind::Text),
     ("aws:userid", Kind::Text),
     ("aws:username", Kind::Text),
+    ("quarry:bucketowner", Kind::Text),
     ("s3:authtype", Kind::Text),
     ("s3:delimiter", Kind::Text),
     ("s3:if-match", Kind::Text),

@@ -11,9 +11,11 @@
 //! - a request for which nothing says allow is denied, but those of the root credential;
 //! - deciding takes at most (length of all patterns) x (length of the value) steps.
 //!
-//! There is one account, [`ACCOUNT`]. It owns every bucket and object, its root is the root credential of the node, and
-//! users belong to it.
+//! There is one account, [`ACCOUNT`]: its root is the root credential of the node, and users belong to it. A bucket has an
+//! owner, who made it: the root or a user. That alone gives a user nothing; policies may ask for it by the condition key
+//! `quarry:BucketOwner`, as the built-in policy `tenant` does.
 
+mod acl;
 mod action;
 mod builtin;
 mod condition;
@@ -28,6 +30,7 @@ mod principal;
 mod public;
 mod user;
 
+pub use acl::{Acl, GRANTS_MAX, Grant, Grantee, Listed, Permission, of_object_can_allow};
 pub use action::{Action, Target};
 pub use builtin::{BUILT_IN, built_in};
 pub use context::Context;

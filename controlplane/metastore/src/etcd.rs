@@ -3,6 +3,8 @@
 //! All keys stand under one prefix, so that clusters can share an etcd. Every call has a deadline; a call that misses
 //! it, or loses its connection, is [`MetastoreError::Unavailable`] and its outcome unknown.
 //!
+//! Members are asked in turn: one that fails is not asked again before all others have failed (`members`).
+//!
 //! The connection may be TLS, with a certificate of our own, and may name a user; its token is renewed when it expires. A
 //! member that has lost the others refuses what it is asked (`require leader`), so that watches move on to one that has
 //! not.
@@ -11,12 +13,15 @@
 //! when etcd has compacted that revision away it reads everything again and delivers it as one snapshot. A slow watcher
 //! holds back its own task only.
 
-use std::{future::Future, time::Duration};
+mod members;
+
+use std::{sync::Arc, time::Duration};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, EventType, GetOptions, Identity,
     KeyValue, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions,
 };
+use members::{Members, Repeat};
 use tokio::sync::mpsc::{Sender, channel};
 use tracing::warn;
 
@@ -104,7 +109,7 @@ impl EtcdOptions {
 /// A metastore in etcd. Cheap to clone.
 #[derive(Clone)]
 pub struct Etcd {
-    pub(crate) client: Client,
+    members: Arc<Members>,
     prefix: String,
     deadline: Duration,
 }
@@ -121,40 +126,43 @@ impl Etcd {
     /// # Errors
     /// [`MetastoreError::Unavailable`].
     pub async fn connect(options: &EtcdOptions) -> Result<Self, MetastoreError> {
-        let connecting = Client::connect(&options.endpoints, Some(options.connect_options()));
-        let mut client = within(options.deadline, "connect", connecting).await?;
-        within(options.deadline, "connect", client.status()).await?;
-        Ok(Self { client, prefix: options.prefix.clone(), deadline: options.deadline })
+        let members = Members::new(&options.endpoints, options.connect_options(), options.deadline);
+        members.ask("connect", Repeat::Anywhere, async |mut client| client.status().await).await?;
+        Ok(Self { members: Arc::new(members), prefix: options.prefix.clone(), deadline: options.deadline })
     }
 
     fn full(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
-    async fn call<T>(
-        &self,
-        operation: &'static str,
-        call: impl Future<Output = Result<T, Error>> + Send,
-    ) -> Result<T, MetastoreError> {
-        within(self.deadline, operation, call).await
+    #[cfg(test)]
+    pub(crate) fn turn_to(&self, turn: usize) {
+        self.members.turn_to(turn);
+    }
+
+    /// A client of the member that is asked at present.
+    #[cfg(test)]
+    pub(crate) async fn client(&self) -> etcd_client::Client {
+        self.members.client().await.expect("a member of etcd").1
+    }
+
+    fn translate(&self, transaction: &Transaction) -> Txn {
+        let compare = transaction.compare.iter().map(|(key, expected)| match expected {
+            Expected::Absent => Compare::create_revision(self.full(key), CompareOp::Equal, 0),
+            Expected::At(revision) => Compare::mod_revision(self.full(key), CompareOp::Equal, revision.0),
+        });
+        let puts = transaction.puts.iter().map(|put| {
+            let options = put.lease.map(|lease| PutOptions::new().with_lease(lease.0));
+            TxnOp::put(self.full(&put.key), put.value.clone(), options)
+        });
+        let deletes = transaction.deletes.iter().map(|key| TxnOp::delete(self.full(key), None));
+        let operations: Vec<TxnOp> = puts.chain(deletes).collect();
+        Txn::new().when(compare.collect::<Vec<_>>()).and_then(operations)
     }
 
     fn entry(&self, pair: &KeyValue) -> Result<Entry, MetastoreError> {
         let key = own_key(&self.prefix, pair)?;
         Ok(Entry { key, value: pair.value().to_vec(), revision: Revision(pair.mod_revision()) })
-    }
-}
-
-async fn within<T>(
-    deadline: Duration,
-    operation: &'static str,
-    call: impl Future<Output = Result<T, Error>> + Send,
-) -> Result<T, MetastoreError> {
-    let unavailable = |reason| MetastoreError::Unavailable { operation, reason };
-    match tokio::time::timeout(deadline, call).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(unavailable(error.to_string())),
-        Err(_) => Err(unavailable(format!("no answer within {} ms", deadline.as_millis()))),
     }
 }
 
@@ -176,48 +184,44 @@ fn lease_is_unknown(error: &Error) -> bool {
 
 impl Metastore for Etcd {
     async fn get(&self, key: &str) -> Result<Option<Entry>, MetastoreError> {
-        let mut client = self.client.clone();
-        let answer = self.call("get", client.get(self.full(key), None)).await?;
+        let ask = |mut client: Client| async move { client.get(self.full(key), None).await };
+        let answer = self.members.ask("get", Repeat::Anywhere, ask).await?;
         answer.kvs().first().map(|pair| self.entry(pair)).transpose()
     }
 
     async fn range(&self, prefix: &str) -> Result<Range, MetastoreError> {
-        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
-        let options = GetOptions::new().with_prefix();
-        let answer = self.call("range", client.get(self.full(prefix), Some(options))).await?;
+        let ask = |client: Client| async move {
+            let mut client = client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
+            client.get(self.full(prefix), Some(GetOptions::new().with_prefix())).await
+        };
+        let answer = self.members.ask("range", Repeat::Anywhere, ask).await?;
         let entries = answer.kvs().iter().map(|pair| self.entry(pair)).collect::<Result<_, _>>()?;
         Ok(Range { entries, revision: Revision(revision(answer.header())) })
     }
 
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, MetastoreError> {
-        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
-        let options = GetOptions::new().with_prefix().with_keys_only();
-        let answer = self.call("list keys", client.get(self.full(prefix), Some(options))).await?;
+        let ask = |client: Client| async move {
+            let mut client = client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX);
+            client.get(self.full(prefix), Some(GetOptions::new().with_prefix().with_keys_only())).await
+        };
+        let answer = self.members.ask("list keys", Repeat::Anywhere, ask).await?;
         answer.kvs().iter().map(|pair| own_key(&self.prefix, pair)).collect()
     }
 
     async fn transact(&self, transaction: &Transaction) -> Result<Revision, MetastoreError> {
         transaction.check()?;
-        let compare = transaction.compare.iter().map(|(key, expected)| match expected {
-            Expected::Absent => Compare::create_revision(self.full(key), CompareOp::Equal, 0),
-            Expected::At(revision) => Compare::mod_revision(self.full(key), CompareOp::Equal, revision.0),
-        });
-        let puts = transaction.puts.iter().map(|put| {
-            let options = put.lease.map(|lease| PutOptions::new().with_lease(lease.0));
-            TxnOp::put(self.full(&put.key), put.value.clone(), options)
-        });
-        let deletes = transaction.deletes.iter().map(|key| TxnOp::delete(self.full(key), None));
-        let operations: Vec<TxnOp> = puts.chain(deletes).collect();
-        let txn = Txn::new().when(compare.collect::<Vec<_>>()).and_then(operations);
-        let mut client = self.client.clone();
-        let answer = match tokio::time::timeout(self.deadline, client.txn(txn)).await {
-            Ok(Err(error)) if lease_is_unknown(&error) => return Err(MetastoreError::LeaseLost),
-            Ok(result) => self.call("transact", async { result }).await?,
-            Err(_) => {
-                let reason = format!("no answer within {} ms", self.deadline.as_millis());
-                return Err(MetastoreError::Unavailable { operation: "transact", reason });
+        let txn = self.translate(transaction);
+        let ask = |mut client: Client| {
+            let txn = txn.clone();
+            async move {
+                match client.txn(txn).await {
+                    Err(error) if lease_is_unknown(&error) => Ok(None),
+                    answer => answer.map(Some),
+                }
             }
         };
+        let answer = self.members.ask("transact", Repeat::Never, ask).await?;
+        let answer = answer.ok_or(MetastoreError::LeaseLost)?;
         if answer.succeeded() {
             Ok(Revision(revision(answer.header())))
         } else {
@@ -239,13 +243,13 @@ impl Metastore for Etcd {
 
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetastoreError> {
         let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
-        let mut client = self.client.clone();
-        Ok(LeaseId(self.call("grant lease", client.lease_grant(seconds, None)).await?.id()))
+        // One that was granted unheard ends by itself.
+        let ask = |mut client: Client| async move { client.lease_grant(seconds, None).await };
+        Ok(LeaseId(self.members.ask("grant lease", Repeat::Anywhere, ask).await?.id()))
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), MetastoreError> {
-        let mut client = self.client.clone();
-        let renewed = async {
+        let ask = |mut client: Client| async move {
             let (mut keeper, mut answers) = match client.lease_keep_alive(lease.0).await {
                 Err(error) if lease_is_unknown(&error) => return Ok(false),
                 other => other?,
@@ -253,19 +257,20 @@ impl Metastore for Etcd {
             keeper.keep_alive().await?;
             Ok(answers.message().await?.is_some_and(|answer| answer.ttl() > 0))
         };
-        if self.call("keep lease alive", renewed).await? { Ok(()) } else { Err(MetastoreError::LeaseLost) }
+        let kept = self.members.ask("keep lease alive", Repeat::Anywhere, ask).await?;
+        if kept { Ok(()) } else { Err(MetastoreError::LeaseLost) }
     }
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetastoreError> {
-        let mut client = self.client.clone();
-        let revoked = async {
+        let ask = |mut client: Client| async move {
             match client.lease_revoke(lease.0).await {
                 Ok(_) => Ok(true),
                 Err(error) if lease_is_unknown(&error) => Ok(false),
                 Err(error) => Err(error),
             }
         };
-        if self.call("revoke lease", revoked).await? { Ok(()) } else { Err(MetastoreError::LeaseLost) }
+        let revoked = self.members.ask("revoke lease", Repeat::Anywhere, ask).await?;
+        if revoked { Ok(()) } else { Err(MetastoreError::LeaseLost) }
     }
 }
 
@@ -320,9 +325,18 @@ impl Follower {
     async fn follow(&mut self) -> Ended {
         let broken = |error: Error| Ended::Broken(error.to_string());
         let options = WatchOptions::new().with_prefix().with_start_revision(self.next_revision);
-        let mut client = self.store.client.clone();
+        let members = &self.store.members;
+        let (turn, mut client) = match tokio::time::timeout(self.store.deadline, members.client()).await {
+            Ok(Ok(member)) => member,
+            Ok(Err(error)) => return broken(error),
+            Err(_) => return Ended::Broken("no connection".to_owned()),
+        };
         let started = client.watch(self.store.full(&self.prefix), Some(options));
-        let mut stream = match tokio::time::timeout(self.store.deadline, started).await {
+        let started = tokio::time::timeout(self.store.deadline, started).await;
+        if !matches!(started, Ok(Ok(_))) {
+            members.failed(turn);
+        }
+        let mut stream = match started {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return broken(error),
             Err(_) => return Ended::Broken("no answer to the watch request".to_owned()),

@@ -20,7 +20,7 @@ pub struct Reports {
     pub leaving: BTreeSet<NodeId>,
     /// Members that keep their primary waiting.
     pub lagging: Vec<Lagging>,
-    /// Devices that are not to join a partition for now: they lagged there a moment ago.
+    /// Devices that are not to join a partition in this plan: they lagged there within the last minute.
     pub avoid: BTreeSet<(PartitionId, DeviceId)>,
     /// Devices that were opened again without a start of their node: their partitions get a new epoch.
     pub returned: BTreeSet<DeviceId>,

@@ -57,9 +57,13 @@ const SYSTEM: [HeaderName; 8] = [
 pub(crate) fn from_request(headers: &HeaderMap, user_bytes_max: usize) -> S3Result<Attributes> {
     let mut system = BTreeMap::new();
     for name in SYSTEM {
-        let Some(value) = headers.get(&name) else { continue };
-        let mut value = text(&name, value)?.to_owned();
+        let mut lines = headers.get_all(&name).iter();
+        let Some(first) = lines.next() else { continue };
+        let mut value = text(&name, first)?.to_owned();
         if name == CONTENT_ENCODING {
+            for line in lines {
+                value = format!("{value},{}", text(&name, line)?);
+            }
             value = without_aws_chunked(&value);
         }
         if name == STORAGE_CLASS && !value.is_empty() && !STORAGE_CLASSES.contains(&value.as_str()) {
@@ -135,7 +139,7 @@ pub(crate) fn storage_class(attributes: &Attributes) -> &str {
 fn without_aws_chunked(value: &str) -> String {
     let kept: Vec<&str> =
         value.split(',').map(str::trim).filter(|token| !token.eq_ignore_ascii_case("aws-chunked")).collect();
-    kept.join(",")
+    kept.join(", ")
 }
 
 /// The headers that return the attributes. A value that is no legal header is left out.

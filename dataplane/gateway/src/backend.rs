@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use async_trait::async_trait;
+use quarry_identity::Principal;
 use quarry_object::api::{DocumentKind, ObjectStore};
 use quarry_object::lifecycle::Lifecycle;
 use s3s::dto::{
@@ -34,7 +35,7 @@ use s3s::dto::{
     HeadBucketInput, HeadBucketOutput, HeadObjectInput, HeadObjectOutput, ListBucketsInput,
     ListBucketsOutput, ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectVersionsInput,
     ListObjectVersionsOutput, ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output,
-    ListPartsInput, ListPartsOutput, PutBucketAclInput, PutBucketAclOutput, PutBucketCorsInput,
+    ListPartsInput, ListPartsOutput, Owner, PutBucketAclInput, PutBucketAclOutput, PutBucketCorsInput,
     PutBucketCorsOutput, PutBucketLifecycleConfigurationInput, PutBucketLifecycleConfigurationOutput,
     PutBucketOwnershipControlsInput, PutBucketOwnershipControlsOutput, PutBucketPolicyInput,
     PutBucketPolicyOutput, PutBucketTaggingInput, PutBucketTaggingOutput, PutBucketVersioningInput,
@@ -50,7 +51,8 @@ use sha2::{Digest as _, Sha256};
 use crate::access::{Identities, Policies, acl, blocks, caller, ownership, policy};
 use crate::configuration::{self, Cache};
 use crate::cors::Cors;
-use crate::options::{GatewayOptions, Limits};
+use crate::front::SigningKeys;
+use crate::options::{GatewayOptions, Limits, ObjectOwnership};
 use crate::website::rules::Website;
 use crate::{bucket, copy, describe, list, multipart, object, tags, versions};
 
@@ -60,20 +62,26 @@ pub(crate) struct Core<S> {
     pub(crate) owner_id: String,
     pub(crate) owner_name: String,
     pub(crate) region: String,
+    pub(crate) object_ownership: ObjectOwnership,
     pub(crate) limits: Limits,
     pub(crate) unix_ms: Rc<dyn Fn() -> u64>,
     pub(crate) identities: Rc<Identities>,
     pub(crate) policies: Policies,
+    pub(crate) signing_keys: SigningKeys,
     pub(crate) cors: Cache<Cors>,
     pub(crate) websites: Cache<Website>,
     pub(crate) lifecycles: Cache<Lifecycle>,
 }
 
-/// The one owner of everything: an opaque id of 64 hex digits, as S3's canonical user ids are.
+/// The canonical id of the root: 64 hex digits that say nothing, as those of S3.
 pub(crate) fn owner_id(access_key: &str) -> String {
+    canonical_id(b"quarry owner ", access_key)
+}
+
+fn canonical_id(prefix: &[u8], name: &str) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(b"quarry owner ");
-    hasher.update(access_key);
+    hasher.update(prefix);
+    hasher.update(name);
     hex::encode(hasher.finalize())
 }
 
@@ -83,12 +91,38 @@ pub(crate) struct Backend<S> {
 }
 
 impl<S> Core<S> {
+    /// Canonical id and display name; `None` for anonymous requests. No user has the id of the root, whatever the name.
+    pub(crate) fn identity(&self, principal: &Principal) -> Option<(String, String)> {
+        match principal {
+            Principal::Root => Some((self.owner_id.clone(), self.owner_name.clone())),
+            Principal::User(name) => Some((canonical_id(b"quarry user ", name), name.clone())),
+            Principal::Anonymous => None,
+        }
+    }
+
+    /// As answers show an owner.
+    pub(crate) fn shown(&self, principal: &Principal) -> Owner {
+        let (id, display_name) = self.identity(principal).unzip();
+        Owner { display_name, id }
+    }
+
+    /// Canonical id and name of somebody with this id.
+    pub(crate) fn find_identity(&self, id: &str) -> Option<(String, String)> {
+        if id == self.owner_id {
+            return self.identity(&Principal::Root);
+        }
+        let users = (self.identities.users)();
+        let all = users.users.keys().map(|name| self.identity(&Principal::User(name.clone())));
+        all.flatten().find(|(known, _)| known == id)
+    }
+
     pub(crate) fn new(store: Rc<S>, owner_id: String, options: &GatewayOptions) -> Self {
         Self {
             store,
             owner_id,
             owner_name: options.access_key.clone(),
             region: options.region.clone(),
+            object_ownership: options.object_ownership,
             limits: options.limits,
             unix_ms: Rc::clone(&options.unix_ms),
             identities: Rc::new(Identities {
@@ -97,6 +131,7 @@ impl<S> Core<S> {
                 users: Rc::clone(&options.users),
             }),
             policies: Policies::default(),
+            signing_keys: SigningKeys::default(),
             cors: Cache::new(DocumentKind::Cors),
             websites: Cache::new(DocumentKind::Website),
             lifecycles: Cache::new(DocumentKind::Lifecycle),

@@ -1,6 +1,6 @@
 //! The body of an object or part on its way to the object layer, read past s3s straight from the connection.
 //!
-//! s3s has verified the request's signature by then. Its own handling of bodies is not used: it holds an aws-chunked
+//! s3s or `front` has verified the request's signature by then. Its own handling of bodies is not used: it holds an aws-chunked
 //! chunk whole, compares signatures of chunks in variable time, and derives the signing key for each of them.
 //!
 //! Invariant: `next` answers `None` only after exactly the announced number of bytes, with every digest, checksum
@@ -11,6 +11,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
+use quarry_meter::stage::{self, Stage};
 use quarry_object::api::{ApiError, Body, BodyDigests, BodyError};
 use s3s::{S3ErrorCode, S3Request, S3Result};
 
@@ -47,28 +48,49 @@ enum Progress {
     Taken,
 }
 
+/// A request whose signature was verified, as far as its body is concerned.
+pub(crate) struct BodyOrigin<'a> {
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) source: &'a Rc<Source>,
+    pub(crate) exchange: &'a Rc<Exchange>,
+    /// There for signed chunks.
+    pub(crate) chain: Option<Chain>,
+}
+
 impl RequestBody {
-    /// The body of a request whose signature was verified.
+    /// The body of a request that came through s3s.
+    ///
+    /// # Errors
+    /// As [`RequestBody::of`].
+    pub(crate) fn new<T>(request: &S3Request<T>, len_bytes_max: u64) -> S3Result<Self> {
+        let handle = request.extensions.get::<ExchangeHandle>().expect("every request carries its exchange");
+        let (source, exchange, headers) = (&*handle.source, &*handle.exchange, &request.headers);
+        let is_signed = framing(headers).is_some_and(Framing::is_signed);
+        let credentials = request.credentials.as_ref().filter(|_| is_signed);
+        let chain = credentials.and_then(|found| Chain::of_request(headers, &found.secret_key));
+        Self::of(BodyOrigin { headers, source, exchange, chain }, len_bytes_max)
+    }
+
+    /// The body of a request.
     ///
     /// # Errors
     /// `MissingContentLength` (411), `EntityTooLarge`, a framing that we do not have, or digests that cannot be right.
-    pub(crate) fn new<T>(request: &S3Request<T>, len_bytes_max: u64) -> S3Result<Self> {
-        let handle = request.extensions.get::<ExchangeHandle>().expect("every request carries its exchange");
-        let length_header =
-            if is_aws_chunked(&request.headers) { DECODED_LENGTH } else { CONTENT_LENGTH.as_str() };
-        let len_bytes = announced_length(&request.headers, length_header)?;
+    pub(crate) fn of(origin: BodyOrigin<'_>, len_bytes_max: u64) -> S3Result<Self> {
+        let BodyOrigin { headers, source, exchange, chain } = origin;
+        let length_header = if is_aws_chunked(headers) { DECODED_LENGTH } else { CONTENT_LENGTH.as_str() };
+        let len_bytes = announced_length(headers, length_header)?;
         if len_bytes > len_bytes_max {
             let too_large = ApiError::EntityTooLarge { size_bytes: len_bytes, limit_bytes: len_bytes_max };
             return Err(from_api(too_large));
         }
         Ok(Self {
-            source: Rc::clone(&handle.source),
-            exchange: Rc::clone(&handle.exchange),
-            decoder: decoder(request, len_bytes)?.map(Box::new),
+            source: Rc::clone(source),
+            exchange: Rc::clone(exchange),
+            decoder: decoder(headers, chain, len_bytes)?.map(Box::new),
             input: Bytes::new(),
             len_bytes,
             seen_bytes: 0,
-            progress: Progress::Reading(Box::new(Checks::of_body(&request.headers)?)),
+            progress: Progress::Reading(Box::new(Checks::of_body(headers)?)),
         })
     }
 
@@ -110,7 +132,8 @@ impl RequestBody {
         let Progress::Reading(checks) = std::mem::replace(&mut self.progress, Progress::Taken) else {
             unreachable!("a body finishes once");
         };
-        let digests = checks.finish(trailers.as_ref()).map_err(Fault::Body)?;
+        let finish = || checks.finish(trailers.as_ref()).map_err(Fault::Body);
+        let digests = stage::run(Stage::Checksum, finish)?;
         self.progress = Progress::Verified(digests);
         Ok(())
     }
@@ -138,7 +161,7 @@ impl Body for RequestBody {
             return self.fail(Fault::Body(BodyError::Malformed { problem }));
         }
         if let Progress::Reading(checks) = &mut self.progress {
-            checks.update(&data);
+            stage::run(Stage::Checksum, || checks.update(&data));
         }
         Some(Ok(data))
     }
@@ -153,25 +176,23 @@ impl Body for RequestBody {
     }
 }
 
+fn framing(headers: &HeaderMap) -> Option<Framing> {
+    headers.get(CONTENT_SHA256).and_then(|value| Framing::of(value.as_bytes()))
+}
+
 /// What takes the framing off the body, if it has any.
-fn decoder<T>(request: &S3Request<T>, len_bytes: u64) -> S3Result<Option<Decoder>> {
-    if !is_aws_chunked(&request.headers) {
+fn decoder(headers: &HeaderMap, chain: Option<Chain>, len_bytes: u64) -> S3Result<Option<Decoder>> {
+    if !is_aws_chunked(headers) {
         return Ok(None);
     }
-    let framing = request.headers.get(CONTENT_SHA256).and_then(|value| Framing::of(value.as_bytes()));
-    let framing = framing.ok_or_else(|| {
+    let framing = framing(headers).ok_or_else(|| {
         refuse(S3ErrorCode::NotImplemented, "this way of signing chunks is not implemented")
     })?;
-    let chain = match (&request.credentials, framing.is_signed()) {
-        (_, false) => None,
-        (Some(credentials), true) => Chain::of_request(&request.headers, credentials.secret_key.expose()),
-        (None, true) => None,
-    };
     if framing.is_signed() && chain.is_none() {
         let message = "the signatures of chunks need that of the request in its Authorization header";
         return Err(refuse(S3ErrorCode::InvalidRequest, message));
     }
-    let announced = if framing.has_trailers() { announced_trailers(&request.headers) } else { Vec::new() };
+    let announced = if framing.has_trailers() { announced_trailers(headers) } else { Vec::new() };
     Ok(Some(Decoder::new(framing, len_bytes, announced, chain)))
 }
 

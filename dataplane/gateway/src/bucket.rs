@@ -1,18 +1,21 @@
 //! Operations on buckets.
 
+use std::collections::BTreeMap;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
-use quarry_object::api::{BucketInfo, DocumentKind, ObjectStore};
+use quarry_identity::{Acl, Principal};
+use quarry_object::api::{ApiError, BucketInfo, DocumentKind, ObjectStore};
 use s3s::dto::{
-    Bucket, BucketCannedACL, BucketLocationConstraint, CreateBucketInput, CreateBucketOutput,
-    DeleteBucketInput, DeleteBucketOutput, GetBucketLocationInput, GetBucketLocationOutput, HeadBucketInput,
-    HeadBucketOutput, ListBucketsInput, ListBucketsOutput, ObjectOwnership, Owner,
+    Bucket, BucketLocationConstraint, CreateBucketInput, CreateBucketOutput, DeleteBucketInput,
+    DeleteBucketOutput, GetBucketLocationInput, GetBucketLocationOutput, HeadBucketInput, HeadBucketOutput,
+    ListBucketsInput, ListBucketsOutput, ObjectOwnership,
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
-use crate::access::acl;
+use crate::access::{acl, caller, ownership};
 use crate::attributes::timestamp;
 use crate::backend::Core;
-use crate::configuration::write;
+use crate::configuration::{as_json, parse};
 use crate::error::{from_api, refuse};
 use crate::list::{decode_token, encode_token};
 
@@ -36,17 +39,45 @@ pub(crate) async fn create<S: ObjectStore>(
             format!("the location constraint must be {} or be left out", core.region),
         ));
     }
-    let acl = input.acl.as_ref().map(BucketCannedACL::as_str);
-    let ownership = input.object_ownership.as_ref().map(ObjectOwnership::as_str);
-    let acl = acl::of_new_bucket(acl, ownership)?;
-    core.store.create_bucket(&input.bucket).await.map_err(from_api)?;
-    if let Some(ownership) = ownership {
-        write(core, &input.bucket, DocumentKind::Ownership, &ownership).await?;
+    let owner = caller(&request.extensions).principal.clone();
+    let asked = input.object_ownership.as_ref().map(ObjectOwnership::as_str);
+    let object_ownership = asked.unwrap_or(ownership::name(core.object_ownership));
+    let list = acl::of_new_bucket(core, &request.headers, &owner, object_ownership)?;
+    let mut documents = BTreeMap::new();
+    if asked.is_some() || core.object_ownership != Default::default() {
+        documents.insert(DocumentKind::Ownership, as_json(&object_ownership));
     }
-    if let Some(acl) = acl {
-        write(core, &input.bucket, DocumentKind::Acl, &acl).await?;
+    documents.extend(list.as_ref().map(|list| (DocumentKind::Acl, as_json(list))));
+    documents.extend(ownership::document(&owner).map(|owner| (DocumentKind::Owner, owner)));
+    let created = match core.store.bucket(&input.bucket) {
+        Ok(_) => Err(ApiError::BucketAlreadyOwnedByYou),
+        Err(_) => core.store.create_bucket_with(&input.bucket, documents).await,
+    };
+    match created {
+        Err(ApiError::BucketAlreadyOwnedByYou) => exists(core, &input.bucket, &owner, list.as_ref())?,
+        other => other.map_err(from_api)?,
     }
     Ok(S3Response::new(CreateBucketOutput { location: Some(format!("/{}", input.bucket)) }))
+}
+
+/// The answer about a bucket that is there already. As in S3 its owner gets in the region without a name what it would have
+/// got for a new one, if it asks for the same; nothing is changed.
+fn exists<S: ObjectStore>(
+    core: &Core<S>,
+    bucket: &str,
+    owner: &Principal,
+    list: Option<&Acl>,
+) -> S3Result<()> {
+    let found = core.store.bucket(bucket).map_err(from_api)?;
+    if ownership::owner(&found) != *owner {
+        let problem = "the bucket name is taken; bucket names are shared by all users";
+        return Err(refuse(S3ErrorCode::BucketAlreadyExists, problem));
+    }
+    if parse(&found, DocumentKind::Acl)?.as_ref() != list {
+        let problem = "you own the bucket, and it has another access control list";
+        return Err(refuse(S3ErrorCode::BucketAlreadyExists, problem));
+    }
+    if core.region == UNNAMED_REGION { Ok(()) } else { Err(from_api(ApiError::BucketAlreadyOwnedByYou)) }
 }
 
 pub(crate) async fn delete<S: ObjectStore>(
@@ -93,8 +124,11 @@ pub(crate) async fn list<S: ObjectStore>(
     // All buckets are in the one region.
     let here = input.bucket_region.is_none_or(|region| region == core.region);
     let mut found: Vec<BucketInfo> = core.store.list_buckets().await.map_err(from_api)?;
+    let caller = caller(&request.extensions);
     found.retain(|bucket| {
-        here && bucket.name.starts_with(&prefix) && after.as_ref().is_none_or(|after| bucket.name > *after)
+        here && core.shows(&caller, bucket)
+            && bucket.name.starts_with(&prefix)
+            && after.as_ref().is_none_or(|after| bucket.name > *after)
     });
     let truncated = found.len() > limit;
     found.truncate(limit);
@@ -107,7 +141,7 @@ pub(crate) async fn list<S: ObjectStore>(
     Ok(S3Response::new(ListBucketsOutput {
         buckets: Some(found.into_iter().map(described).collect()),
         continuation_token,
-        owner: Some(Owner { display_name: Some(core.owner_name.clone()), id: Some(core.owner_id.clone()) }),
+        owner: Some(core.shown(&caller.principal)),
         prefix: input.prefix,
     }))
 }

@@ -24,7 +24,7 @@ use http::{HeaderMap, HeaderName};
 use quarry_object::api::BodyError;
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use self::chain::Chain;
+pub(crate) use self::chain::{Chain, SIGNATURE_LEN};
 use self::line::{ChunkHeader, LineBuffer, parse_chunk_header, parse_trailer};
 use crate::error::CHUNK_SIGNATURE;
 

@@ -13,12 +13,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use http::header::{CONNECTION, EXPECT, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use quarry_meter::stage::{self, Stage};
 use quarry_object::api::ObjectStore;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -32,11 +34,11 @@ use crate::deadline::Timer;
 use crate::error::slow_down;
 use crate::exchange::{Exchange, ExchangeHandle};
 use crate::form;
-use crate::front;
+use crate::front::{self, Arrived};
 use crate::host::{Hosts, Place};
 use crate::inbound::{Inbound, Source};
 use crate::load::{Load, Slot};
-use crate::options::{Client, GatewayOptions};
+use crate::options::{Client, Fallback, Front, GatewayOptions};
 use crate::outbound::Outbound;
 use crate::reply;
 use crate::stream::{ConnectionState, Watched};
@@ -75,7 +77,7 @@ pub struct Gateway {
 struct Shared {
     service: S3Service,
     unrouted: Rc<dyn Unrouted>,
-    owner_id: String,
+    front: Rc<dyn front::Front>,
     timer: Timer,
     load: Rc<Load>,
     options: GatewayOptions,
@@ -84,8 +86,7 @@ struct Shared {
 impl Gateway {
     /// A gateway over `store`.
     pub fn new<S: ObjectStore>(store: Rc<S>, options: GatewayOptions) -> Self {
-        let owner_id = owner_id(&options.access_key);
-        let core = Rc::new(Core::new(store, owner_id.clone(), &options));
+        let core = Rc::new(Core::new(store, owner_id(&options.access_key), &options));
         let mut builder = S3ServiceBuilder::new(Backend::new(Rc::clone(&core)));
         builder.set_host(Hosts(options.domains.clone()));
         builder.set_auth(Authentication(SendWrapper::new(Rc::clone(&core.identities))));
@@ -95,7 +96,8 @@ impl Gateway {
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
         let (timer, load) = (Timer::new(&options), Load::new(options.limits));
         let service = builder.build();
-        let shared = Rc::new(Shared { service, unrouted: core, owner_id, timer, load, options });
+        let (unrouted, front) = (Rc::clone(&core) as Rc<dyn Unrouted>, core);
+        let shared = Rc::new(Shared { service, unrouted, front, timer, load, options });
         Self { shared, client: Client::default() }
     }
 
@@ -155,10 +157,13 @@ impl Shared {
         let (parts, incoming) = request.into_parts();
         let expects_continue = parts.headers.contains_key(EXPECT);
         let is_bodyless = incoming.is_end_stream();
-        let place = Place::of(&parts, &options.domains);
-        let cors_headers = self.cors_headers(&parts, place.as_ref());
+        let place = Place::of(&parts, &options.domains).map(Rc::new);
+        exchange.place.replace(place.clone());
+        let cors_headers = self.cors_headers(&parts, place.as_deref());
         let source = Source::new(incoming, self.timer.clone(), &options.limits);
+        exchange.stages.begin(Stage::Parse);
         let work = Box::pin(self.dispatch(parts, place, Rc::clone(&source), &exchange));
+        let work = stage::within(Rc::clone(&exchange.stages), work);
         let response = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(
                 event = "request_panic",
@@ -167,6 +172,9 @@ impl Shared {
             );
             reply::internal_error()
         });
+        // Of a request that was refused on the way.
+        exchange.stages.end(Stage::Parse);
+        exchange.stages.end(Stage::Auth);
         let mut response = reply::complete(response, &exchange);
         response.headers_mut().extend(cors_headers);
         if expects_continue && (is_bodyless || source.is_untold()) {
@@ -193,7 +201,7 @@ impl Shared {
     async fn dispatch(
         &self,
         parts: Parts,
-        place: Option<Place>,
+        place: Option<Rc<Place>>,
         source: Rc<Source>,
         exchange: &Rc<Exchange>,
     ) -> HttpResponse {
@@ -203,10 +211,19 @@ impl Shared {
             return response;
         }
         let handle = ExchangeHandle::new(exchange, &source);
-        let inbound = match self.admit(&parts, source, exchange) {
+        let inbound = match self.admit(&parts, Rc::clone(&source), exchange) {
             Ok(inbound) => inbound,
             Err(refused) => return reply::from_error(refused),
         };
+        match self.take(&parts, place.as_deref(), &source, exchange) {
+            Ok(answer) => {
+                exchange.front.set(Front::Fast);
+                return answer.await;
+            }
+            Err(fallback) => exchange.front.set(Front::General(fallback)),
+        }
+        let mut parts = parts;
+        front::name_date(&mut parts.headers);
         let mut request = HttpRequest::from_parts(parts, s3s::Body::http_body(inbound));
         request.extensions_mut().insert(handle);
         match self.service.call(request).await {
@@ -216,6 +233,20 @@ impl Shared {
                 reply::internal_error()
             }
         }
+    }
+
+    fn take<'a>(
+        &'a self,
+        parts: &'a Parts,
+        place: Option<&'a Place>,
+        source: &'a Rc<Source>,
+        exchange: &'a Rc<Exchange>,
+    ) -> Result<LocalBoxFuture<'a, HttpResponse>, Fallback> {
+        if !self.options.fast_front {
+            return Err(Fallback::Off);
+        }
+        let place = place.ok_or(Fallback::Operation)?;
+        self.front.take(Arrived { parts, place, source, exchange })
     }
 
     /// What s3s does not see: preflights and pages, which need no credentials, and forms, which bring their own.
@@ -255,7 +286,7 @@ impl Shared {
         if exchange.slot.is_beyond_limit() {
             return Err(slow_down());
         }
-        front::screen(parts, &self.owner_id, &self.options.limits)?;
+        front::screen(parts, &self.options.limits)?;
         // A Complete's checksum headers are those of the object, not of the document.
         let checks = if carries_checked_document(parts) {
             Some(Checks::of_body(&parts.headers)?)

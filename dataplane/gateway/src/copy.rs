@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use http::HeaderMap;
 use http::header::{HeaderName, IF_MATCH, IF_NONE_MATCH};
 use quarry_object::api::{
-    ApiError, ChecksumAlgorithm, Conditions, CopyChanges, CopySource as Source, ObjectStore, RangeRequest,
+    ApiError, Attributes, ChecksumAlgorithm, Conditions, CopyChanges, CopySource as Source, ObjectStore,
+    RangeRequest,
 };
 use quarry_object::objects::NEVER_COPIED;
 use s3s::dto::{
@@ -14,6 +15,7 @@ use s3s::dto::{
 };
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 
+use crate::access::{acl, caller};
 use crate::attributes;
 use crate::backend::Core;
 use crate::checksum::kind;
@@ -36,6 +38,9 @@ pub(crate) async fn object<S: ObjectStore>(
 ) -> S3Result<S3Response<CopyObjectOutput>> {
     let mut replaced = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
     let destination = on_destination(&request.headers)?;
+    let mut owned = Attributes::default();
+    let caller = caller(&request.extensions);
+    acl::add_to_object(core, &caller, &request.input.bucket, &request.headers, &mut owned)?;
     let input = request.input;
     let attributes = match input.metadata_directive.as_ref().map(MetadataDirective::as_str) {
         None | Some(MetadataDirective::COPY) => None,
@@ -69,6 +74,12 @@ pub(crate) async fn object<S: ObjectStore>(
             S3ErrorCode::InvalidRequest,
             "this copy request is illegal because it copies an object to itself without changing its metadata",
         ));
+    }
+    let mut own_headers = own_headers;
+    own_headers.extend(owned.headers.clone());
+    let mut attributes = attributes;
+    if let Some(attributes) = &mut attributes {
+        attributes.headers.extend(owned.headers);
     }
     let changes = CopyChanges { attributes, own_headers, tags, checksum };
     let copied = core.store.copy_object(source, &input.bucket, &input.key, changes, destination);

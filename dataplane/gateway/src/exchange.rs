@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
+use quarry_meter::stage::Stages;
 use quarry_object::api::BodyError;
 use send_wrapper::SendWrapper;
 
 use crate::access::Caller;
 use crate::error::Fault;
+use crate::host::Place;
 use crate::inbound::Source;
 use crate::load::Slot;
-use crate::options::{Client, GatewayOptions, Observer, RequestRecord};
+use crate::options::{Client, Front, GatewayOptions, Observer, RequestRecord};
 use crate::stream::ConnectionState;
 
 /// Operation name until routing has found one.
@@ -38,6 +40,12 @@ pub(crate) struct Exchange {
     pub(crate) slot: Slot,
     /// Who asks; set when the request is judged.
     pub(crate) caller: RefCell<Option<Rc<Caller>>>,
+    /// What it is about, if its path is valid; and whether its bucket is known to exist.
+    pub(crate) place: RefCell<Option<Rc<Place>>>,
+    pub(crate) bucket_exists: Cell<bool>,
+    pub(crate) stages: Rc<Stages>,
+    /// Which way it took.
+    pub(crate) front: Cell<Front>,
     connection: Rc<ConnectionState>,
     started: Duration,
     clock: Rc<dyn Fn() -> Duration>,
@@ -65,6 +73,10 @@ impl Exchange {
             fault: RefCell::new(None),
             slot,
             caller: RefCell::new(None),
+            place: RefCell::new(None),
+            bucket_exists: Cell::new(false),
+            stages: Rc::default(),
+            front: Cell::default(),
             connection: Rc::clone(connection),
             started: (options.clock)(),
             clock: Rc::clone(&options.clock),
@@ -95,17 +107,25 @@ impl Drop for Exchange {
         self.connection.request_ends();
         let error_code = self.error_code.borrow();
         let operation = self.operation.borrow();
+        let (caller, place) = (self.caller.borrow(), self.place.borrow());
         self.observer.request(&RequestRecord {
             request_id: &self.request_id,
             operation: &operation,
             method: &self.method,
             path: &self.path,
+            bucket: place.as_deref().map_or("", |place| &place.bucket),
+            bucket_exists: self.bucket_exists.get(),
+            key: place.as_deref().map_or("", |place| &place.key),
+            principal: caller.as_deref().map(|caller| &caller.principal),
+            client: self.connection.client.address,
+            stages: self.stages.times(),
             status: self.status.get(),
             error_code: error_code.as_deref(),
             bytes_in: self.bytes_in.get(),
             bytes_out: self.bytes_out.get(),
             duration: (self.clock)().saturating_sub(self.started),
             complete: self.complete.get(),
+            front: self.front.get(),
         });
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! Path of a request: `connection` (hyper) -> `front` (what is refused before any work) -> `inbound` (raw body,
 //! limits on framing) -> s3s (signature, routing, XML) -> `backend` and one module per family of operations
-//! -> `reply` (headers and error documents) -> `outbound` (body, then the record for the observer).
+//! -> `reply` (headers and error documents) -> `outbound` (body, then the record for the observer). Reads and writes of
+//! objects and parts that `front` understands to the last header go from there to the same operations, past s3s.
 //!
 //! Invariants: nothing but the object layer decides about data; every response carries a request id; a body that
 //! fails its announced length or digest never reaches a commit; a response body never ends short in silence.
@@ -49,5 +50,9 @@ mod versions;
 mod website;
 
 pub use connection::{ConnectionError, Gateway};
+#[doc(hidden)]
+pub use form::reads_form;
 pub use host::Domains;
-pub use options::{Client, GatewayOptions, Limits, Observer, RequestRecord};
+pub use options::{
+    Client, Fallback, Front, GatewayOptions, Limits, ObjectOwnership, Observer, RequestRecord,
+};

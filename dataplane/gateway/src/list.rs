@@ -13,6 +13,7 @@ use s3s::dto::{
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
+use crate::access::ownership;
 use crate::attributes::timestamp;
 use crate::backend::Core;
 use crate::checksum::listed;
@@ -59,6 +60,13 @@ impl Encoding {
     pub(crate) fn name(self, name: &str) -> String {
         if self.url { utf8_percent_encode(name, URL_UNTOUCHED).to_string() } else { name.to_owned() }
     }
+
+    /// Clients of the first version of the protocol do not decode the prefix that they get back; it is encoded only where
+    /// XML cannot hold it.
+    fn prefix_of_v1(self, prefix: &str) -> String {
+        let fits = |c: char| !c.is_control() || matches!(c, '\t' | '\n' | '\r');
+        if prefix.chars().all(fits) { prefix.to_owned() } else { self.name(prefix) }
+    }
 }
 
 /// As a client asked for it, and as it is: at most 1000.
@@ -89,8 +97,8 @@ pub(crate) async fn v2<S: ObjectStore>(
     let input = request.input;
     let encoding = Encoding::new(input.encoding_type.as_ref())?;
     let (keys, max_keys) = page_size(input.max_keys)?;
-    let after = match &input.continuation_token {
-        Some(token) => Some(decode_token(token)?),
+    let after = match given(input.continuation_token.as_ref()) {
+        Some(token) => Some(decode_token(&token)?),
         None => given(input.start_after.as_ref()),
     };
     let prefix = input.prefix.unwrap_or_default();
@@ -99,7 +107,7 @@ pub(crate) async fn v2<S: ObjectStore>(
     let page = page(core, &input.bucket, list).await?;
     let next = page.entries.last().filter(|_| page.truncated).map(|entry| encode_token(entry.name()));
     let key_count = i32::try_from(page.entries.len()).unwrap_or(MAX_KEYS);
-    let owner = input.fetch_owner.unwrap_or(false).then(|| owner(core));
+    let owner = input.fetch_owner.unwrap_or(false).then(|| owner(core, &input.bucket)).transpose()?;
     let is_truncated = page.truncated;
     let (contents, common_prefixes) = split(page, encoding, owner.as_ref());
     Ok(S3Response::new(ListObjectsV2Output {
@@ -138,10 +146,10 @@ pub(crate) async fn v1<S: ObjectStore>(
         .filter(|_| page.truncated && delimiter.is_some())
         .map(|entry| encoding.name(entry.name()));
     let is_truncated = page.truncated;
-    let (contents, common_prefixes) = split(page, encoding, Some(&owner(core)));
+    let (contents, common_prefixes) = split(page, encoding, Some(&owner(core, &input.bucket)?));
     Ok(S3Response::new(ListObjectsOutput {
         name: Some(input.bucket),
-        prefix: Some(encoding.name(&prefix)),
+        prefix: Some(encoding.prefix_of_v1(&prefix)),
         marker: Some(encoding.name(&input.marker.unwrap_or_default())),
         max_keys: Some(keys),
         is_truncated: Some(is_truncated),
@@ -154,8 +162,10 @@ pub(crate) async fn v1<S: ObjectStore>(
     }))
 }
 
-pub(crate) fn owner<S>(core: &Core<S>) -> Owner {
-    Owner { display_name: Some(core.owner_name.clone()), id: Some(core.owner_id.clone()) }
+/// Who owns a bucket. Listings show it as the owner of everything in the bucket: they do not read attributes.
+pub(crate) fn owner<S: ObjectStore>(core: &Core<S>, bucket: &str) -> S3Result<Owner> {
+    let bucket = core.store.bucket(bucket).map_err(from_api)?;
+    Ok(core.shown(&ownership::owner(&bucket)))
 }
 
 fn split(page: ListPage, encoding: Encoding, owner: Option<&Owner>) -> (Vec<Object>, Vec<CommonPrefix>) {

@@ -1,5 +1,6 @@
 //! Multipart uploads.
 
+use http::HeaderMap;
 use quarry_object::api::{
     ChecksumAlgorithm as Algorithm, CompletedPart, Completion, ListEntry, ListRequest, ObjectStore, PartInfo,
     PartsPage, UploadChecksum,
@@ -13,6 +14,7 @@ use s3s::dto::{
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
+use crate::access::{acl, caller};
 use crate::attributes;
 use crate::backend::Core;
 use crate::body::RequestBody;
@@ -20,6 +22,7 @@ use crate::checksum::{given, kind, type_name};
 use crate::conditions::{etag, on_write};
 use crate::error::{from_api, from_api_write, refuse};
 use crate::list::{Encoding, given as non_empty, owner, page_size};
+use crate::object::Written;
 
 /// Parts in one upload, as in S3.
 const PARTS_MAX: usize = 10_000;
@@ -41,7 +44,9 @@ pub(crate) async fn create<S: ObjectStore>(
     core: &Core<S>,
     request: S3Request<CreateMultipartUploadInput>,
 ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
-    let attributes = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
+    let mut attributes = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
+    let caller = caller(&request.extensions);
+    acl::add_to_object(core, &caller, &request.input.bucket, &request.headers, &mut attributes)?;
     let input = request.input;
     let checksum = announced(input.checksum_algorithm.as_ref(), input.checksum_type.as_ref())?;
     let upload = core.store.create_upload(&input.bucket, &input.key, attributes, checksum);
@@ -99,18 +104,34 @@ pub(crate) async fn upload_part<S: ObjectStore>(
     let number = part_number(request.input.part_number)?;
     let body = RequestBody::new(&request, core.limits.put_bytes_max)?;
     let input = request.input;
-    let stored = core.store.put_part(&input.bucket, &input.key, &input.upload_id, number, body);
-    let mut stored = stored.await.map_err(from_api)?;
-    let mut take = |name: &str| stored.checksums.remove(name);
+    let mut written = write_part(core, &input.bucket, &input.key, &input.upload_id, number, body).await?;
+    let mut take = |name: &str| written.checksums.remove(name);
     Ok(S3Response::new(UploadPartOutput {
         checksum_crc32: take("crc32"),
         checksum_crc32c: take("crc32c"),
         checksum_crc64nvme: take("crc64nvme"),
         checksum_sha1: take("sha1"),
         checksum_sha256: take("sha256"),
-        e_tag: Some(etag(stored.etag)),
+        e_tag: Some(etag(written.etag)),
         ..UploadPartOutput::default()
     }))
+}
+
+/// Writes a part.
+///
+/// # Errors
+/// What the object layer says.
+pub(crate) async fn write_part<S: ObjectStore>(
+    core: &Core<S>,
+    bucket: &str,
+    key: &str,
+    upload: &str,
+    number: u16,
+    body: RequestBody,
+) -> S3Result<Written> {
+    let stored = core.store.put_part(bucket, key, upload, number, body).await.map_err(from_api)?;
+    let (version, headers) = (None, HeaderMap::new());
+    Ok(Written { etag: stored.etag, version, checksums: stored.checksums, headers })
 }
 
 pub(crate) async fn list_parts<S: ObjectStore>(
@@ -130,8 +151,7 @@ pub(crate) async fn list_parts<S: ObjectStore>(
     let PartsPage { parts, truncated, checksum } = listed.await.map_err(from_api)?;
     let (checksum_algorithm, checksum_type) = named(checksum);
     let next = parts.last().map(|part| i32::from(part.number));
-    let id = Some(core.owner_id.clone());
-    let name = Some(core.owner_name.clone());
+    let Owner { display_name: name, id } = owner(core, &input.bucket)?;
     Ok(S3Response::new(ListPartsOutput {
         checksum_algorithm,
         checksum_type,
@@ -253,6 +273,7 @@ pub(crate) async fn list_uploads<S: ObjectStore>(
     // Without a key it means nothing, and S3 does not look at it.
     let after_upload = non_empty(input.upload_id_marker.as_ref()).filter(|_| after.is_some());
     let list = ListRequest { prefix: prefix.clone(), delimiter: delimiter.clone(), after, max_keys };
+    let owner = owner(core, &input.bucket)?;
     let page = core.store.list_uploads(&input.bucket, list, after_upload).await.map_err(from_api)?;
     let last = page.entries.last().filter(|_| page.truncated);
     let mut output = ListMultipartUploadsOutput {
@@ -275,7 +296,6 @@ pub(crate) async fn list_uploads<S: ObjectStore>(
         match entry {
             ListEntry::Upload { key, upload, created_ms, checksum } => {
                 let (checksum_algorithm, checksum_type) = named(checksum);
-                let owner = owner(core);
                 output.uploads.get_or_insert_default().push(MultipartUpload {
                     checksum_algorithm,
                     checksum_type,
@@ -285,7 +305,7 @@ pub(crate) async fn list_uploads<S: ObjectStore>(
                         id: owner.id.clone(),
                     }),
                     key: Some(encoding.name(&key)),
-                    owner: Some(owner),
+                    owner: Some(owner.clone()),
                     storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
                     upload_id: Some(upload),
                 });

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use futures::stream::LocalBoxStream;
 use http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_TYPE,
     EXPIRES, LAST_MODIFIED,
@@ -13,11 +15,11 @@ use s3s::dto::{
     DeletedObject, Error, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, PutObjectInput,
     PutObjectOutput, Range, StreamingBlob,
 };
-use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
+use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 
 use quarry_identity::Action;
 
-use crate::access::caller;
+use crate::access::{Caller, acl, caller};
 use crate::attributes;
 use crate::backend::Core;
 use crate::body::RequestBody;
@@ -35,19 +37,53 @@ const CHECKSUM_TYPE: HeaderName = HeaderName::from_static("x-amz-checksum-type")
 const TAGGING_COUNT: HeaderName = HeaderName::from_static("x-amz-tagging-count");
 const PARTS_COUNT: HeaderName = HeaderName::from_static("x-amz-mp-parts-count");
 
+/// What is told of an object or part that was written.
+pub(crate) struct Written {
+    /// Without quotes.
+    pub(crate) etag: String,
+    pub(crate) version: Option<String>,
+    /// By the names of their algorithms.
+    pub(crate) checksums: BTreeMap<String, String>,
+    pub(crate) headers: HeaderMap,
+}
+
+/// Writes an object with the attributes that the request's headers name.
+///
+/// # Errors
+/// Attributes that are refused, and what the object layer says.
+pub(crate) async fn write<S: ObjectStore>(
+    core: &Core<S>,
+    caller: &Caller,
+    bucket: &str,
+    key: &str,
+    headers: &HeaderMap,
+    conditions: Conditions,
+    body: RequestBody,
+) -> S3Result<Written> {
+    let mut attributes = attributes::from_request(headers, core.limits.user_metadata_bytes_max)?;
+    acl::add_to_object(core, caller, bucket, headers, &mut attributes)?;
+    let stored = core.store.put_object(bucket, key, attributes, conditions, body);
+    let stored = stored.await.map_err(from_api_write)?;
+    let headers = HeaderMap::from_iter(expiration(core, bucket, &stored));
+    Ok(Written {
+        etag: stored.etag,
+        version: stored.version.map(|version| version.to_string()),
+        checksums: stored.checksums,
+        headers,
+    })
+}
+
 pub(crate) async fn put<S: ObjectStore>(
     core: &Core<S>,
     request: S3Request<PutObjectInput>,
 ) -> S3Result<S3Response<PutObjectOutput>> {
     let body = RequestBody::new(&request, core.limits.put_bytes_max)?;
-    let attributes = attributes::from_request(&request.headers, core.limits.user_metadata_bytes_max)?;
-    let input = request.input;
+    let caller = caller(&request.extensions);
+    let S3Request { input, headers, .. } = request;
     let conditions = on_write(input.if_match, input.if_none_match);
-    let stored = core.store.put_object(&input.bucket, &input.key, attributes, conditions, body);
-    let mut stored = stored.await.map_err(from_api_write)?;
-    let checksum_type = kind(&stored.checksums);
-    let headers = HeaderMap::from_iter(expiration(core, &input.bucket, &stored));
-    let mut take = |name: &str| stored.checksums.remove(name);
+    let mut written = write(core, &caller, &input.bucket, &input.key, &headers, conditions, body).await?;
+    let checksum_type = kind(&written.checksums);
+    let mut take = |name: &str| written.checksums.remove(name);
     let output = PutObjectOutput {
         checksum_crc32: take("crc32"),
         checksum_crc32c: take("crc32c"),
@@ -55,11 +91,73 @@ pub(crate) async fn put<S: ObjectStore>(
         checksum_sha1: take("sha1"),
         checksum_sha256: take("sha256"),
         checksum_type,
-        version_id: stored.version.map(|version| version.to_string()),
-        e_tag: Some(etag(stored.etag)),
+        version_id: written.version,
+        e_tag: Some(etag(written.etag)),
         ..PutObjectOutput::default()
     };
-    Ok(S3Response::with_headers(output, headers))
+    Ok(S3Response::with_headers(output, written.headers))
+}
+
+/// What of which object is asked for.
+pub(crate) struct Read<'a> {
+    pub(crate) bucket: &'a str,
+    pub(crate) key: &'a str,
+    pub(crate) selector: Selector,
+    pub(crate) conditions: Conditions,
+    pub(crate) wants_checksums: bool,
+}
+
+/// What is told of an object that is read.
+pub(crate) struct Described {
+    /// All but the other three.
+    pub(crate) headers: HeaderMap,
+    /// Of the content that follows, or would follow.
+    pub(crate) len_bytes: u64,
+    /// There if the answer is 206.
+    pub(crate) content_range: Option<String>,
+    /// Without quotes.
+    pub(crate) etag: String,
+}
+
+impl Described {
+    fn new<S: ObjectStore>(core: &Core<S>, read: &Read<'_>, info: ObjectInfo, range: (u64, u64)) -> Self {
+        let (first, len_bytes) = range;
+        // A checksum of the whole would not match a range, and clients verify it.
+        let partial = is_partial(&read.selector, len_bytes);
+        let mut headers = described(&info, &read.selector, read.wants_checksums && !partial);
+        headers.extend(expiration(core, read.bucket, &info));
+        let content_range = partial.then(|| content_range(first, len_bytes, info.size_bytes));
+        Self { headers, len_bytes, content_range, etag: info.etag }
+    }
+}
+
+type ContentStream = LocalBoxStream<'static, Result<Bytes, ApiError>>;
+
+/// Opens an object for reading.
+///
+/// # Errors
+/// What the object layer says.
+pub(crate) async fn open<S: ObjectStore>(
+    core: &Core<S>,
+    read: Read<'_>,
+) -> S3Result<(Described, ContentStream)> {
+    let conditions = read.conditions.clone();
+    let content = core.store.get_object(read.bucket, read.key, read.selector, conditions);
+    let content = content.await.map_err(from_api)?;
+    Ok((Described::new(core, &read, content.info, content.range), content.stream))
+}
+
+/// Describes an object.
+///
+/// # Errors
+/// What the object layer says, and `InvalidRange`.
+pub(crate) async fn look<S: ObjectStore>(core: &Core<S>, read: Read<'_>) -> S3Result<Described> {
+    let conditions = read.conditions.clone();
+    let head = core.store.head_object(read.bucket, read.key, read.selector, conditions);
+    let ObjectHead { info, part } = head.await.map_err(from_api)?;
+    let range = read.selector.range.map(|range| resolve(range, info.size_bytes));
+    let range = part.or(range.transpose().map_err(from_api)?).unwrap_or((0, info.size_bytes));
+    Ok(Described::new(core, &read, info, range))
 }
 
 pub(crate) async fn get<S: ObjectStore>(
@@ -67,7 +165,8 @@ pub(crate) async fn get<S: ObjectStore>(
     request: S3Request<GetObjectInput>,
 ) -> S3Result<S3Response<GetObjectOutput>> {
     let input = request.input;
-    let selector = selector(input.version_id.as_deref(), input.part_number, input.range)?;
+    let range = input.range.map(range_request);
+    let selector = selector(input.version_id.as_deref(), input.part_number, range)?;
     let overrides = [
         (CACHE_CONTROL, input.response_cache_control.is_some()),
         (CONTENT_DISPOSITION, input.response_content_disposition.is_some()),
@@ -78,27 +177,22 @@ pub(crate) async fn get<S: ObjectStore>(
     ];
     let conditions =
         on_read(input.if_match, input.if_none_match, input.if_modified_since, input.if_unmodified_since);
-    let content = core.store.get_object(&input.bucket, &input.key, selector, conditions);
-    let content = content.await.map_err(from_api)?;
-    let (first, len_bytes) = content.range;
-    // A checksum of the whole would not match a range, and clients verify it.
-    let partial = is_partial(&selector, len_bytes);
-    let with_checksums = wants_checksums(input.checksum_mode.as_ref()) && !partial;
-    let mut headers = described(&content.info, &selector, with_checksums);
-    headers.extend(expiration(core, &input.bucket, &content.info));
+    let wants_checksums = wants_checksums(input.checksum_mode.as_ref());
+    let read = Read { bucket: &input.bucket, key: &input.key, selector, conditions, wants_checksums };
+    let (mut described, stream) = open(core, read).await?;
     for (name, overridden) in overrides {
         if overridden {
-            headers.remove(name);
+            described.headers.remove(name);
         }
     }
     let output = GetObjectOutput {
-        content_length: Some(signed(len_bytes)?),
-        content_range: partial.then(|| content_range(first, len_bytes, content.info.size_bytes)),
-        e_tag: Some(etag(content.info.etag)),
-        body: Some(StreamingBlob::new(Content::new(content.stream, len_bytes))),
+        content_length: Some(signed(described.len_bytes)?),
+        content_range: described.content_range,
+        e_tag: Some(etag(described.etag)),
+        body: Some(StreamingBlob::new(Content::new(stream, described.len_bytes))),
         ..GetObjectOutput::default()
     };
-    Ok(S3Response::with_headers(output, headers))
+    Ok(S3Response::with_headers(output, described.headers))
 }
 
 pub(crate) async fn head<S: ObjectStore>(
@@ -106,24 +200,20 @@ pub(crate) async fn head<S: ObjectStore>(
     request: S3Request<HeadObjectInput>,
 ) -> S3Result<S3Response<HeadObjectOutput>> {
     let input = request.input;
-    let selector = selector(input.version_id.as_deref(), input.part_number, input.range)?;
+    let range = input.range.map(range_request);
+    let selector = selector(input.version_id.as_deref(), input.part_number, range)?;
     let conditions =
         on_read(input.if_match, input.if_none_match, input.if_modified_since, input.if_unmodified_since);
-    let head = core.store.head_object(&input.bucket, &input.key, selector, conditions);
-    let ObjectHead { info, part } = head.await.map_err(from_api)?;
-    let range = selector.range.map(|range| resolve(range, info.size_bytes)).transpose().map_err(from_api)?;
-    let (first, len_bytes) = part.or(range).unwrap_or((0, info.size_bytes));
-    let partial = is_partial(&selector, len_bytes);
-    let with_checksums = wants_checksums(input.checksum_mode.as_ref()) && !partial;
+    let wants_checksums = wants_checksums(input.checksum_mode.as_ref());
+    let read = Read { bucket: &input.bucket, key: &input.key, selector, conditions, wants_checksums };
+    let described = look(core, read).await?;
     let output = HeadObjectOutput {
-        content_length: Some(signed(len_bytes)?),
-        content_range: partial.then(|| content_range(first, len_bytes, info.size_bytes)),
-        e_tag: Some(etag(info.etag.clone())),
+        content_length: Some(signed(described.len_bytes)?),
+        content_range: described.content_range,
+        e_tag: Some(etag(described.etag)),
         ..HeadObjectOutput::default()
     };
-    let mut headers = described(&info, &selector, with_checksums);
-    headers.extend(expiration(core, &input.bucket, &info));
-    Ok(S3Response::with_headers(output, headers))
+    Ok(S3Response::with_headers(output, described.headers))
 }
 
 pub(crate) async fn delete<S: ObjectStore>(
@@ -132,10 +222,7 @@ pub(crate) async fn delete<S: ObjectStore>(
 ) -> S3Result<S3Response<DeleteObjectOutput>> {
     let input = request.input;
     if input.if_match_last_modified_time.is_some() || input.if_match_size.is_some() {
-        return Err(refuse(
-            S3ErrorCode::NotImplemented,
-            "conditions on time and size are for directory buckets",
-        ));
+        return Err(of_directory_buckets());
     }
     let conditions = on_write(input.if_match, None);
     let version = version(input.version_id.as_deref())?;
@@ -147,6 +234,10 @@ pub(crate) async fn delete<S: ObjectStore>(
         ..DeleteObjectOutput::default()
     };
     Ok(S3Response::with_status(output, StatusCode::NO_CONTENT))
+}
+
+fn of_directory_buckets() -> S3Error {
+    refuse(S3ErrorCode::NotImplemented, "conditions on time and size are for directory buckets")
 }
 
 pub(crate) async fn delete_many<S: ObjectStore>(
@@ -166,7 +257,9 @@ pub(crate) async fn delete_many<S: ObjectStore>(
             Some(_) => Action::DeleteObjectVersion,
             None => Action::DeleteObject,
         };
-        let allowed = core.require(&caller, action, &bucket, Some(&object.key));
+        let allowed = core.require(&caller, action, &bucket, Some((&object.key, None))).await;
+        let unknown = object.last_modified_time.is_some() || object.size.is_some();
+        let allowed = allowed.and_then(|()| if unknown { Err(of_directory_buckets()) } else { Ok(()) });
         let wanted = allowed.and_then(|()| version(object.version_id.as_deref()));
         let outcome = match wanted {
             Ok(version) => {
@@ -221,15 +314,19 @@ fn described(info: &ObjectInfo, selector: &Selector, with_checksums: bool) -> He
     headers
 }
 
-fn add_checksums(headers: &mut HeaderMap, checksums: &BTreeMap<String, String>) {
+pub(crate) fn add_checksums(headers: &mut HeaderMap, checksums: &BTreeMap<String, String>) {
+    add_checksum_values(headers, checksums);
+    let kind = kind(checksums).and_then(|kind| HeaderValue::try_from(kind.as_str()).ok());
+    headers.extend(kind.map(|kind| (CHECKSUM_TYPE, kind)));
+}
+
+pub(crate) fn add_checksum_values(headers: &mut HeaderMap, checksums: &BTreeMap<String, String>) {
     for (algorithm, value) in checksums {
         let name = HeaderName::try_from(format!("x-amz-checksum-{algorithm}"));
         if let (Ok(name), Ok(text)) = (name, HeaderValue::try_from(value.as_str())) {
             headers.insert(name, text);
         }
     }
-    let kind = kind(checksums).and_then(|kind| HeaderValue::try_from(kind.as_str()).ok());
-    headers.extend(kind.map(|kind| (CHECKSUM_TYPE, kind)));
 }
 
 fn wants_checksums(mode: Option<&ChecksumMode>) -> bool {
@@ -237,7 +334,11 @@ fn wants_checksums(mode: Option<&ChecksumMode>) -> bool {
 }
 
 /// What of an object a request is about.
-fn selector(version_id: Option<&str>, part: Option<i32>, range: Option<Range>) -> S3Result<Selector> {
+pub(crate) fn selector(
+    version_id: Option<&str>,
+    part: Option<i32>,
+    range: Option<RangeRequest>,
+) -> S3Result<Selector> {
     let part = part.map(part_number).transpose()?;
     if part.is_some() && range.is_some() {
         return Err(refuse(
@@ -245,7 +346,7 @@ fn selector(version_id: Option<&str>, part: Option<i32>, range: Option<Range>) -
             "cannot specify both Range header and partNumber query parameter",
         ));
     }
-    Ok(Selector { version: version(version_id)?, part, range: range.map(range_request) })
+    Ok(Selector { version: version(version_id)?, part, range })
 }
 
 /// Whether an answer is 206. A part without bytes has no range that could be named.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
-use quarry_identity::UserTable;
+use quarry_identity::{Principal, UserTable};
+use quarry_meter::stage::StageTimes;
 
 use crate::host::Domains;
 
@@ -21,6 +22,8 @@ pub struct GatewayOptions {
     pub users: Rc<dyn Fn() -> Arc<UserTable>>,
     /// Answer of GetBucketLocation. A signature may name any region in its scope.
     pub region: String,
+    /// What a bucket gets that is made without saying who owns its objects.
+    pub object_ownership: ObjectOwnership,
     /// Names that lead to buckets and websites.
     pub domains: Domains,
     /// Bounds on what one request may cost.
@@ -35,6 +38,8 @@ pub struct GatewayOptions {
     pub request_ids: Rc<dyn Fn() -> String>,
     /// Told about every request once its response has ended.
     pub observer: Rc<dyn Observer>,
+    /// Whether GET, HEAD and PUT of objects and parts take the fast way. Off in tests that compare the two.
+    pub fast_front: bool,
 }
 
 impl fmt::Debug for GatewayOptions {
@@ -45,6 +50,18 @@ impl fmt::Debug for GatewayOptions {
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
+}
+
+/// Who owns objects, and whether access control lists count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ObjectOwnership {
+    /// The bucket's owner; lists do not count. As in S3 the default.
+    #[default]
+    BucketOwnerEnforced,
+    /// Who writes them with the list `bucket-owner-full-control` gives them to the bucket's owner.
+    BucketOwnerPreferred,
+    /// Who writes them.
+    ObjectWriter,
 }
 
 /// The other end of a connection, as policies ask about it.
@@ -120,6 +137,59 @@ impl Default for Limits {
     }
 }
 
+/// Which way a request took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Front {
+    /// It was answered before that was decided: refused at once, or a preflight, a form, or a page.
+    #[default]
+    Neither,
+    /// The fast way.
+    Fast,
+    /// Through s3s.
+    General(Fallback),
+}
+
+/// Why a request does not take the fast way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fallback {
+    /// The fast way is off.
+    Off,
+    /// Its method or path is not one of an object, or its name is not valid.
+    Operation,
+    /// Its query says something that is not understood there.
+    Query,
+    /// So does a header.
+    Header,
+    /// Its signature is not right, or written in an unusual way.
+    Signature,
+}
+
+impl Front {
+    /// Every way.
+    pub const ALL: [Self; 7] = [
+        Self::Neither,
+        Self::Fast,
+        Self::General(Fallback::Off),
+        Self::General(Fallback::Operation),
+        Self::General(Fallback::Query),
+        Self::General(Fallback::Header),
+        Self::General(Fallback::Signature),
+    ];
+
+    /// A label for metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Neither => "neither",
+            Self::Fast => "fast",
+            Self::General(Fallback::Off) => "off",
+            Self::General(Fallback::Operation) => "operation",
+            Self::General(Fallback::Query) => "query",
+            Self::General(Fallback::Header) => "header",
+            Self::General(Fallback::Signature) => "signature",
+        }
+    }
+}
+
 /// What happened to one request, for metrics and the access log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RequestRecord<'a> {
@@ -131,6 +201,18 @@ pub struct RequestRecord<'a> {
     pub method: &'a str,
     /// Path as sent, percent-encoded, without the query (which may hold a signature).
     pub path: &'a str,
+    /// Bucket, decoded, as the client names it; empty: none, or the path is not valid.
+    pub bucket: &'a str,
+    /// Whether there is such a bucket, as far as the request came: only then does its name say more than the client's word.
+    pub bucket_exists: bool,
+    /// Key, decoded; empty: none.
+    pub key: &'a str,
+    /// Who asked, once the signature was verified; `None`: the request did not come so far.
+    pub principal: Option<&'a Principal>,
+    /// Address of the client.
+    pub client: Option<IpAddr>,
+    /// Where the time went.
+    pub stages: StageTimes,
     /// HTTP status that was answered.
     pub status: u16,
     /// S3 error code of an error answer.
@@ -143,6 +225,8 @@ pub struct RequestRecord<'a> {
     pub duration: Duration,
     /// The whole response body was handed over; false when the client left or the read failed in the middle.
     pub complete: bool,
+    /// Which way it took.
+    pub front: Front,
 }
 
 /// Told about every request once its response has ended.

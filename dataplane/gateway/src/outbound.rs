@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::Stream;
 use futures::stream::LocalBoxStream;
 use http_body::{Body as _, Frame, SizeHint};
+use quarry_meter::stage;
 use quarry_object::api::ApiError;
 use s3s::StdError;
 use s3s::stream::{ByteStream, RemainingLength};
@@ -54,7 +55,9 @@ impl http_body::Body for Outbound {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.inner).poll_frame(cx)));
+        let Self { inner, exchange } = &mut *self;
+        let poll = || stage::enter(&exchange.stages, || Pin::new(inner).poll_frame(cx));
+        let polled = catch_unwind(AssertUnwindSafe(poll));
         let polled = polled.unwrap_or_else(|_| {
             tracing::error!(event = "response_body_panic", request_id = self.exchange.request_id);
             Poll::Ready(Some(Err(Box::new(ContentError::Panic))))

@@ -9,7 +9,7 @@ use crate::backend::Core;
 use crate::exchange::Exchange;
 
 /// Whether the anonymous sender of a request may read an object.
-pub(crate) fn may_read<S: ObjectStore>(
+pub(crate) async fn may_read<S: ObjectStore>(
     core: &Core<S>,
     bucket: &BucketInfo,
     key: &str,
@@ -18,5 +18,6 @@ pub(crate) fn may_read<S: ObjectStore>(
 ) -> bool {
     let principal = Principal::Anonymous;
     let context = circumstances::of_connection(headers, exchange, &principal, (core.unix_ms)());
-    core.allows(&Caller { principal, context }, Action::GetObject, bucket, Some(key))
+    let caller = Caller { principal, context };
+    core.require(&caller, Action::GetObject, bucket, Some((key, None))).await.is_ok()
 }

@@ -3,8 +3,9 @@
 use quarry_object::api::{ObjectStore, Selector, TAG_CHARS_MAX, TAGS_MAX, Tags};
 use s3s::dto::{
     DeleteObjectTaggingInput, DeleteObjectTaggingOutput, GetObjectTaggingInput, GetObjectTaggingOutput,
-    PutObjectTaggingInput, PutObjectTaggingOutput, Tag,
+    PutObjectTaggingInput, PutObjectTaggingOutput, Tag, Tagging,
 };
+use s3s::xml::{Deserialize as _, Deserializer};
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use crate::backend::Core;
@@ -69,6 +70,25 @@ pub(crate) fn from_header(header: &str) -> S3Result<Tags> {
     checked(pairs.collect::<S3Result<Vec<_>>>()?)
 }
 
+/// Tags in the form of a document, as in the field `tagging` of a form.
+///
+/// # Errors
+/// `InvalidTag`, and `MalformedXML` for what is no such document.
+pub(crate) fn from_document(document: &str) -> S3Result<Tags> {
+    let malformed = || refuse(S3ErrorCode::MalformedXML, "the tagging document is not valid");
+    let tagging =
+        Tagging::deserialize(&mut Deserializer::new(document.as_bytes())).map_err(|_| malformed())?;
+    of_set(tagging.tag_set)
+}
+
+fn of_set(set: Vec<Tag>) -> S3Result<Tags> {
+    let pairs = set.into_iter().map(|tag| match (tag.key, tag.value) {
+        (Some(key), Some(value)) => Ok((key, value)),
+        _ => Err(refuse(S3ErrorCode::MalformedXML, "every tag needs a Key and a Value")),
+    });
+    checked(pairs.collect::<S3Result<Vec<_>>>()?)
+}
+
 pub(crate) async fn get<S: ObjectStore>(
     core: &Core<S>,
     request: S3Request<GetObjectTaggingInput>,
@@ -89,11 +109,7 @@ pub(crate) async fn put<S: ObjectStore>(
     request: S3Request<PutObjectTaggingInput>,
 ) -> S3Result<S3Response<PutObjectTaggingOutput>> {
     let input = request.input;
-    let pairs = input.tagging.tag_set.into_iter().map(|tag| match (tag.key, tag.value) {
-        (Some(key), Some(value)) => Ok((key, value)),
-        _ => Err(refuse(S3ErrorCode::MalformedXML, "every tag needs a Key and a Value")),
-    });
-    let tags = checked(pairs.collect::<S3Result<Vec<_>>>()?)?;
+    let tags = of_set(input.tagging.tag_set)?;
     let version = version(input.version_id.as_deref())?;
     let set = core.store.set_tags(&input.bucket, &input.key, version, tags).await.map_err(from_api)?;
     Ok(S3Response::new(PutObjectTaggingOutput { version_id: set.map(|version| version.to_string()) }))

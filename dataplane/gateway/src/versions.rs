@@ -51,6 +51,7 @@ pub(crate) async fn list<S: ObjectStore>(
             "a version-id marker cannot be specified without a key marker",
         ));
     }
+    let owner = owner(core, &input.bucket)?;
     let list = ListRequest { prefix: prefix.clone(), delimiter: delimiter.clone(), after, max_keys };
     let page = core.store.list_versions(&input.bucket, list, after_version).await.map_err(from_api)?;
     let last = page.entries.last().filter(|_| page.truncated);
@@ -72,7 +73,6 @@ pub(crate) async fn list<S: ObjectStore>(
         encoding_type: input.encoding_type,
         ..ListObjectVersionsOutput::default()
     };
-    let owner = owner(core);
     page.entries.into_iter().for_each(|entry| add(&mut output, entry, encoding, &owner));
     Ok(S3Response::new(output))
 }

@@ -155,6 +155,162 @@ fn blocks_and_ownership_limit_what_is_public() {
     });
 }
 
+/// Adds users with the policy `tenant`; the key of each is the name, and the secret the root's.
+fn add_tenants(names: &[&str]) {
+    let mut table = UserTable::default();
+    for name in names {
+        let user = (*name).to_owned();
+        let key = AccessKey {
+            user: user.clone(),
+            secret: Secret::new(SECRET_KEY.into()),
+            enabled: true,
+            created_ms: 1,
+        };
+        let attach = Change::Attach { policy: "tenant".into(), user: user.clone() };
+        for change in [
+            Change::CreateUser { name: user.clone(), now_ms: 1 },
+            Change::CreateKey { id: user, key },
+            attach,
+        ] {
+            table.apply(&change).unwrap();
+        }
+    }
+    USERS.set(Arc::new(table));
+}
+
+/// A request of a user that [`add_tenants`] added.
+fn of_user(user: &str, method: &str, target: &str, headers: &[(&str, &str)]) -> Vec<u8> {
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    let (text, _) = signed_at(method, target, "test", "UNSIGNED-PAYLOAD", &headers, 0);
+    text.replace(&format!("Credential={ACCESS_KEY}/"), &format!("Credential={user}/")).into_bytes()
+}
+
+#[test]
+fn tenants_have_their_own_buckets_and_nothing_else() {
+    run(async {
+        let bench = Bench::new().await;
+        add_tenants(&["alice", "bobby"]);
+        let send = async |user: &str, method: &str, target: &str, status: u16| {
+            let what = format!("{user} {method} {target}");
+            bench.send(&of_user(user, method, target, &[]), &what, status).await
+        };
+        send("alice", "PUT", "/hers", 200).await;
+        send("bobby", "PUT", "/his", 200).await;
+        send("alice", "PUT", "/hers/key", 200).await;
+        assert!(send("alice", "PUT", "/his", 409).await.contains("BucketAlreadyExists"));
+        assert!(send("alice", "PUT", "/bucket", 409).await.contains("BucketAlreadyExists"));
+        send("alice", "PUT", "/hers", 200).await;
+        let listed = send("alice", "GET", "/", 200).await;
+        assert!(
+            listed.contains("<Name>hers<") && !listed.contains("<Name>his<") && !listed.contains(">bucket<")
+        );
+        assert!(listed.contains("<DisplayName>alice</DisplayName>"), "{listed}");
+        let all = bench.root("GET", "/", "", 200).await;
+        assert!(all.contains("<Name>hers<") && all.contains("<Name>his<") && all.contains("<Name>bucket<"));
+        for (method, target) in [
+            ("GET", "/hers"),
+            ("GET", "/hers/key"),
+            ("PUT", "/hers/key"),
+            ("DELETE", "/hers/key"),
+            ("GET", "/hers?acl="),
+            ("PUT", "/hers?policy="),
+            ("DELETE", "/hers"),
+            ("GET", "/bucket/key"),
+        ] {
+            send("bobby", method, target, 403).await;
+        }
+        let mut copy = of_user("bobby", "PUT", "/his/copy", &[("x-amz-copy-source", "/hers/key")]);
+        bench.send(&copy, "a copy of what is not his", 403).await;
+        copy = of_user("alice", "PUT", "/his/copy", &[("x-amz-copy-source", "/hers/key")]);
+        bench.send(&copy, "a copy to where she may not write", 403).await;
+        // Who owns it can be said, and must be right then.
+        let acl = send("alice", "GET", "/hers?acl=", 200).await;
+        let id = acl.split("<ID>").nth(1).unwrap().split('<').next().unwrap();
+        let expects = |id: &str| of_user("alice", "GET", "/hers/key", &[("x-amz-expected-bucket-owner", id)]);
+        bench.send(&expects(id), "the right owner", 200).await;
+        bench.send(&expects(&"0".repeat(64)), "another owner", 403).await;
+        send("alice", "DELETE", "/hers/key", 204).await;
+        send("alice", "DELETE", "/hers", 204).await;
+    });
+}
+
+#[test]
+fn lists_grant_what_policies_do_not() {
+    run(async {
+        let bench = Bench::new().await;
+        add_tenants(&["alice", "bobby"]);
+        let send = async |user: &str, method: &str, target: &str, headers: &[(&str, &str)], status: u16| {
+            let what = format!("{user} {method} {target} {headers:?}");
+            bench.send(&of_user(user, method, target, headers), &what, status).await
+        };
+        let owner = ("x-amz-object-ownership", "ObjectWriter");
+        send("alice", "PUT", "/hers", &[("x-amz-acl", "public-read-write")], 400).await;
+        send("alice", "PUT", "/hers", &[("x-amz-acl", "public-read-write"), owner], 200).await;
+        send("alice", "PUT", "/hers/closed", &[], 200).await;
+        send("alice", "PUT", "/hers/open", &[("x-amz-acl", "public-read")], 200).await;
+        send("alice", "PUT", "/hers/signed", &[("x-amz-acl", "authenticated-read")], 200).await;
+        bench.anyone("GET", "/hers", "", 200).await;
+        bench.anyone("GET", "/hers/open", "", 200).await;
+        bench.anyone("GET", "/hers/closed", "", 403).await;
+        bench.anyone("GET", "/hers/signed", "", 403).await;
+        // Who may list is told that there is no such key.
+        bench.anyone("GET", "/hers/none", "", 404).await;
+        bench.anyone("PUT", "/hers/open?acl=", "content-length: 0\r\nx-amz-acl: public-read\r\n", 403).await;
+        send("bobby", "GET", "/hers/signed", &[], 200).await;
+        send("bobby", "GET", "/hers/closed", &[], 403).await;
+        // He writes and owns it: he may change its list, and the bucket's owner may read it all the same.
+        send("bobby", "PUT", "/hers/gift", &[("x-amz-acl", "private")], 200).await;
+        let acl = send("bobby", "GET", "/hers/gift?acl=", &[], 200).await;
+        assert!(acl.contains("<DisplayName>bobby</DisplayName>") && !acl.contains("alice"), "{acl}");
+        let id = acl.split("<ID>").nth(1).unwrap().split('<').next().unwrap().to_owned();
+        send("alice", "GET", "/hers/gift", &[], 200).await;
+        bench.anyone("GET", "/hers/gift", "", 403).await;
+        send("bobby", "PUT", "/hers/gift?acl=", &[("x-amz-acl", "public-read")], 200).await;
+        bench.anyone("GET", "/hers/gift", "", 200).await;
+        // Grants by id, and their limits.
+        let grant = format!("id=\"{id}\"");
+        send("alice", "PUT", "/hers/closed?acl=", &[("x-amz-grant-read", &grant)], 200).await;
+        send("bobby", "GET", "/hers/closed", &[], 200).await;
+        send("bobby", "GET", "/hers/closed?acl=", &[], 403).await;
+        let unknown = format!("id={}", "0".repeat(64));
+        send("alice", "PUT", "/hers/closed?acl=", &[("x-amz-grant-read", &unknown)], 400).await;
+        let both = [("x-amz-grant-read", grant.as_str()), ("x-amz-acl", "private")];
+        send("alice", "PUT", "/hers/closed?acl=", &both, 400).await;
+        // A copy has no list of its source.
+        send("alice", "PUT", "/hers/copy", &[("x-amz-copy-source", "/hers/open")], 200).await;
+        bench.anyone("GET", "/hers/copy", "", 403).await;
+        // Blocks take back what is public, and nothing else.
+        let ignore = "<PublicAccessBlockConfiguration><IgnorePublicAcls>true</IgnorePublicAcls></PublicAccessBlockConfiguration>";
+        bench.root("PUT", "/hers?publicAccessBlock=", ignore, 200).await;
+        bench.anyone("GET", "/hers/open", "", 403).await;
+        bench.anyone("GET", "/hers", "", 403).await;
+        bench.root("DELETE", "/hers?publicAccessBlock=", "", 204).await;
+        bench.anyone("GET", "/hers/open", "", 200).await;
+        // With the bucket's owner enforced no list counts any more.
+        send("alice", "DELETE", "/hers?ownershipControls=", &[], 204).await;
+        bench.anyone("GET", "/hers/open", "", 403).await;
+        send("bobby", "GET", "/hers/signed", &[], 403).await;
+        send("bobby", "GET", "/hers/gift", &[], 403).await;
+    });
+}
+
+#[test]
+fn policies_ask_for_the_tags_of_an_object() {
+    run(async {
+        let bench = Bench::new().await;
+        let tagged = [("x-amz-tagging", "level=public".to_owned())];
+        let (put, _) = signed_at("PUT", "/bucket/tagged", "test", "UNSIGNED-PAYLOAD", &tagged, 0);
+        bench.send(put.as_bytes(), "put", 200).await;
+        let condition = r#","Condition":{"StringEquals":{"s3:ExistingObjectTag/level":"public"}}}"#;
+        bench.policy(&READ.replace('}', condition)).await;
+        bench.anyone("GET", "/bucket/tagged", "", 200).await;
+        bench.anyone("GET", "/bucket/key", "", 403).await;
+        bench.anyone("GET", "/bucket/none", "", 403).await;
+        bench.root("DELETE", "/bucket/tagged?tagging=", "", 204).await;
+        bench.anyone("GET", "/bucket/tagged", "", 403).await;
+    });
+}
+
 #[test]
 fn a_malformed_policy_is_refused_with_the_reason() {
     run(async {

@@ -176,12 +176,17 @@ fn what_the_policy_does_not_allow_is_refused() {
             (Form::new("x", b"0123456789").condition(r#"["content-length-range", 2, 9]"#), "EntityTooLarge"),
             (Form::new("x", b"x").condition("[]"), "InvalidPolicyDocument"),
             (Form::new("", b"x"), "InvalidArgument"),
-            (Form::new("x", b"x").field("acl", "public-read"), "NotImplemented"),
+            (Form::new("x", b"x").field("acl", "public-read"), "AccessControlListNotSupported"),
+            (Form::new("x", b"x").field("tagging", "<Tagging"), "MalformedXML"),
             (digest, "BadDigest"),
         ] {
             let text = bench.send(&form.request("/bucket")).await;
             assert!(text.contains(&format!("<Code>{code}</Code>")), "{code}: {text}");
         }
+        let tags = "<Tagging><TagSet><Tag><Key>a</Key><Value>1</Value></Tag></TagSet></Tagging>";
+        let text = bench.send(&Form::new("tagged", b"x").field("tagging", tags).request("/bucket")).await;
+        assert!(text.contains(" 204 "), "{text}");
+        assert!(bench.get("tagged?tagging=").await.contains("<Key>a</Key><Value>1</Value>"));
         let good = Form::new("x", b"x");
         for (target, code) in [("/other", "NoSuchBucket"), ("/bucket/key", "MethodNotAllowed")] {
             let text = bench.send(&good.request(target)).await;

@@ -11,10 +11,10 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use quarry_clustermap::ErasureProfile;
 use quarry_controller::cluster::EtcdConfig;
-use quarry_gateway::Domains;
+use quarry_gateway::{Domains, ObjectOwnership};
 use serde::Deserialize;
 
-use crate::runtime::tls::TlsFiles;
+use crate::{audit::AuditConfig, runtime::tls::TlsFiles};
 
 /// An S3-compatible object store.
 #[derive(Parser, Debug)]
@@ -113,9 +113,52 @@ pub(crate) struct RunArgs {
     /// BUCKET.DOMAIN is the website of the bucket. May be repeated.
     #[arg(long = "website-domain", value_name = "DOMAIN")]
     pub(crate) website_domains: Vec<String>,
+    /// How log lines look.
+    #[arg(long, value_enum)]
+    pub(crate) log_format: Option<LogFormat>,
+    /// Write a line for every change, and for what was refused, to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) audit_log: Option<PathBuf>,
+    /// Object ownership of buckets that are created without naming one.
+    #[arg(long, value_enum)]
+    pub(crate) object_ownership: Option<Ownership>,
     /// Allow the admin address to inject device faults (tests only).
     #[arg(long, hide = true)]
     pub(crate) enable_fault_injection: bool,
+}
+
+/// How log lines look.
+#[derive(clap::ValueEnum, Deserialize, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Who owns the objects of a new bucket, and so whether access control lists count in it.
+#[derive(clap::ValueEnum, Deserialize, Clone, Copy, Debug, Default)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Ownership {
+    /// The bucket's owner; lists do not count.
+    #[default]
+    BucketOwnerEnforced,
+    /// The bucket's owner where the writer says so.
+    BucketOwnerPreferred,
+    /// Who writes them.
+    ObjectWriter,
+}
+
+impl From<Ownership> for ObjectOwnership {
+    fn from(ownership: Ownership) -> Self {
+        match ownership {
+            Ownership::BucketOwnerEnforced => Self::BucketOwnerEnforced,
+            Ownership::BucketOwnerPreferred => Self::BucketOwnerPreferred,
+            Ownership::ObjectWriter => Self::ObjectWriter,
+        }
+    }
 }
 
 /// The file: the same settings as the flags, by the same names.
@@ -135,6 +178,7 @@ struct ConfigFile {
     cluster_key_file: Option<PathBuf>,
     cores: Option<usize>,
     region: Option<String>,
+    object_ownership: Option<Ownership>,
     domains: Vec<String>,
     website_domains: Vec<String>,
     cache_per_device: Option<Bytes>,
@@ -143,6 +187,10 @@ struct ConfigFile {
     repair_per_second: Option<Bytes>,
     scrub_per_second: Option<Bytes>,
     scrub_every_hours: Option<u64>,
+    log_format: Option<LogFormat>,
+    audit_log: Option<PathBuf>,
+    audit_log_size: Option<Bytes>,
+    audit_reads: bool,
     cluster: Option<ClusterTable>,
 }
 
@@ -193,6 +241,8 @@ pub(crate) struct Config {
     pub(crate) cores: usize,
     /// Region name that signatures must carry.
     pub(crate) region: String,
+    /// What buckets get that are made without saying who owns their objects.
+    pub(crate) object_ownership: ObjectOwnership,
     /// Names that lead to buckets and websites.
     pub(crate) domains: Domains,
     /// Index cache of each device.
@@ -207,6 +257,10 @@ pub(crate) struct Config {
     pub(crate) scrub_bytes_per_second: u64,
     /// Time from one scrub to the next; zero: only when asked for.
     pub(crate) scrub_every: Duration,
+    /// How log lines look.
+    pub(crate) log_format: LogFormat,
+    /// `None`: there is no audit log.
+    pub(crate) audit: Option<AuditConfig>,
     /// Whether devices that hold something else may be formatted.
     pub(crate) may_format: bool,
     /// Where new devices are put in the place of lost ones.
@@ -263,6 +317,8 @@ const DEFAULT_INLINE_BELOW: u64 = 32 << 10;
 const DEFAULT_REPAIR_PER_SECOND: u64 = 200 << 20;
 const DEFAULT_SCRUB_PER_SECOND: u64 = 50 << 20;
 const DEFAULT_SCRUB_EVERY_HOURS: u64 = 7 * 24;
+/// Twice as much is kept: the file and the one before it.
+const DEFAULT_AUDIT_LOG_SIZE: u64 = 64 << 20;
 const DEVICE_SIZE_MIN: u64 = 64 << 20;
 
 /// Names in lower case, from the flags or else from the file.
@@ -330,6 +386,7 @@ impl Config {
                 api: domains(&args.domains, file.domains)?,
                 website: domains(&args.website_domains, file.website_domains)?,
             },
+            object_ownership: args.object_ownership.or(file.object_ownership).unwrap_or_default().into(),
             region: file.region.unwrap_or_else(|| "us-east-1".into()),
             cache_per_device_bytes: to_usize(file.cache_per_device.map_or(DEFAULT_CACHE, |size| size.0)),
             buffers_per_core_bytes: to_usize(file.buffers_per_core.map_or(DEFAULT_BUFFERS, |size| size.0)),
@@ -339,6 +396,12 @@ impl Config {
             scrub_every: Duration::from_secs(
                 3600 * file.scrub_every_hours.unwrap_or(DEFAULT_SCRUB_EVERY_HOURS),
             ),
+            log_format: args.log_format.or(file.log_format).unwrap_or_default(),
+            audit: args.audit_log.clone().or(file.audit_log).map(|path| AuditConfig {
+                path,
+                bytes_max: file.audit_log_size.map_or(DEFAULT_AUDIT_LOG_SIZE, |size| size.0),
+                reads: file.audit_reads,
+            }),
             may_format: args.format_devices_losing_their_data,
             replace: args.replace_devices.clone(),
             fault_injection: args.enable_fault_injection,

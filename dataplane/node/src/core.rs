@@ -2,6 +2,8 @@
 //! buffers, recovery of the devices it owns, transport, map, jobs; and, once every core is that far, connections.
 
 mod messages;
+mod probes;
+mod requests;
 
 use std::{
     cell::{Cell, OnceCell},
@@ -23,19 +25,21 @@ use glommio::{
 };
 use quarry_clustermap::{DeviceId, Incarnation, NodeId, PartitionId};
 use quarry_controller::Published;
-use quarry_gateway::{Client, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
-use quarry_object::{
-    objects::{ObjectOptions, Objects},
-    repair::Budget,
-};
-use quarry_partition::Payload;
+use quarry_gateway::{Client, Gateway};
+use quarry_object::repair::Budget;
+use quarry_partition::{LeaseTimes, Payload};
 use quarry_storage::{
-    device::{BufferPool, FaultDevice, Ring, UringDevice},
+    device::{BufferPool, FaultDevice, MeteredDevice, Ring, UringDevice},
     store::{Mend, Store, StoreOptions},
 };
 
-use self::messages::{start_mesh, start_net};
+use self::{
+    messages::{start_mesh, start_net},
+    probes::Probes,
+    requests::gateway,
+};
 use crate::{
+    audit::AuditSink,
     cluster::{CoreParts, NodeCluster, Progress, Reads, Repairs},
     config::Config,
     control::{AdminState, ControlHandle, FaultSwitches},
@@ -62,6 +66,10 @@ use crate::{
 const RING_DEPTH: u32 = 256;
 /// Between ticks of the replicas.
 const TICK: Duration = Duration::from_millis(100);
+/// The same while primaries are handed over.
+const HAND_OVER_TICK: Duration = Duration::from_millis(10);
+/// How long a node that stops waits for its leave to be known.
+const LEAVE_FOR: Duration = Duration::from_secs(5);
 /// Connections of one core; more wait in the listen queue.
 const CONNECTIONS_MAX: u64 = 4096;
 /// How long requests in progress may take after a stop was asked for.
@@ -69,8 +77,8 @@ const DRAIN_FOR: Duration = Duration::from_secs(20);
 /// Bytes of one pool buffer.
 const BUFFER_BYTES: usize = quarry_clustermap::SHARD_BLOCK_BYTES;
 
-/// A device as the node uses it: our ring, behind a switch that can inject errors.
-type NodeDevice = FaultDevice<UringDevice>;
+/// A device as the node uses it: our ring, behind a switch that can inject errors, all of it counted.
+type NodeDevice = MeteredDevice<FaultDevice<UringDevice>>;
 
 /// What production runs on.
 pub(crate) enum Production {}
@@ -96,6 +104,8 @@ pub(crate) struct Shared {
     pub(crate) pulses: Vec<Arc<CorePulse>>,
     /// Where other nodes reach this one, and what they prove to each other; `None`: there are none.
     pub(crate) peers: Option<(SocketAddr, ClusterKey)>,
+    /// Of primaries; `None`: all replicas are in this process.
+    pub(crate) leases: Option<LeaseTimes>,
     pub(crate) progress: Progress,
     pub(crate) space: SpaceTable,
     pub(crate) reads: Reads,
@@ -104,10 +114,14 @@ pub(crate) struct Shared {
     pub(crate) control: ControlHandle,
     pub(crate) admin: Arc<AdminState>,
     pub(crate) metrics: Arc<Metrics>,
+    /// `None`: there is no audit log.
+    pub(crate) audit: Option<AuditSink>,
     pub(crate) stopping: Arc<AtomicBool>,
     /// Cores that have recovered their devices, and cores that have no request in progress any more.
     pub(crate) recovered: Arc<AtomicU64>,
     pub(crate) drained: Arc<AtomicU64>,
+    /// Not 0: the others have been told that this node leaves.
+    pub(crate) left: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -153,7 +167,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     let ring = start_ring(&buffers, queues)?;
     let gauges = Arc::new(CoreGauges::default());
     let net = Rc::new(OnceCell::new());
-    let serving = start_pulse(&shared, index, (&buffers, &ring), &gauges, &net);
+    let serving = start_pulse(&shared, index, (&buffers, &ring), &gauges, (&net, queues));
     let devices = open_devices(&shared, &ring);
     let stores = recover(&shared, index, &devices, queues).await;
     report_losses(&shared, &stores).await?;
@@ -168,6 +182,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
         shared.control.clone(),
         shared.progress.clone(),
         shared.space.clone(),
+        shared.leases,
     ));
     let host = CoreHost::new(stores, Arc::clone(&shared.published.map), links);
     let parts = CoreParts {
@@ -193,7 +208,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     wait_for_all(&shared.recovered, shared.config.cores).await;
     start_net(&shared, &mesh, &cluster, queues, &net)?;
     follow_map(&shared, (&host, &cluster), &net, queues).await?;
-    start_ticks(&host, queues);
+    start_ticks(&shared, &host, &gauges, queues);
     let background = spawner(queues.background);
     background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
     background(Box::pin(jobs::leftovers::run(Rc::clone(&host), Rc::clone(&cluster))));
@@ -224,6 +239,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     wait_until_serving(&shared, &host).await;
     serving.set(true);
     serve(&shared, index, &cluster, &gauges, queues).await?;
+    leave(&shared, index).await;
     for (id, device) in host.devices() {
         if let Err(error) = device.store.shutdown().await {
             tracing::warn!(event = "device_not_closed", device = %id, %error);
@@ -279,7 +295,7 @@ fn open_devices(shared: &Shared, ring: &Ring) -> BTreeMap<DeviceId, Rc<NodeDevic
     let open = |found: &FoundDevice| {
         let switch = shared.faults.get(&found.id).cloned().unwrap_or_default();
         let device = FaultDevice::new(UringDevice::new(ring, Arc::clone(&found.file)), switch);
-        (found.id, Rc::new(device))
+        (found.id, Rc::new(MeteredDevice::new(device, shared.metrics.device_meter(found.id))))
     };
     shared.devices.iter().map(open).collect()
 }
@@ -408,14 +424,51 @@ async fn follow_map(
     Ok(())
 }
 
-fn start_ticks(host: &Rc<CoreHost<Production>>, queues: Queues) {
-    let host = Rc::clone(host);
+fn start_ticks(shared: &Shared, host: &Rc<CoreHost<Production>>, gauges: &Arc<CoreGauges>, queues: Queues) {
+    /// Ticks between looks at all replicas for the metrics.
+    const LOOK_TICKS: u32 = 10;
+    let (host, hand_over) = (Rc::clone(host), shared.control.hand_over().clone());
+    let gauges = Arc::clone(gauges);
     spawner(queues.device)(Box::pin(async move {
-        loop {
-            glommio::timer::sleep(TICK).await;
+        let (mut asked, mut ready) = (false, false);
+        for count in 0_u32.. {
+            glommio::timer::sleep(if hand_over.is_wanted() { HAND_OVER_TICK } else { TICK }).await;
             host.tick();
+            if count.is_multiple_of(LOOK_TICKS) {
+                gauges.set_replicas(&host.totals());
+            }
+            if hand_over.is_wanted() && !std::mem::replace(&mut asked, true) {
+                host.hand_over();
+            }
+            if asked && !ready && host.is_handed_over() {
+                ready = true;
+                hand_over.core_is_ready();
+            }
         }
     }));
+}
+
+/// Tells the others that this node of a cluster goes on purpose, while its replicas still answer: nobody waits for them
+/// then, nor for its lease to end.
+async fn leave(shared: &Shared, index: usize) {
+    if shared.config.cluster.is_none() {
+        return;
+    }
+    if index == 0 {
+        let told = shared.control.controller().node_left(shared.node);
+        let mut told = std::pin::pin!(told.fuse());
+        futures::select_biased! {
+            result = told => match result {
+                Ok(_) => tracing::info!(event = "node_left", node = %shared.node),
+                Err(error) => tracing::warn!(event = "leave_not_known", %error),
+            },
+            () = glommio::timer::sleep(LEAVE_FOR).fuse() => {
+                tracing::warn!(event = "leave_not_known", "its lease ends by itself");
+            }
+        }
+        shared.left.store(1, Ordering::Release);
+    }
+    wait_for_all(&shared.left, 1).await;
 }
 
 /// Answers the pulse from the first I/O to the last: without it glommio may sleep on work (see `runtime::pulse`). The
@@ -425,7 +478,7 @@ fn start_pulse(
     index: usize,
     (buffers, ring): (&BufferPool, &Ring),
     gauges: &Arc<CoreGauges>,
-    net: &Rc<OnceCell<Rc<Net>>>,
+    (net, queues): (&Rc<OnceCell<Rc<Net>>>, Queues),
 ) -> Rc<Cell<bool>> {
     let pulse = Arc::clone(&shared.pulses[index]);
     shared.metrics.add_core(index, Arc::clone(gauges), Arc::clone(&pulse));
@@ -433,6 +486,7 @@ fn start_pulse(
     let serving = Rc::new(Cell::new(false));
     let (buffers, ring, known) = (buffers.clone(), ring.clone(), Rc::clone(&serving));
     let net = Rc::clone(net);
+    let probes = Probes::start(gauges, queues);
     let (shown, answered, stopping) = (Arc::clone(gauges), Arc::clone(&pulse), Arc::clone(&shared.stopping));
     let on_beat = move || {
         // The ring may have work that arrived while the executor wrongly slept.
@@ -442,6 +496,7 @@ fn start_pulse(
         let idle =
             known.get() && !asked && ring.in_flight() == 0 && shown.connections.load(Ordering::Relaxed) == 0;
         answered.set_busy(!idle || stopping.load(Ordering::Relaxed));
+        probes.on_beat();
         shown.buffers.store(buffers.slots() as u64, Ordering::Relaxed);
         shown.buffers_free.store(buffers.free_slots() as u64, Ordering::Relaxed);
         shown.device_io_in_flight.store(ring.in_flight() as u64, Ordering::Relaxed);
@@ -470,71 +525,6 @@ async fn wait_until_serving(shared: &Shared, host: &Rc<CoreHost<Production>>) {
     }
 }
 
-struct Log {
-    metrics: Arc<Metrics>,
-}
-
-impl Observer for Log {
-    fn request(&self, record: &RequestRecord<'_>) {
-        let RequestRecord { operation, status, duration, bytes_in, bytes_out, .. } = *record;
-        self.metrics.observe_request(operation, status, duration, bytes_in, bytes_out);
-        if (status >= 500 && status != 501) || !record.complete {
-            tracing::warn!(
-                event = "request_failed",
-                request_id = record.request_id,
-                operation,
-                method = record.method,
-                path = record.path,
-                status,
-                error_code = record.error_code,
-                complete = record.complete,
-                duration_ms = duration.as_millis()
-            );
-        } else {
-            tracing::debug!(
-                event = "request",
-                request_id = record.request_id,
-                operation,
-                method = record.method,
-                path = record.path,
-                status,
-                bytes_in,
-                bytes_out,
-                duration_ms = duration.as_millis()
-            );
-        }
-    }
-}
-
-fn gateway(shared: &Shared, index: usize, cluster: &Rc<NodeCluster<Production>>) -> Gateway {
-    let options = ObjectOptions { inline_below_bytes: shared.config.inline_below_bytes };
-    let objects = Objects::new(Rc::clone(cluster), options);
-    let started = Instant::now();
-    let clock = Rc::clone(cluster);
-    let identities = Rc::clone(cluster);
-    let unix_ms = move || quarry_object::cluster::Cluster::now_ms(&*clock);
-    let (node, incarnation, count) = (shared.node, shared.incarnation, Cell::new(0_u64));
-    Gateway::new(
-        Rc::new(objects),
-        GatewayOptions {
-            access_key: shared.credentials.access_key.clone(),
-            secret_key: shared.credentials.secret_key.clone(),
-            users: Rc::new(move || identities.users()),
-            region: shared.config.region.clone(),
-            domains: shared.config.domains.clone(),
-            limits: Limits::default(),
-            clock: Rc::new(move || started.elapsed()),
-            unix_ms: Rc::new(unix_ms),
-            sleep: Rc::new(|duration| Box::pin(glommio::timer::sleep(duration))),
-            request_ids: Rc::new(move || {
-                count.set(count.get() + 1);
-                format!("{:04X}{:08X}{index:02X}{:010X}", node.0, incarnation.0, count.get())
-            }),
-            observer: Rc::new(Log { metrics: Arc::clone(&shared.metrics) }),
-        },
-    )
-}
-
 /// Takes connections until the node stops, then lets requests in progress end.
 async fn serve(
     shared: &Shared,
@@ -543,7 +533,7 @@ async fn serve(
     gauges: &Arc<CoreGauges>,
     queues: Queues,
 ) -> anyhow::Result<()> {
-    let gateway = gateway(shared, index, cluster);
+    let gateway = gateway(shared, index, cluster, gauges);
     let stop = Event::new();
     take_connections(shared, &gateway, gauges, queues, (index, &stop)).await?;
     stop.notify(usize::MAX);

@@ -3,6 +3,7 @@
 //! configuration -> devices -> control thread (controller, admin) -> executors -> connections. A dead executor is
 //! fatal for the process; SIGTERM and Ctrl-C let requests in progress end, write checkpoints, and exit with 0.
 
+mod audit;
 mod cluster;
 mod config;
 mod control;
@@ -39,8 +40,9 @@ use quarry_controller::{DeviceReport, NodeRegistration, Registered, StoredMap};
 use quarry_metastore::Embedded;
 
 use crate::{
+    audit::AuditSink,
     cluster::{Progress, Reads, Repairs},
-    config::{Cli, Command, Config, RunArgs},
+    config::{Cli, Command, Config, LogFormat, RunArgs},
     control::{AdminAccess, AdminState, AdminToken, Control},
     core::Shared,
     credentials::Credentials,
@@ -62,22 +64,33 @@ const PREEMPT_TIMER: Duration = Duration::from_millis(1);
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("QUARRY_LOG")
-                .unwrap_or_else(|_| "info,s3s=off".into()),
-        )
-        .with_writer(std::io::stderr)
-        .init();
     match cli.command {
-        Some(Command::Inspect { device, json }) => inspect::run(&device, json),
-        Some(Command::Fsck { data, verify_data, json }) => fsck::run(&data, verify_data, json),
+        Some(Command::Inspect { device, json }) => {
+            start_log(LogFormat::Text);
+            inspect::run(&device, json)
+        }
+        Some(Command::Fsck { data, verify_data, json }) => {
+            start_log(LogFormat::Text);
+            fsck::run(&data, verify_data, json)
+        }
         None => serve(&cli.run),
+    }
+}
+
+fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("QUARRY_LOG");
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| "info,s3s=off".into()))
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
     }
 }
 
 fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let config = Config::load(args)?;
+    start_log(config.log_format);
     if args.check_config {
         println!("the configuration is valid");
         return Ok(());
@@ -87,7 +100,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot create {}", config.data.display()))?;
     let credentials = credentials::load(&config.data)?;
     let tls = config.tls.clone().map(Tls::load).transpose()?;
-    let Membership { node, map, cluster, plane } = Membership::find(&config)?;
+    let Membership { node, map, cluster, leases, plane } = Membership::find(&config)?;
     let peers = match &config.peers {
         Some((address, key)) => Some((*address, ClusterKey::read(key)?)),
         None => None,
@@ -98,7 +111,10 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     if some_return(map.as_ref(), &found) {
         scrub.ask();
     }
-    let metrics = Metrics::new()?;
+    let (metrics, repairs) = (Metrics::new()?, Repairs::default());
+    metrics.set_node(node, repairs.clone(), scrub.clone());
+    let audit = start_audit(&config, &metrics)?;
+    let audit_sink = audit.as_ref().map(|(sink, _)| sink.clone());
     let faults: BTreeMap<_, _> = found.iter().map(|device| (device.id, Default::default())).collect();
     let injectable = config.fault_injection.then(|| faults.clone());
     let progress = Progress::new(config.cores);
@@ -106,6 +122,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         token: AdminToken::load(&config.data)?,
         root_key: credentials.access_key.clone(),
         progress: progress.clone(),
+        audit: audit_sink.clone(),
     };
     let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable, scrub.clone(), access);
     let stopping = Arc::new(AtomicBool::new(false));
@@ -118,7 +135,8 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let pulses: Vec<_> = (0..config.cores).map(|_| Arc::new(CorePulse::default())).collect();
     let pulse_stop = Arc::new(AtomicBool::new(false));
     let pulse = runtime::pulse::start(pulses.clone(), Arc::clone(&pulse_stop))?;
-    let renewals = tls.as_ref().map(|tls| tls.watch(Arc::clone(&pulse_stop))).transpose()?;
+    let renewals =
+        tls.as_ref().map(|tls| tls.watch(Arc::clone(&pulse_stop), Arc::clone(&metrics))).transpose()?;
     let Registered { incarnation, published } = registered;
     let shared = Shared {
         node,
@@ -126,7 +144,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         inboxes: (0..config.cores).map(|_| Inbox::new()).collect(),
         progress,
         reads: Reads::default(),
-        repairs: Repairs::default(),
+        repairs,
         scrub: scrub.clone(),
         space: SpaceTable::new(found.iter().map(|device| device.id)),
         recovered: Arc::new(AtomicU64::new(0)),
@@ -140,9 +158,12 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         stopping,
         published,
         metrics,
+        audit: audit_sink,
         faults,
         pulses,
         peers,
+        leases,
+        left: Arc::new(AtomicU64::new(0)),
     };
     let announcer = announce(&config, &credentials, admin);
     let result = run_cores(&shared);
@@ -152,12 +173,29 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         renewals.thread().unpark();
     }
     drop(shared);
-    control.leave(&config, node);
     control.stop();
     if pulse.join().is_err() {
         tracing::error!(event = "pulse_panicked");
     }
+    if let Some((sink, thread)) = audit {
+        sink.stop();
+        if thread.join().is_err() {
+            tracing::error!(event = "audit_panicked");
+        }
+    }
     result
+}
+
+/// The audit log, if one is wanted, and the thread that writes it.
+fn start_audit(
+    config: &Config,
+    metrics: &Metrics,
+) -> anyhow::Result<Option<(AuditSink, std::thread::JoinHandle<()>)>> {
+    let Some(wanted) = &config.audit else { return Ok(None) };
+    let started = AuditSink::start(wanted)
+        .with_context(|| format!("cannot write the audit log {}", wanted.path.display()))?;
+    metrics.set_audit(started.0.counts());
+    Ok(Some(started))
 }
 
 /// The executors share the port, so a second node would share it too, and take half of the first one's connections: if

@@ -12,9 +12,10 @@ use std::{
 use quarry_clustermap::{ClusterId, ClusterMap, NodeId, PARTITIONS_STANDALONE};
 use quarry_controller::{
     StoredMap,
-    cluster::{LEASE_TTL_S, MemberOptions, NodeIdentity, Tables, join, join_offline},
+    cluster::{LEASE_TTL_S, MemberOptions, NodeIdentity, Tables, join, join_offline, leases_fit},
 };
 use quarry_metastore::{Embedded, Etcd, EtcdOptions};
+use quarry_partition::LeaseTimes;
 use quarry_planner::{Policy, REBUILD_AFTER_MS};
 
 use crate::config::{ClusterTable, Config};
@@ -33,6 +34,8 @@ pub(crate) struct Membership {
     pub(crate) map: Option<ClusterMap>,
     /// Known without a map.
     pub(crate) cluster: Option<ClusterId>,
+    /// Of primaries; `None`: all replicas are in this process.
+    pub(crate) leases: Option<LeaseTimes>,
     pub(crate) plane: Plane,
 }
 
@@ -69,7 +72,7 @@ fn standalone(config: &Config) -> anyhow::Result<Membership> {
     let metastore = Embedded::open(&config.data)?;
     let map = crate::read_map(&metastore)?;
     let plane = Plane::Standalone(metastore);
-    Ok(Membership { node: STANDALONE_NODE, map, cluster: None, plane })
+    Ok(Membership { node: STANDALONE_NODE, map, cluster: None, leases: None, plane })
 }
 
 fn clustered(config: &Config, cluster: &ClusterTable) -> anyhow::Result<Membership> {
@@ -81,14 +84,22 @@ fn clustered(config: &Config, cluster: &ClusterTable) -> anyhow::Result<Membersh
     let own = map.map(|map| own_devices(map, identity.node));
     let (node, id) = (identity.node, identity.founding.id);
     tracing::info!(event = "node_identified", %node, name, cluster = %id, incarnation = %identity.incarnation);
+    let lease_ttl = Duration::from_secs(cluster.lease_ttl_s.unwrap_or(LEASE_TTL_S));
+    let peer_lease_ms = identity.founding.peer_lease_ms;
+    anyhow::ensure!(
+        leases_fit(peer_lease_ms, lease_ttl),
+        "cluster.lease-ttl-s must be at least twice the peer leases of this cluster, which last {peer_lease_ms} ms"
+    );
+    let leases = Some(LeaseTimes::new(peer_lease_ms));
     let member = MemberOptions {
         identity,
         address: config.peer_address(),
-        lease_ttl: Duration::from_secs(cluster.lease_ttl_s.unwrap_or(LEASE_TTL_S)),
+        lease_ttl,
         patience: PATIENCE,
         tables: Some(tables),
     };
-    Ok(Membership { node, map: own, cluster: Some(id), plane: Plane::Member(Box::new((options, member))) })
+    let plane = Plane::Member(Box::new((options, member)));
+    Ok(Membership { node, map: own, cluster: Some(id), leases, plane })
 }
 
 /// Who this node is, and the newest map that can be had.

@@ -355,7 +355,7 @@ pub enum ApiError {
     /// A bucket of that name exists and is the caller's.
     #[error("the bucket exists already")]
     BucketAlreadyOwnedByYou,
-    /// The bucket still holds objects or uploads.
+    /// The bucket still holds objects, older versions or delete markers.
     #[error("the bucket is not empty")]
     BucketNotEmpty,
     /// The name breaks S3's rules.
@@ -468,9 +468,18 @@ pub enum ApiError {
 /// The object layer as the gateway sees it.
 #[expect(async_fn_in_trait, reason = "single-threaded executors: futures need not be Send")]
 pub trait ObjectStore: 'static {
-    /// Creates a bucket.
-    async fn create_bucket(&self, name: &str) -> Result<(), ApiError>;
-    /// Removes an empty bucket.
+    /// Creates a bucket of the root, without documents.
+    async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
+        self.create_bucket_with(name, BTreeMap::new()).await
+    }
+    /// Creates a bucket that has documents from its first moment.
+    async fn create_bucket_with(
+        &self,
+        name: &str,
+        documents: BTreeMap<DocumentKind, String>,
+    ) -> Result<(), ApiError>;
+    /// Removes a bucket without objects. Uploads in progress end with it; none of them completes into a later bucket of
+    /// that name.
     async fn delete_bucket(&self, name: &str) -> Result<(), ApiError>;
     /// A bucket, from the table that this core acts on: no I/O.
     fn bucket(&self, name: &str) -> Result<BucketInfo, ApiError>;
@@ -526,6 +535,14 @@ pub trait ObjectStore: 'static {
         key: &str,
         version: Option<VersionId>,
         tags: Tags,
+    ) -> Result<Option<VersionId>, ApiError>;
+    /// Sets or removes one header of a version's attributes and changes nothing else; returns its name.
+    async fn set_header(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        header: (&str, Option<String>),
     ) -> Result<Option<VersionId>, ApiError>;
     /// A version's attributes and its parts with a number above `after`, at most `limit`.
     async fn object_parts(

@@ -1,6 +1,6 @@
 //! What the object layer needs of the metadata side: partitions by command, buckets by name.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use quarry_clustermap::{BucketConfig, BucketId, DocumentKind, PartitionId, Versioning};
 use quarry_partition::command::{Command, Entry, List, Refusal, Reply};
@@ -115,7 +115,11 @@ pub trait Metadata: 'static {
     /// All buckets, by name.
     fn buckets(&self) -> Vec<Bucket>;
     /// Creates a bucket; every primary knows it when this returns.
-    async fn create_bucket(&self, name: &str) -> Result<(), ApiError>;
+    async fn create_bucket(
+        &self,
+        name: &str,
+        documents: BTreeMap<DocumentKind, String>,
+    ) -> Result<(), ApiError>;
     /// Removes a bucket if it is empty: all primaries refuse writes first, then all are asked.
     async fn delete_bucket(&self, name: &str) -> Result<(), ApiError>;
     /// Sets or removes a document of a bucket; every primary and every core acts on it when this returns.

@@ -40,6 +40,7 @@ use futures::{
 };
 use quarry_clustermap::{ClusterMap, DeviceId, PartitionId, PgId, PgState, PlacementGroup, Tier};
 use quarry_erasure::Codec;
+use quarry_meter::stage::{self, Stage};
 use quarry_partition::BlobRef;
 use quarry_storage::device::IoBuf;
 
@@ -241,10 +242,12 @@ async fn stream_body<C: Cluster, B: Body>(
         let stripe = layout.stripe(index);
         let mut blocks = placed.cluster().buffers().take_many(profile.total()).await;
         fill_in_time(&**placed.cluster(), input.fill(&stripe, &mut blocks, profile.data())).await?;
-        encode(&codec, &mut blocks);
-        for (shard, (block, checksums)) in blocks.iter().zip(&mut checksums).enumerate() {
-            checksums.extend(unit_checksums(placed.id(), shard_index(shard), stripe.shard_offset, block));
-        }
+        stage::run(Stage::Encode, || encode(&codec, &mut blocks));
+        stage::run(Stage::Checksum, || {
+            for (shard, (block, checksums)) in blocks.iter().zip(&mut checksums).enumerate() {
+                checksums.extend(unit_checksums(placed.id(), shard_index(shard), stripe.shard_offset, block));
+            }
+        });
         in_flight
             .push_back(run(placed.cluster(), Rc::clone(placed).write_stripe(stripe.shard_offset, blocks)));
     }

@@ -62,6 +62,9 @@ pub(crate) struct RunArgs {
     pub(crate) knee: KneeArgs,
     #[command(flatten)]
     pub(crate) observe: ObserveArgs,
+    /// Show the run to Prometheus at http://ADDRESS/metrics while it lasts
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics_address: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

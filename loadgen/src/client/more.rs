@@ -5,6 +5,7 @@ use hyper::{Method, StatusCode};
 
 use super::{Call, Client, ContentBody, Failure, Page, Read, element, read_text, within};
 use crate::expect::Expected;
+use crate::sigv4::EMPTY_SHA256;
 
 /// What must hold for a PUT to take effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +79,29 @@ impl Client {
             self.connection = None;
         }
         result
+    }
+
+    /// Entity tag of an object; None when there is none.
+    pub(crate) async fn head_tag(&mut self, key: &str) -> Result<Option<String>, Failure> {
+        match self.text(Method::HEAD, Some(key), &[], ContentBody::empty(), EMPTY_SHA256).await {
+            Ok((tag, _)) => tag.map(Some).ok_or(Failure::Protocol("no ETag in the answer to a HEAD")),
+            Err(Failure::Http { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Keys and entity tags of all objects under a prefix that has at most 1,000.
+    pub(crate) async fn list_tags(&mut self, prefix: &str) -> Result<Vec<(String, String)>, Failure> {
+        let query = [("list-type", "2"), ("max-keys", "1000"), ("prefix", prefix)];
+        let (_, text) = self.text(Method::GET, None, &query, ContentBody::empty(), EMPTY_SHA256).await?;
+        if element(&text, "IsTruncated") != Some("false") {
+            return Err(Failure::Protocol("no whole listing"));
+        }
+        let entries = text.split("<Contents>").skip(1).map(|entry| {
+            let tag = element(entry, "ETag")?.replace("&quot;", "\"").replace("&#34;", "\"");
+            Some((element(entry, "Key")?.to_owned(), tag))
+        });
+        entries.collect::<Option<_>>().ok_or(Failure::Protocol("no key or tag in a listing"))
     }
 
     /// One page of ListObjectsV2 with the keys that follow `after`.

@@ -176,8 +176,11 @@ fn seconds_axis(report: &RunReport) -> Axis {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole seconds of a run")]
 fn throughput_plot(report: &RunReport) -> String {
-    let plot = |name: &str, points: Vec<(f64, f64)>| {
+    let plot = |name: &str, mut points: Vec<(f64, f64)>| {
+        // The last second is rarely a whole one, and would look like a collapse.
+        points.truncate((report.elapsed_seconds as usize).max(1));
         let y = Axis::over(name, points.iter().map(|point| point.1), false);
         curves(&seconds_axis(report), &y, &[Curve { name: name.to_owned(), points }])
     };

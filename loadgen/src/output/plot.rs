@@ -5,7 +5,8 @@ use std::fmt::Write;
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 240.0;
 const LEFT: f64 = 64.0;
-const RIGHT: f64 = 12.0;
+/// Half of the longest name of a share stands right of the last mark.
+const RIGHT: f64 = 28.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 34.0;
 /// Classes of the style sheet for the first, second, ... curve.
@@ -165,7 +166,7 @@ pub(super) fn curves(x: &Axis, y: &Axis, curves: &[Curve]) -> String {
         .zip(CLASSES.iter().cycle())
         .map(|(curve, class)| format!("<span class=\"key {class}\">{}</span>", escape(&curve.name)))
         .collect();
-    format!("<p class=\"legend\">{legend}</p>{svg}")
+    format!("<p class=\"legend\">{legend}</p><div class=\"wide\">{svg}</div>")
 }
 
 /// Vertical bars with a name under and a number over each.
@@ -191,7 +192,7 @@ pub(super) fn bars(label: &str, bars: &[(String, u64)]) -> String {
         )
         .expect("writing to a string");
     }
-    svg + "</svg>"
+    format!("<div class=\"wide\">{svg}</svg></div>")
 }
 
 /// Text that stands for itself in HTML.
@@ -231,7 +232,7 @@ mod tests {
         let x = Axis::over("s", [0.0, 1.0].into_iter(), false);
         let points = vec![(0.0, 1.0), (1.0, 2.0)];
         let svg = curves(&x, &y, &[Curve { name: "p99 <b>".into(), points }]);
-        assert!(svg.contains("p99 &lt;b&gt;") && svg.contains("<polyline") && svg.ends_with("</svg>"));
+        assert!(svg.contains("p99 &lt;b&gt;") && svg.contains("<polyline") && svg.ends_with("</svg></div>"));
         assert_eq!(escape("a&\"<'"), "a&amp;&quot;&lt;&#39;");
         assert_eq!(
             [0.0, 0.05, 1.5, 40.0, 1234.0, 25_000.0, 3e6].map(show).join(" "),

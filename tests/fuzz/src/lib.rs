@@ -12,6 +12,7 @@
 mod allocations;
 mod damage;
 mod engine;
+mod form;
 mod identity;
 mod metastore;
 mod object;
@@ -39,4 +40,5 @@ pub const TARGETS: &[Target] = &[
     metastore::FILE,
     metastore::JSON,
     identity::POLICY,
+    form::FORM,
 ];

@@ -1,6 +1,6 @@
 //! Messages between cores and nodes.
 
-use quarry_clustermap::{BucketId, DeviceId, Epoch, PartitionId, PgId, ShardIndex};
+use quarry_clustermap::{BucketId, Epoch, PartitionId, PgId, ShardIndex};
 use quarry_object::peer::{PeerFault, PeerRequest, PeerResponse, Run, ShardEntry, ShardName};
 use quarry_partition::command::Framed;
 
@@ -46,7 +46,7 @@ fn request(random: &mut Random) -> PeerRequest {
         5 => PeerRequest::Execute { partition, command: command(random).encode() },
         6 => {
             let message = envelope(random).encode().expect("short").to_vec();
-            PeerRequest::Replicate { partition, from: DeviceId(9), message }
+            PeerRequest::Replicate { messages: vec![message] }
         }
         7 => PeerRequest::List { list: command(random).encode() },
         8 => PeerRequest::FenceGroup { pg: PgId(4), epoch: Epoch(random.number()) },

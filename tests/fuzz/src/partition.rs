@@ -144,9 +144,15 @@ pub(crate) fn envelope(random: &mut Random) -> Envelope {
     let (epoch, sequence) = (Epoch(random.number()), Sequence(random.any() >> 8));
     let asked_ms = random.number();
     let message = match random.below(9) {
-        0 => Message::Join { epoch, base: sequence },
+        0 => Message::Join { epoch, base: sequence, kept_after: sequence },
         1 => Message::Commit { epoch, committed: sequence, asked_ms },
-        2 => Message::Ack { epoch, flushed: sequence, applied: sequence, lease_ms: asked_ms },
+        2 => Message::Ack {
+            epoch,
+            flushed: sequence,
+            applied: sequence,
+            lease_ms: asked_ms,
+            resumed: asked_ms % 2 == 1,
+        },
         3 => Message::Rejected { epoch },
         4 => Message::Release { epoch, asked_ms },
         _ => {
@@ -265,9 +271,16 @@ fn content(random: &mut Random) -> Content {
 pub(crate) fn command(random: &mut Random) -> Command {
     let (bucket, key, upload) = (BucketId(random.number()), random.text(30), UploadId(random.array()));
     match random.below(10) {
-        0 => match random.below(3) {
+        0 => match random.below(4) {
             0 => Command::Head(lookup(random)),
             1 => Command::ObjectParts { lookup: lookup(random), after: 3, limit: 9 },
+            2 => Command::SetHeader {
+                bucket,
+                key,
+                version: random.maybe(version),
+                name: random.text(9),
+                value: Some(random.text(9)),
+            },
             _ => Command::SetTags { bucket, key, version: random.maybe(version), tags: pairs(random) },
         },
         1 => {

@@ -56,4 +56,5 @@ short! {
     metastore_file "metastore-file";
     metastore_json "metastore-json";
     policy_json "policy-json";
+    html_form "html-form";
 }

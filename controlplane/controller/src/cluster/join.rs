@@ -70,6 +70,16 @@ impl From<MetastoreError> for JoinError {
     }
 }
 
+impl NodeIdentity {
+    /// What the file of a node says. `None`: there is no file.
+    ///
+    /// # Errors
+    /// [`JoinError::File`].
+    pub fn read(path: &Path) -> Result<Option<Self>, JoinError> {
+        read(path)
+    }
+}
+
 /// The node `name`, whose file is `path`; its number is given at its first start. `None`: the cluster is not founded yet,
 /// no controller has led.
 ///

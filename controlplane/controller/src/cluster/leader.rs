@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::{
-    ALIVE_PREFIX, FOUNDING_KEY, Founding, Holder, LEADER_KEY, REPORT_PREFIX,
+    ALIVE_PREFIX, FOUNDING_KEY, Founding, Holder, LEADER_KEY, LeaderNumbers, REPORT_PREFIX,
     changes::Changes,
     election::{self, Term},
     liveness::Liveness,
@@ -57,7 +57,7 @@ pub struct LeaderOptions {
 impl LeaderOptions {
     /// The policy of a founded cluster.
     fn policy(&self, founding: &Founding) -> Policy {
-        let Founding { id, partitions, hot_profile } = *founding;
+        let Founding { id, partitions, hot_profile, .. } = *founding;
         Policy {
             cluster: id,
             hot_profile,
@@ -74,13 +74,19 @@ pub struct ClusterController<M> {
     metastore: Arc<M>,
     options: LeaderOptions,
     me: Holder,
+    numbers: Arc<LeaderNumbers>,
 }
 
 impl<M: Metastore> ClusterController<M> {
     /// A controller; `run` tells this run of it from all others.
     pub fn new(metastore: Arc<M>, options: LeaderOptions, run: u64) -> Self {
         let me = Holder { name: options.name.clone(), run };
-        Self { metastore, options, me }
+        Self { metastore, options, me, numbers: Arc::default() }
+    }
+
+    /// What it shows of itself.
+    pub fn numbers(&self) -> Arc<LeaderNumbers> {
+        Arc::clone(&self.numbers)
     }
 
     /// Stands for election and leads, again and again; never returns.
@@ -88,6 +94,8 @@ impl<M: Metastore> ClusterController<M> {
         loop {
             let term = election::campaign(&self.metastore, &self.me, self.options.lease_ttl).await;
             info!(event = "leader_elected", name = self.me.name);
+            self.numbers.terms.add(1);
+            self.numbers.leads.set(1);
             let result = {
                 let held = std::pin::pin!(election::hold(&self.metastore, &term, self.options.lease_ttl));
                 let led = std::pin::pin!(self.lead(&term));
@@ -96,6 +104,7 @@ impl<M: Metastore> ClusterController<M> {
                     futures::future::Either::Right((result, _)) => result,
                 }
             };
+            self.numbers.leads.set(0);
             if let Err(error) = result {
                 warn!(event = "leader_stepped_down", %error);
             }
@@ -126,6 +135,7 @@ impl<M: Metastore> ClusterController<M> {
             started: Instant::now(),
             ticked: Instant::now(),
             options: self.options.clone(),
+            numbers: Arc::clone(&self.numbers),
         };
         let prefixes = [ALIVE_PREFIX, REPORT_PREFIX].map(str::to_owned);
         let changes = Changes::new(Arc::clone(&self.metastore), prefixes);
@@ -174,6 +184,7 @@ struct Acting<M> {
     started: Instant,
     ticked: Instant,
     options: LeaderOptions,
+    numbers: Arc<LeaderNumbers>,
 }
 
 impl<M: Metastore> Acting<M> {
@@ -190,8 +201,11 @@ impl<M: Metastore> Acting<M> {
             base = base.expect(&entry.key, Some(entry)).delete(&entry.key);
         }
         let map = self.controller.known.as_ref().and_then(|known| known.map());
-        let Some(map) = map else { return self.first_map(&left, base).await };
         let alive = nodes_of(&alive);
+        self.numbers.reports_waiting.set(left.len() as u64);
+        self.numbers.nodes_alive.set(alive.len() as u64);
+        let Some(map) = map else { return self.first_map(&left, base).await };
+        self.numbers.set_map(&map);
         for node in self.liveness.lost(&map, &alive, self.started.elapsed(), self.options.node_grace) {
             base = base.expect(&super::alive_key(node), None);
             // Before what the nodes say: one that has just registered is alive.
@@ -239,19 +253,27 @@ impl<M: Metastore> Acting<M> {
         reports.extend(avoid);
         match self.controller.plan_reports(&reports, &base, 1).await {
             Ok(answer) => {
+                self.numbers.plans_done.add(1);
                 for (position, error) in answer.refused {
                     warn!(event = "report_refused", report = ?reports[position], %error);
                 }
                 Ok(false)
             }
             // Something that was looked at has changed; perhaps this one leads no more.
-            Err(ControllerError::Contention) => self.check_term().await,
+            Err(ControllerError::Contention) => {
+                self.numbers.plans_in_conflict.add(1);
+                self.check_term().await
+            }
             // Not with what there is now: the reports wait.
             Err(ControllerError::Plan(error)) => {
+                self.numbers.plans_waiting.add(1);
                 tracing::debug!(event = "reports_wait", %error);
                 Ok(false)
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                self.numbers.plans_failed.add(1);
+                Err(error)
+            }
         }
     }
 
@@ -279,8 +301,8 @@ fn nodes_of(alive: &[Entry]) -> BTreeSet<NodeId> {
 }
 
 impl Founding {
-    /// For a new cluster.
+    /// For a new cluster, with peer leases of the usual length.
     pub fn new(id: ClusterId, partitions: u16, hot_profile: ErasureProfile) -> Self {
-        Self { id, partitions, hot_profile }
+        Self { id, partitions, hot_profile, peer_lease_ms: super::PEER_LEASE_MS }
     }
 }

@@ -9,14 +9,16 @@
 //! ```
 //!
 //! - Reports are written one key per batch, under a comparison of the node's own key, and repeated until they are there.
-//!   They are answered when the leader has removed them. The same report waits only once.
+//!   They are answered when the leader has removed them. The same report waits only once. Each write also compares and
+//!   replaces the name of the newest one (`reported/N`): a write that was given up, repeated and handled, and then arrives
+//!   after all, changes nothing.
 //! - Activations and buckets are committed here.
 //! - When the lease was lost and is held again, devices that are out for that reason are reported as returned.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use quarry_clustermap::{DeviceId, DeviceState, NodeId};
-use quarry_metastore::{Metastore, MetastoreError, TRANSACTION_OPERATIONS_MAX, Transaction};
+use quarry_metastore::{Entry, Metastore, MetastoreError, TRANSACTION_OPERATIONS_MAX, Transaction};
 use quarry_planner::Policy;
 use tokio::{
     sync::watch,
@@ -28,7 +30,7 @@ use super::{
     Alive, NodeIdentity, Tables,
     changes::Changes,
     lease::{self, Held},
-    report_prefix,
+    report_prefix, reported_key,
 };
 use crate::{
     Controller, ControllerError, ControllerHandle, ControllerOptions, NodeRegistration, Published, Reply,
@@ -73,6 +75,8 @@ pub struct Member<M> {
     controller: Controller<Arc<M>>,
     options: MemberOptions,
     pending: Vec<Pending>,
+    /// What stands under [`reported_key`]; `None`: not known.
+    reported: Option<Option<Entry>>,
     sequence: u32,
     /// The leader has handled this start.
     registered: bool,
@@ -121,6 +125,7 @@ impl<M: Metastore> Member<M> {
             controller,
             options,
             pending: Vec::new(),
+            reported: None,
             sequence: 0,
             registered: false,
             started: None,
@@ -289,33 +294,56 @@ impl<M: Metastore> Member<M> {
         let Some(alive) = self.held.entry.clone() else { return };
         let mut may_write = self.registered || self.pending.iter().any(Pending::is_start);
         for index in 0..self.pending.len() {
-            let pending = &self.pending[index];
-            if pending.written || !may_write {
+            if self.pending[index].written || !may_write {
                 continue;
             }
-            let mut write = Transaction::default()
-                .expect(&alive.key, Some(&alive))
-                .expect(&pending.key, None)
-                .put(&pending.key, to_json(&pending.reports));
-            if pending.is_start() {
-                match self.reports_of_before().await {
-                    Ok(keys) => write.deletes = keys,
-                    Err(error) => return warn!(event = "report_not_written", %error),
-                }
-            }
-            let key = self.pending[index].key.clone();
-            let result = match self.metastore.transact(&write).await {
-                // There since an attempt whose answer was lost, or the lease is not what it was.
-                Err(MetastoreError::Conflict) => self.metastore.get(&key).await.map(|entry| entry.is_some()),
-                result => result.map(|_| true),
-            };
-            match result {
+            match self.write(index, &alive).await {
                 Ok(written) => {
                     self.pending[index].written = written;
                     may_write = written;
                 }
-                Err(error) => return warn!(event = "report_not_written", %error),
+                Err(error) => {
+                    self.reported = None;
+                    return warn!(event = "report_not_written", %error);
+                }
             }
+        }
+    }
+
+    /// Writes one that is not known to be there; `false`: the lease is not what it was.
+    async fn write(&mut self, index: usize, alive: &Entry) -> Result<bool, MetastoreError> {
+        let reported_key = reported_key(self.node());
+        let before = match &self.reported {
+            Some(known) => known.clone(),
+            None => self.metastore.get(&reported_key).await?,
+        };
+        let pending = &self.pending[index];
+        let name = to_json(&pending.key);
+        // There since an attempt whose answer was lost, and perhaps handled.
+        if before.as_ref().is_some_and(|entry| entry.value == name) {
+            self.reported = Some(before);
+            return Ok(true);
+        }
+        let mut write = Transaction::default()
+            .expect(&alive.key, Some(alive))
+            .expect(&reported_key, before.as_ref())
+            .expect(&pending.key, None)
+            .put(&pending.key, to_json(&pending.reports))
+            .put(&reported_key, name.clone());
+        if pending.is_start() {
+            write.deletes = self.reports_of_before().await?;
+        }
+        self.reported = None;
+        match self.metastore.transact(&write).await {
+            Ok(revision) => {
+                self.reported = Some(Some(Entry { key: reported_key, value: name, revision }));
+                Ok(true)
+            }
+            Err(MetastoreError::Conflict) => {
+                let now = self.metastore.get(&reported_key).await?;
+                Ok(now.is_some_and(|entry| entry.value == name))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -325,7 +353,7 @@ impl<M: Metastore> Member<M> {
         let own = format!("{prefix}{:08x}-", self.options.identity.incarnation.0);
         let mut keys = self.metastore.keys(&prefix).await?;
         keys.retain(|key| !key.starts_with(&own));
-        keys.truncate(TRANSACTION_OPERATIONS_MAX - 1);
+        keys.truncate(TRANSACTION_OPERATIONS_MAX - 2);
         Ok(keys)
     }
 

@@ -101,6 +101,12 @@ pub enum MoveError {
     /// The source has no map.
     #[error("there is no cluster map to take over")]
     NoMap,
+    /// A node of the map has no name, so nobody could take its number again.
+    #[error("the map has nodes without a name: {nodes:?}; give their data directories, or their names")]
+    Nameless {
+        /// Which.
+        nodes: Vec<u32>,
+    },
     /// The source has more than the one node of a standalone store.
     #[error("the map has {nodes} nodes; only a standalone node can become a cluster")]
     NotStandalone {
@@ -141,6 +147,11 @@ pub async fn restore(
         }
     }
     let (tables, mut map) = newest.ok_or(MoveError::NoMap)?;
+    let is_named = |node: &NodeId| names.iter().any(|(named, _)| named == node);
+    let nodes: Vec<u32> = map.nodes.keys().filter(|node| !is_named(node)).map(|node| node.0).collect();
+    if !nodes.is_empty() {
+        return Err(MoveError::Nameless { nodes });
+    }
     let version = MapVersion(map.version.0 + RESTORED_AHEAD);
     let epoch = Epoch(version.0);
     map.version = version;
@@ -171,8 +182,7 @@ async fn fill(
         let record = Transaction::default().put(&node_key(*node), to_json(&NodeName { name: name.clone() }));
         to.transact(&record).await.map_err(of)?;
     }
-    let founding =
-        Founding { id: map.cluster, partitions: map.partition_count(), hot_profile: map.hot_profile };
+    let founding = Founding::new(map.cluster, map.partition_count(), map.hot_profile);
     let base = Transaction::default().expect(FOUNDING_KEY, None).put(FOUNDING_KEY, to_json(&founding));
     stage(None, map, base, 0).commit(to).await.map_err(of)?;
     Ok(())

@@ -316,6 +316,29 @@ fn a_node_starts_from_its_tables_and_leads_nothing_before_it_is_registered() {
     });
 }
 
+/// A client of the metastore gives a call up, repeats it, and it arrives all the same, when the report has been handled.
+#[test]
+fn a_report_that_arrives_again_late_counts_once() {
+    simulate(5, false, async |world| {
+        let _controller = world.controller("c1", 1);
+        let nodes = three(&world).await;
+        let handle = &nodes[&1].handle;
+        handle.device_failed(device(1, 0), "EIO".to_owned()).await.unwrap();
+        handle.device_returned(device(1, 0), Vec::new()).await.unwrap();
+        let before = world.map().await.unwrap();
+        assert!(out(&before).is_empty());
+        let sent = nodes[&1].line.sent();
+        assert!(sent.iter().any(|write| write.puts.iter().any(|put| put.key.starts_with("report/"))));
+        for late in sent {
+            // What is refused is what it should be; the rest must do no harm.
+            let _ = world.store.transact(&late).await;
+        }
+        sleep(2 * TTL).await;
+        assert_eq!(world.map().await.unwrap(), before);
+        assert!(world.store.keys("report/").await.unwrap().is_empty());
+    });
+}
+
 /// One seed: everybody's line is bad and cut at random, controllers and nodes die and return; then all is well again.
 /// Throughout, map versions grow by one (nobody overwrites a commit), primaries are in-sync replicas of the map before,
 /// and every epoch activated was the map's.
@@ -450,7 +473,10 @@ fn a_standalone_metastore_becomes_a_cluster_and_kept_tables_a_metastore() {
         let stored = StoredMap::read(&to, None).await.unwrap().unwrap();
         tables.keep(&to, &stored).await.unwrap();
         let restored = open(3);
-        let version = super::restore(&[tables], &restored, &[(NodeId(1), "n1".to_owned())]).await.unwrap();
+        let kept = [tables];
+        let nameless = super::restore(&kept, &restored, &[]).await;
+        assert!(matches!(nameless, Err(super::MoveError::Nameless { nodes }) if nodes == [1]));
+        let version = super::restore(&kept, &restored, &[(NodeId(1), "n1".to_owned())]).await.unwrap();
         let again = StoredMap::read(&restored, None).await.unwrap().unwrap();
         assert!(again.map.version == version && version > map.version);
         assert!(again.map.partitions.iter().all(|config| config.epoch.0 == version.0));

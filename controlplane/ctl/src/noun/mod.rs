@@ -4,6 +4,7 @@ pub(crate) mod device;
 pub(crate) mod job;
 pub(crate) mod key;
 pub(crate) mod map;
+pub(crate) mod metastore;
 pub(crate) mod node;
 pub(crate) mod partition;
 pub(crate) mod policy;

@@ -42,8 +42,14 @@ impl Server {
     }
 
     async fn connect(&self) -> Etcd {
+        self.connect_with(&[]).await
+    }
+
+    /// With endpoints of others before it.
+    async fn connect_with(&self, others: &[u16]) -> Etcd {
+        let ports = others.iter().chain(&self.ports[..1]);
         let options = EtcdOptions {
-            endpoints: vec![format!("http://127.0.0.1:{}", self.ports[0])],
+            endpoints: ports.map(|port| format!("http://127.0.0.1:{port}")).collect(),
             prefix: "quarry/test/".to_owned(),
             deadline: Duration::from_secs(2),
             ..EtcdOptions::default()
@@ -156,7 +162,7 @@ fn certificates_and_users_are_checked() {
         let refused = Etcd::connect(&EtcdOptions { tls: Some(anonymous), ..options.clone() }).await;
         assert!(matches!(refused, Err(MetastoreError::Unavailable { .. })), "{refused:?}");
 
-        let mut admin = etcd.client.clone();
+        let mut admin = etcd.client().await;
         admin.user_add("root", "secret", None).await.unwrap();
         admin.role_add("root").await.unwrap();
         admin.user_grant_role("root", "root").await.unwrap();
@@ -179,7 +185,7 @@ fn etcd_conforms() {
         let etcd = server.connect().await;
         conforms(&etcd).await;
         // Other keys of a shared etcd are neither seen nor touched.
-        let mut other = etcd.client.clone();
+        let mut other = etcd.client().await;
         other.put("quarry/other/a", "1", None).await.unwrap();
         let seen = etcd.range("").await.unwrap();
         assert!(seen.entries.iter().all(|entry| !entry.key.contains("other/a")));
@@ -212,11 +218,34 @@ fn a_watch_survives_a_restart_of_etcd_and_compaction() {
 
 async fn compacted(etcd: &Etcd, from: crate::Revision) {
     let newest = etcd.transact(&put("d", "4")).await.unwrap();
-    etcd.client.clone().compact(newest.0, None).await.unwrap();
+    etcd.client().await.compact(newest.0, None).await.unwrap();
     let mut watch = etcd.watch("", from).await.unwrap();
     let WatchEvent::Snapshot(range) = next(&mut watch).await else { panic!("changes were compacted away") };
     let keys: Vec<&str> = range.entries.iter().map(|entry| entry.key.as_str()).collect();
     assert_eq!(keys, ["a", "b", "c", "d"]);
     etcd.transact(&put("e", "5")).await.unwrap();
     assert!(matches!(next(&mut watch).await, WatchEvent::Put(Entry { key, .. }) if key == "e"));
+}
+
+#[test]
+fn members_that_refuse_or_are_silent_are_passed_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(server) = Server::start(directory.path()) else { return };
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let refusing = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ports = [&refusing, &silent].map(|socket| socket.local_addr().unwrap().port());
+    drop(refusing);
+    run(async {
+        let etcd = server.connect_with(&ports).await;
+        for turn in 0..3 {
+            // Whoever is asked first: one call finds the one that answers, and all after it ask that one.
+            etcd.turn_to(turn);
+            etcd.get("key").await.unwrap();
+            for round in 0..20 {
+                let round = round.to_string();
+                etcd.transact(&put("key", &round)).await.unwrap();
+                assert_eq!(value(&etcd, "key").await, Some(round));
+            }
+        }
+    });
 }

@@ -4,12 +4,14 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, IF_MATCH, IF_NONE_MATCH, REFERER, USER_AGENT};
 use percent_encoding::percent_decode_str;
 use quarry_identity::{ACCOUNT, Context, Principal};
-use s3s::access::S3AccessContext;
 use s3s::dto::{Timestamp, TimestampFormat};
 
+use super::Asked;
 use crate::exchange::Exchange;
 
 pub(super) const COPY_SOURCE: &str = "x-amz-copy-source";
+/// The user who made the bucket that is asked about.
+pub(super) const BUCKET_OWNER: &str = "quarry:BucketOwner";
 const TAGGING: &str = "x-amz-tagging";
 const LISTING_PARAMETERS: [&str; 3] = ["prefix", "delimiter", "max-keys"];
 /// Headers whose key is their name behind `s3:`.
@@ -28,15 +30,9 @@ const HEADERS: [&str; 12] = [
     "x-amz-storage-class",
 ];
 
-pub(super) fn of(
-    request: &S3AccessContext<'_>,
-    exchange: &Exchange,
-    principal: &Principal,
-    operation: &str,
-    now_ms: u64,
-) -> Context {
-    let mut context = of_connection(request.headers(), exchange, principal, now_ms);
-    let headers = request.headers();
+pub(super) fn of(asked: &Asked<'_>, exchange: &Exchange, principal: &Principal, now_ms: u64) -> Context {
+    let &Asked { headers, query, .. } = asked;
+    let mut context = of_connection(headers, exchange, principal, now_ms);
     for name in HEADERS {
         if let Some(value) = text(headers, name) {
             context.set(&format!("s3:{name}"), value);
@@ -51,8 +47,7 @@ pub(super) fn of(
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         add_tag(&mut context, &form_decoded(key), &form_decoded(value));
     }
-    let query = request.uri().query().unwrap_or("");
-    if operation.starts_with("ListObject") {
+    if asked.operation.starts_with("ListObject") {
         for name in LISTING_PARAMETERS {
             if let Some(value) = parameter(query, name) {
                 context.set(&format!("s3:{name}"), value);
@@ -62,7 +57,7 @@ pub(super) fn of(
     if let Some(version) = parameter(query, "versionId") {
         context.set("s3:VersionId", version);
     }
-    if request.credentials().is_some() {
+    if asked.is_signed {
         let header = headers.contains_key(AUTHORIZATION);
         context.set("s3:authType", if header { "REST-HEADER" } else { "REST-QUERY-STRING" });
         context.set("s3:signatureversion", "AWS4-HMAC-SHA256");
@@ -119,7 +114,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// The first value: the one that s3s uses.
-fn parameter(query: &str, name: &str) -> Option<String> {
+pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
     let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -7,6 +7,8 @@ use quarry_identity::Action;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Need {
     pub(crate) action: Action,
+    /// Whoever may write by an access control list may this, too: it is about the object that is written.
+    pub(crate) comes_with_writing: bool,
 }
 
 /// The actions; `None`: there is no such operation here.
@@ -18,12 +20,13 @@ pub(super) fn needs(operation: &str, headers: &HeaderMap, query: &str) -> Option
     if writes && has("x-amz-tagging") {
         actions.push(Action::PutObjectTagging);
     }
-    if writes && has("x-amz-acl") {
+    let has_list = has("x-amz-acl") || headers.keys().any(|name| name.as_str().starts_with("x-amz-grant-"));
+    if writes && has_list {
         actions.push(Action::PutObjectAcl);
     }
     match operation {
         "CreateBucket" => {
-            if has("x-amz-acl") {
+            if has_list {
                 actions.push(Action::PutBucketAcl);
             }
             if has("x-amz-object-ownership") {
@@ -35,7 +38,9 @@ pub(super) fn needs(operation: &str, headers: &HeaderMap, query: &str) -> Option
         }
         _ => {}
     }
-    Some(actions.into_iter().map(|action| Need { action }).collect())
+    let with_writing = |action| writes && matches!(action, Action::PutObjectAcl | Action::PutObjectTagging);
+    let need = |action| Need { action, comes_with_writing: with_writing(action) };
+    Some(actions.into_iter().map(need).collect())
 }
 
 fn of_version(operation: &str) -> Option<Action> {

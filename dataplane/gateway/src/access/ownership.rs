@@ -1,7 +1,8 @@
-//! Ownership controls: whether access control lists count. Without them a bucket is BucketOwnerEnforced: they do not.
-//! Everything has one owner, so the other two differ from it in that alone.
+//! Ownership: who made a bucket, who owns its objects, and whether access control lists count. Without ownership controls
+//! a bucket is BucketOwnerEnforced: they do not.
 
 use http::StatusCode;
+use quarry_identity::Principal;
 use quarry_object::api::{BucketInfo, DocumentKind, ObjectStore};
 use s3s::dto::{
     DeleteBucketOwnershipControlsInput, DeleteBucketOwnershipControlsOutput, GetBucketOwnershipControlsInput,
@@ -14,6 +15,38 @@ use super::acl;
 use crate::backend::Core;
 use crate::configuration::{parse, read, remove, write};
 use crate::error::{custom, from_api, refuse};
+use crate::options;
+
+/// Who owns a bucket: the user who made it.
+pub(crate) fn owner(bucket: &BucketInfo) -> Principal {
+    match bucket.config.document(DocumentKind::Owner) {
+        Some(user) => Principal::User(user.to_owned()),
+        None => Principal::Root,
+    }
+}
+
+/// What stands for the owner in the documents of a new bucket.
+pub(crate) fn document(owner: &Principal) -> Option<String> {
+    match owner {
+        Principal::User(name) => Some(name.clone()),
+        Principal::Root | Principal::Anonymous => None,
+    }
+}
+
+/// What an option of the node is called in S3.
+pub(crate) fn name(ownership: options::ObjectOwnership) -> &'static str {
+    match ownership {
+        options::ObjectOwnership::BucketOwnerEnforced => ObjectOwnership::BUCKET_OWNER_ENFORCED,
+        options::ObjectOwnership::BucketOwnerPreferred => ObjectOwnership::BUCKET_OWNER_PREFERRED,
+        options::ObjectOwnership::ObjectWriter => ObjectOwnership::OBJECT_WRITER,
+    }
+}
+
+/// Whether an object that its writer gives the bucket's owner full control of becomes the bucket owner's.
+pub(crate) fn prefers_bucket_owner(bucket: &BucketInfo) -> bool {
+    let found: Option<String> = parse(bucket, DocumentKind::Ownership).ok().flatten();
+    found.as_deref() == Some(ObjectOwnership::BUCKET_OWNER_PREFERRED)
+}
 
 const WITH_LISTS: [&str; 2] = [ObjectOwnership::BUCKET_OWNER_PREFERRED, ObjectOwnership::OBJECT_WRITER];
 
@@ -58,7 +91,7 @@ pub(crate) async fn put<S: ObjectStore>(
     };
     let ownership = rule.object_ownership.as_str();
     let bucket = core.store.bucket(&input.bucket).map_err(from_api)?;
-    if !checked(ownership)? && acl::is_public(&bucket) {
+    if !checked(ownership)? && acl::is_shared(core, &bucket) {
         return Err(custom(
             "InvalidBucketAclWithObjectOwnership",
             StatusCode::BAD_REQUEST,

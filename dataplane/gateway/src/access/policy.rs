@@ -37,9 +37,6 @@ pub(crate) async fn put<S: ObjectStore>(
     let malformed = |problem: String| refuse(S3ErrorCode::MalformedPolicy, problem);
     let policy =
         Policy::of_bucket(&input.policy, &bucket.name).map_err(|error| malformed(error.to_string()))?;
-    if policy.asks_existing_tags() {
-        return Err(malformed("conditions on s3:ExistingObjectTag are not implemented".into()));
-    }
     if policy.is_public() && blocks::of(&bucket).block_public_policy {
         let problem = "public policies are blocked by the public access block of the bucket";
         return Err(refuse(S3ErrorCode::AccessDenied, problem));

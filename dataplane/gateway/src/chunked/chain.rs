@@ -1,13 +1,16 @@
 //! The chain of signatures over the chunks and trailers of a body (Signature Version 4).
 //!
 //! Each signature covers the one before it; the first is that of the request. Only what follows a verified request
-//! is here: s3s verifies the request's own signature, with the same key, before a body is looked at.
+//! is here: s3s or `front` verifies the request's own signature, with the same key, before a body is looked at.
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
+use hmac::Mac as _;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use s3s::auth::SecretKey;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+
+use crate::front::{SigningKey, derive};
 
 /// Hexadecimal digits of a signature.
 pub(crate) const SIGNATURE_LEN: usize = 64;
@@ -17,8 +20,7 @@ const TRAILER: &str = "AWS4-HMAC-SHA256-TRAILER";
 
 /// Key, scope and the newest verified signature.
 pub(crate) struct Chain {
-    /// Keyed once; a copy of it costs no hashing.
-    key: Hmac<Sha256>,
+    key: SigningKey,
     /// `date LF scope LF`, a part of everything that is signed.
     context: String,
     previous: String,
@@ -28,13 +30,14 @@ pub(crate) struct Chain {
 
 impl Chain {
     /// The chain that begins at the signature of a request. `scope` is `date/region/service/aws4_request`.
-    pub(crate) fn new(secret_key: &str, amz_date: &str, scope: &str, seed_signature: &str) -> Self {
-        let secret = format!("AWS4{secret_key}").into_bytes();
-        let key = scope.split('/').fold(secret, |key, part| {
-            keyed(&key).chain_update(part.as_bytes()).finalize().into_bytes().to_vec()
-        });
+    pub(crate) fn new(secret_key: &SecretKey, amz_date: &str, scope: &str, seed_signature: &str) -> Self {
+        Self::of_key(derive(secret_key, scope), amz_date, scope, seed_signature)
+    }
+
+    /// As [`Chain::new`], with the key of the scope.
+    pub(crate) fn of_key(key: SigningKey, amz_date: &str, scope: &str, seed_signature: &str) -> Self {
         Self {
-            key: keyed(&key),
+            key,
             context: format!("{amz_date}\n{scope}\n"),
             previous: seed_signature.to_owned(),
             empty_sha256: hex::encode(Sha256::digest(b"")),
@@ -42,7 +45,7 @@ impl Chain {
     }
 
     /// The chain of a request whose signature was found right; `None` where the header is not what it must be then.
-    pub(crate) fn of_request(headers: &HeaderMap, secret_key: &str) -> Option<Self> {
+    pub(crate) fn of_request(headers: &HeaderMap, secret_key: &SecretKey) -> Option<Self> {
         let authorization = headers.get(AUTHORIZATION)?.to_str().ok()?;
         let amz_date = headers.get("x-amz-date")?.to_str().ok()?;
         let (_, credential) = authorization.split_once("Credential=")?;
@@ -92,8 +95,4 @@ impl Chain {
     pub(crate) fn sign_trailers(&mut self, canonical: &[u8]) -> String {
         self.sign(TRAILER, &hex::encode(Sha256::digest(canonical)))
     }
-}
-
-fn keyed(key: &[u8]) -> Hmac<Sha256> {
-    Hmac::new_from_slice(key).expect("a key of HMAC may have any length")
 }

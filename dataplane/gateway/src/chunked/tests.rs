@@ -12,7 +12,7 @@ const SEED: &str = "4f232c4386841ef735655705268965c44a0e4690baa4adea153f7db9fa80
 const CHECKSUM: &str = "x-amz-checksum-crc32c";
 
 fn chain(seed: &str) -> Chain {
-    Chain::new(SECRET, DATE, SCOPE, seed)
+    Chain::new(&SECRET.into(), DATE, SCOPE, seed)
 }
 
 fn decoder(framing: Framing, len_bytes: usize, seed: &str) -> Decoder {

@@ -47,6 +47,11 @@ pub(crate) fn parse<T: DeserializeOwned>(bucket: &BucketInfo, kind: DocumentKind
     })
 }
 
+/// A document as it is stored.
+pub(crate) fn as_json(document: &impl Serialize) -> String {
+    serde_json::to_string(document).expect("plain data with text keys")
+}
+
 /// Sets the document of a bucket.
 pub(crate) async fn write<S: ObjectStore>(
     core: &Core<S>,
@@ -54,8 +59,7 @@ pub(crate) async fn write<S: ObjectStore>(
     kind: DocumentKind,
     document: &impl Serialize,
 ) -> S3Result<()> {
-    let text = serde_json::to_string(document).expect("plain data with text keys");
-    core.store.set_bucket_document(bucket, kind, Some(text)).await.map_err(from_api)
+    core.store.set_bucket_document(bucket, kind, Some(as_json(document))).await.map_err(from_api)
 }
 
 /// Removes the document of a bucket; one that is not set is no error.

@@ -23,15 +23,15 @@ use self::fields::{FieldReader, Fields, FileBegins, FormError};
 use self::policy::{Policy, PolicyError};
 use self::signature::{Signature, SignatureError};
 use self::upload::{Destination, File};
+use crate::access::{Caller, acl};
 use crate::backend::Core;
 use crate::error::{Fault, from_api, from_fault, refuse};
 use crate::exchange::Exchange;
 use crate::host::Place;
 use crate::inbound::Source;
-use crate::{attributes, reply};
+use crate::{attributes, reply, tags};
 
-/// Canned lists that change nothing while the owner's word is all that counts.
-const HARMLESS_ACLS: [&str; 2] = ["private", "bucket-owner-full-control"];
+const ACL: HeaderName = HeaderName::from_static("x-amz-acl");
 const FILE_NAME: &str = "${filename}";
 
 /// Whether a request is an upload by a form.
@@ -66,14 +66,42 @@ pub(crate) async fn receive<S: ObjectStore>(
     let FileBegins { mut fields, file, rest, before } = begins;
     let key = key(&fields)?;
     fields.values.insert("key".to_owned(), key.clone());
-    let length_range = admit(core, (parts, exchange), &place.bucket, &key, &fields)?;
+    let (length_range, sender) = admit(core, (parts, exchange), &place.bucket, &key, &fields).await?;
     let headers = headers(&fields)?;
-    let attributes = described(&fields, &headers, core.limits.user_metadata_bytes_max)?;
+    let mut attributes = described(&fields, &headers, core.limits.user_metadata_bytes_max)?;
+    let found = core.store.bucket(&place.bucket).map_err(from_api)?;
+    acl::check_headers(core, &found, &headers)?;
+    acl::add_to_object(core, &sender, &place.bucket, &headers, &mut attributes)?;
     let file = File::new(source, Rc::clone(exchange), file, &rest, &headers)?;
     let left_bytes = length.saturating_sub(before as u64);
     let to = Destination { bucket: &place.bucket, key: &key, attributes, length_range };
     let stored = upload::store(core, to, file, left_bytes).await?;
-    Ok(answer(parts, place, &key, &fields, &stored))
+    Ok(answer((parts, exchange.client().tls), place, &key, &fields, &stored))
+}
+
+/// Reads a whole form, its policy and its tags, for the fuzzer; whether it is one.
+#[doc(hidden)]
+pub fn reads_form(content_type: &str, body: &[u8]) -> bool {
+    let Some(Ok(boundary)) = fields::boundary(content_type) else { return false };
+    let mut reader = FieldReader::new(boundary);
+    for (at, piece) in body.chunks(997).enumerate() {
+        match reader.feed(piece) {
+            Err(_) => return false,
+            Ok(None) => {}
+            Ok(Some(mut begins)) => {
+                let policy = begins.fields.get("policy").and_then(|encoded| Policy::parse(encoded).ok());
+                let met = policy.is_some_and(|policy| policy.check(&begins.fields, "bucket", 0).is_ok());
+                let tags = begins.fields.get("tagging").is_none_or(|text| tags::from_document(text).is_ok());
+                std::hint::black_box((met, tags, headers(&begins.fields).is_ok()));
+                std::hint::black_box(begins.file.feed(&begins.rest));
+                for piece in body.chunks(997).skip(at + 1) {
+                    std::hint::black_box(begins.file.feed(piece));
+                }
+                return begins.file.has_ended();
+            }
+        }
+    }
+    false
 }
 
 async fn read_fields(boundary: &str, source: &Source, exchange: &Exchange) -> S3Result<FileBegins> {
@@ -109,20 +137,20 @@ fn key(fields: &Fields) -> S3Result<String> {
     Ok(key.replace(FILE_NAME, &fields.file_name))
 }
 
-/// Checks who allows the upload and what is allowed; returns how long the file may be.
-fn admit<S: ObjectStore>(
+/// Checks who allows the upload and what is allowed; returns how long the file may be, and who that is.
+async fn admit<S: ObjectStore>(
     core: &Core<S>,
     (parts, exchange): (&Parts, &Exchange),
     bucket: &str,
     key: &str,
     fields: &Fields,
-) -> S3Result<(u64, u64)> {
+) -> S3Result<((u64, u64), Caller)> {
     let found = core.store.bucket(bucket).map_err(from_api)?;
     let signature = match (Signature::of(fields), fields.get("policy")) {
         (Ok(signature), Some(_)) => signature,
         (Err(SignatureError::Unsigned), None) => {
-            core.require_form(Principal::Anonymous, &parts.headers, exchange, &found, key)?;
-            return Ok((0, u64::MAX));
+            let sent = core.require_form(Principal::Anonymous, &parts.headers, exchange, &found, key).await?;
+            return Ok(((0, u64::MAX), sent));
         }
         (Err(SignatureError::Unsigned), Some(_)) => {
             return Err(invalid("a form with a policy must have a field named x-amz-signature"));
@@ -145,8 +173,8 @@ fn admit<S: ObjectStore>(
     }
     let policy = Policy::parse(encoded).map_err(of_policy)?;
     policy.check(fields, bucket, (core.unix_ms)()).map_err(of_policy)?;
-    core.require_form(principal, &parts.headers, exchange, &found, key)?;
-    Ok(policy.length_range())
+    let sent = core.require_form(principal, &parts.headers, exchange, &found, key).await?;
+    Ok((policy.length_range(), sent))
 }
 
 fn of_policy(error: PolicyError) -> S3Error {
@@ -171,26 +199,35 @@ fn headers(fields: &Fields) -> S3Result<HeaderMap> {
             _ => return Err(invalid(format!("the field {name} of the form is not valid"))),
         }
     }
+    if let Some(list) = fields.get("acl") {
+        let list =
+            HeaderValue::try_from(list).map_err(|_| invalid("the field acl of the form is not valid"))?;
+        headers.insert(ACL, list);
+    }
     Ok(headers)
 }
 
 fn described(fields: &Fields, headers: &HeaderMap, user_bytes_max: usize) -> S3Result<Attributes> {
     let not_there =
         |what: &str| Err(refuse(S3ErrorCode::NotImplemented, format!("the field {what} is not implemented")));
-    if fields.get("acl").is_some_and(|acl| !HARMLESS_ACLS.contains(&acl)) {
-        return not_there("acl");
-    }
-    if fields.get("tagging").is_some_and(|tags| !tags.trim().is_empty()) {
-        return not_there("tagging");
-    }
     if let Some(name) = fields.values.keys().find(|name| name.starts_with("x-amz-server-side-encryption")) {
         return not_there(name);
     }
-    attributes::from_request(headers, user_bytes_max)
+    let mut attributes = attributes::from_request(headers, user_bytes_max)?;
+    if let Some(document) = fields.get("tagging").filter(|document| !document.trim().is_empty()) {
+        attributes.tags = tags::from_document(document)?;
+    }
+    Ok(attributes)
 }
 
 /// What the form asks to be answered with.
-fn answer(parts: &Parts, place: &Place, key: &str, fields: &Fields, stored: &ObjectInfo) -> HttpResponse {
+fn answer(
+    (parts, is_encrypted): (&Parts, bool),
+    place: &Place,
+    key: &str,
+    fields: &Fields,
+    stored: &ObjectInfo,
+) -> HttpResponse {
     let etag = format!("\"{}\"", stored.etag);
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let asked = fields.get("success_action_redirect").or_else(|| fields.get("redirect"));
@@ -205,7 +242,8 @@ fn answer(parts: &Parts, place: &Place, key: &str, fields: &Fields, stored: &Obj
     }
     let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
     let path = key.split('/').map(encode).collect::<Vec<_>>().join("/");
-    let location = format!("http://{host}{}/{path}", parts.uri.path().trim_end_matches('/'));
+    let protocol = if is_encrypted { "https" } else { "http" };
+    let location = format!("{protocol}://{host}{}/{path}", parts.uri.path().trim_end_matches('/'));
     match fields.get("success_action_status") {
         Some("200") => {}
         Some("201") => {

@@ -53,6 +53,8 @@ impl Policy {
         let text = BASE64.decode(encoded.trim()).map_err(|_| malformed("it is not base64"))?;
         let json: Value = serde_json::from_slice(&text).map_err(|_| malformed("it is not JSON"))?;
         let expiration = json.get("expiration").and_then(Value::as_str);
+        // As S3 writes it; the parser takes more.
+        let expiration = expiration.filter(|text| text.contains('T') && text.ends_with('Z'));
         let expiration = expiration.and_then(|text| Timestamp::parse(TimestampFormat::DateTime, text).ok());
         let expires_ms = expiration.map(unix_ms).ok_or_else(|| malformed("it needs an expiration"))?;
         let conditions = json.get("conditions").and_then(Value::as_array);
@@ -207,6 +209,7 @@ mod tests {
             "{}",
             r#"{"conditions": []}"#,
             r#"{"expiration": "tomorrow", "conditions": []}"#,
+            r#"{"expiration": "2030-01-01 00:00:00+00:00", "conditions": []}"#,
             r#"{"expiration": "2030-01-01T00:00:00Z"}"#,
             r#"{"expiration": "2030-01-01T00:00:00Z", "CONDITIONS": []}"#,
             "[",

@@ -30,8 +30,6 @@ use crate::{object, public};
 
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const REDIRECT_ATTRIBUTE: &str = "x-amz-website-redirect-location";
-/// Websites are served without TLS of ours.
-const PROTOCOL: &str = "http";
 
 /// The answer to a request for a page.
 pub(crate) async fn serve<S: ObjectStore>(
@@ -42,7 +40,9 @@ pub(crate) async fn serve<S: ObjectStore>(
 ) -> HttpResponse {
     exchange.operation.replace("WebsiteGet".to_owned());
     let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
-    let asked = Asked { protocol: PROTOCOL, host, path: &place.key };
+    // As the page was asked for: a proxy that ends TLS in front of us is not seen.
+    let protocol = if exchange.client().tls { "https" } else { "http" };
+    let asked = Asked { protocol, host, path: &place.key };
     match answer(core, (parts, exchange), place, &asked).await {
         Ok(response) => response,
         Err(error) => {
@@ -87,8 +87,8 @@ struct Page<'a, S> {
 }
 
 impl<S: ObjectStore> Page<'_, S> {
-    fn check(&self, key: &str) -> Result<(), S3Error> {
-        if public::may_read(self.core, self.bucket, key, &self.parts.headers, self.exchange) {
+    async fn check(&self, key: &str) -> Result<(), S3Error> {
+        if public::may_read(self.core, self.bucket, key, &self.parts.headers, self.exchange).await {
             return Ok(());
         }
         Err(custom("AccessDenied", StatusCode::FORBIDDEN, "access denied"))
@@ -96,7 +96,7 @@ impl<S: ObjectStore> Page<'_, S> {
 
     /// An object as a page. With `conditional` by the conditions and range of the request.
     async fn fetch(&self, key: &str, conditional: bool) -> Result<HttpResponse, S3Error> {
-        self.check(key)?;
+        self.check(key).await?;
         let (conditions, range) = if conditional {
             (on_page(&self.parts.headers), range_of(&self.parts.headers))
         } else {
@@ -147,7 +147,7 @@ impl<S: ObjectStore> Page<'_, S> {
     async fn exists(&self, key: &str) -> bool {
         let selector = Selector::default();
         let head = self.core.store.head_object(&self.bucket.name, key, selector, Conditions::default());
-        self.check(key).is_ok() && head.await.is_ok()
+        self.check(key).await.is_ok() && head.await.is_ok()
     }
 }
 

@@ -8,6 +8,7 @@
 )]
 
 pub mod client;
+pub mod draft;
 pub mod real;
 
 use std::cell::{Cell, RefCell};
@@ -21,13 +22,14 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use md5::{Digest as _, Md5};
-use quarry_gateway::{Domains, Gateway, GatewayOptions, Limits, Observer, RequestRecord};
+use quarry_gateway::{Domains, Gateway, GatewayOptions, Limits, ObjectOwnership, Observer, RequestRecord};
 use quarry_object::api::{
     ApiError, Attributes, Body, BodyError, BucketConfig, BucketInfo, Completion, Conditions, CopyChanges,
     CopySource, Deleted, DocumentKind, ListEntry, ListPage, ListRequest, ObjectContent, ObjectHead,
     ObjectInfo, ObjectParts, ObjectStore, PartInfo, PartsPage, RangeRequest, Selector, Tags, UploadChecksum,
     VersionId, Versioning,
 };
+use quarry_object::objects::NEVER_COPIED;
 
 #[derive(Clone)]
 struct Stored {
@@ -206,13 +208,18 @@ impl<B: Body> Body for Paced<'_, B> {
 }
 
 impl ObjectStore for MemoryStore {
-    async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
+    async fn create_bucket_with(
+        &self,
+        name: &str,
+        documents: BTreeMap<DocumentKind, String>,
+    ) -> Result<(), ApiError> {
         let created_ms = self.now_ms();
         let mut state = self.state.borrow_mut();
         if state.buckets.contains_key(name) {
             return Err(ApiError::BucketAlreadyOwnedByYou);
         }
-        let info = BucketInfo { name: name.to_owned(), created_ms, revision: 1, config: Arc::default() };
+        let config = Arc::new(BucketConfig { documents, ..BucketConfig::default() });
+        let info = BucketInfo { name: name.to_owned(), created_ms, revision: 1, config };
         state.buckets.insert(name.to_owned(), (info, BTreeMap::new()));
         Ok(())
     }
@@ -343,6 +350,21 @@ impl ObjectStore for MemoryStore {
         Ok(None)
     }
 
+    async fn set_header(
+        &self,
+        bucket: &str,
+        key: &str,
+        _version: Option<VersionId>,
+        (name, value): (&str, Option<String>),
+    ) -> Result<Option<VersionId>, ApiError> {
+        let mut state = self.state.borrow_mut();
+        let (_, objects) = state.buckets.get_mut(bucket).ok_or(ApiError::NoSuchBucket)?;
+        let headers = &mut objects.get_mut(key).ok_or(ApiError::NoSuchKey)?.info.attributes.headers;
+        headers.remove(name);
+        headers.extend(value.map(|value| (name.to_owned(), value)));
+        Ok(None)
+    }
+
     async fn object_parts(
         &self,
         bucket: &str,
@@ -382,7 +404,10 @@ impl ObjectStore for MemoryStore {
         conditions: Conditions,
     ) -> Result<(ObjectInfo, Option<VersionId>), ApiError> {
         let found = self.find(&source.bucket, &source.key, &source.conditions)?;
-        let attributes = changes.attributes.unwrap_or(found.info.attributes);
+        let mut attributes = found.info.attributes;
+        attributes.headers.retain(|name, _| !NEVER_COPIED.contains(&name.as_str()));
+        attributes.headers.extend(changes.own_headers);
+        let attributes = changes.attributes.unwrap_or(attributes);
         let mut stored = self.put_bytes(key, attributes, found.data);
         stored.info.checksums = found.info.checksums;
         Ok((self.store(bucket, stored, &conditions)?, None))
@@ -535,6 +560,8 @@ impl ObjectStore for MemoryStore {
 #[derive(Default)]
 pub struct Log {
     pub lines: RefCell<Vec<String>>,
+    /// The ways that requests took.
+    pub fronts: RefCell<Vec<&'static str>>,
     pub print: bool,
 }
 
@@ -555,6 +582,7 @@ impl Observer for Log {
             println!("{line}");
         }
         self.lines.borrow_mut().push(line);
+        self.fronts.borrow_mut().push(record.front.label());
     }
 }
 
@@ -581,12 +609,18 @@ pub fn wall_ms() -> u64 {
 
 /// A gateway on tokio's clock, which a test may have paused.
 pub fn gateway_with<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>) -> Gateway {
+    gateway_by(log, limits, store, true)
+}
+
+/// As [`gateway_with`], with or without the fast front.
+pub fn gateway_by<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>, fast_front: bool) -> Gateway {
     let begin = tokio::time::Instant::now();
     let count = Cell::new(0_u64);
     let options = GatewayOptions {
         access_key: ACCESS_KEY.into(),
         secret_key: SECRET_KEY.into(),
         region: "us-east-1".into(),
+        object_ownership: ObjectOwnership::default(),
         domains: Domains { api: vec!["s3.test".into()], website: vec!["site.test".into()] },
         limits,
         unix_ms: Rc::new(wall_ms),
@@ -598,6 +632,7 @@ pub fn gateway_with<S: ObjectStore>(log: Rc<Log>, limits: Limits, store: Rc<S>) 
             format!("{:016X}", count.get())
         }),
         observer: log,
+        fast_front,
     };
     Gateway::new(store, options)
 }

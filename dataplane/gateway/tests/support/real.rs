@@ -142,9 +142,13 @@ impl Metadata for RealCluster {
         self.buckets.borrow().values().cloned().collect()
     }
 
-    async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
+    async fn create_bucket(
+        &self,
+        name: &str,
+        documents: BTreeMap<DocumentKind, String>,
+    ) -> Result<(), ApiError> {
         let id = BucketId(self.random());
-        let config = Arc::new(BucketConfig::default());
+        let config = Arc::new(BucketConfig { documents, ..BucketConfig::default() });
         let bucket = Bucket { id, name: name.into(), created_ms: 1, revision: 1, config };
         self.buckets.borrow_mut().insert(name.into(), bucket);
         Ok(())

@@ -1,10 +1,16 @@
 //! [`Metadata`]: partitions through their primaries, buckets through the control plane.
 
-use std::{collections::BTreeSet, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::join_all;
 use quarry_clustermap::{BucketId, DocumentKind, NodeId, PartitionId, Versioning};
-use quarry_controller::{BucketState, ControllerError};
+use quarry_controller::{BucketState, BucketTable, ControllerError};
+use quarry_meter::stage::{self, Stage};
 use quarry_object::{
     api::ApiError,
     metadata::{Bucket, ExecuteError, Metadata},
@@ -49,6 +55,11 @@ impl<P: Platform> NodeCluster<P> {
             },
             _ => false,
         }
+    }
+
+    /// The table of buckets that this core acts on.
+    pub(crate) fn bucket_table(&self) -> Arc<BucketTable> {
+        Arc::clone(&self.buckets.borrow())
     }
 
     fn elapsed(&self, since: Duration) -> Duration {
@@ -113,11 +124,7 @@ impl<P: Platform> NodeCluster<P> {
     }
 
     /// Waits until this core's bucket table satisfies `done`, then until that table has the wanted reach.
-    async fn spread(
-        &self,
-        reach: Reach,
-        done: impl Fn(&quarry_controller::BucketTable) -> bool,
-    ) -> Result<(), ApiError> {
+    async fn spread(&self, reach: Reach, done: impl Fn(&BucketTable) -> bool) -> Result<(), ApiError> {
         let started = self.parts.timer.monotonic();
         let mut pause = RETRY_PAUSE_MIN;
         while self.elapsed(started) < SPREAD_FOR {
@@ -213,7 +220,7 @@ impl<P: Platform> Metadata for NodeCluster<P> {
                 | Command::ListParts { .. }
         );
         loop {
-            match self.execute_once(partition, &encoded).await {
+            match stage::timed(Stage::Commit, self.execute_once(partition, &encoded)).await {
                 Ok(Outcome::Done(reply)) => return Ok(reply),
                 // The first try has aborted it.
                 Ok(Outcome::Refused(Refusal::NoSuchUpload))
@@ -237,7 +244,8 @@ impl<P: Platform> Metadata for NodeCluster<P> {
 
     async fn list(&self, list: List) -> Result<(Vec<Entry>, bool), ExecuteError> {
         let max = list.max as usize;
-        let answers = self.ask_all(PeerRequest::List { list: Command::List(list).encode() }).await?;
+        let request = PeerRequest::List { list: Command::List(list).encode() };
+        let answers = stage::timed(Stage::Commit, self.ask_all(request)).await?;
         let merged = merge_pages(answers, max)?;
         Ok((merged.entries, merged.truncated))
     }
@@ -255,10 +263,14 @@ impl<P: Platform> Metadata for NodeCluster<P> {
         self.buckets.borrow().by_name.iter().filter_map(active).collect()
     }
 
-    async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
+    async fn create_bucket(
+        &self,
+        name: &str,
+        documents: BTreeMap<DocumentKind, String>,
+    ) -> Result<(), ApiError> {
         let controller = self.parts.control.controller();
         let bucket = controller
-            .create_bucket(name, self.parts.timer.unix_ms())
+            .create_bucket_with(name, self.parts.timer.unix_ms(), documents)
             .await
             .map_err(|error| to_api_error(&error))?;
         self.spread(Reach::Nodes, |table| table.revision >= bucket.revision).await

@@ -6,6 +6,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use quarry_clustermap::{BlobId, ClusterMap, DeviceId, Epoch, PartitionId, PgId, ShardIndex};
+use quarry_meter::stage::{self, Stage};
 use quarry_object::{
     ReadLatency,
     cluster::{Cluster, DamageKind, OpenShard, PeerError, ReserveShard},
@@ -139,6 +140,12 @@ impl<P: Platform> NodeCluster<P> {
         (result, lent.take_back())
     }
 
+    /// Asks a device's owner; the wait is time of the request that is being served.
+    async fn ask_owner(&self, device: DeviceId, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
+        let stage = if self.local(device).is_some() { Stage::Device } else { Stage::Peer };
+        stage::timed(stage, self.ask(Address::Device(device), request)).await
+    }
+
     async fn read_there(
         &self,
         shard: &OpenedShard<P>,
@@ -201,7 +208,7 @@ impl<P: Platform> Cluster for NodeCluster<P> {
     }
 
     fn spawn(&self, task: LocalBoxFuture<'static, ()>) {
-        (self.parts.spawn)(task);
+        (self.parts.spawn)(Box::pin(stage::carried(task)));
     }
 
     fn buffers(&self) -> &BufferPool {
@@ -235,7 +242,7 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         let ReserveShard { pg, epoch, blob, shard, len_bytes } = request;
         let name = ShardName { pg, blob, shard };
         let request = PeerRequest::ReserveShard { name, epoch, len_bytes, remote: io.is_none() };
-        match self.ask(Address::Device(device), request).await {
+        match self.ask_owner(device, request).await {
             Ok(PeerResponse::Reserved { runs }) => {
                 let reach = io.map_or(Reach::There, |io| Reach::Here { io, runs });
                 Ok(ReservedShard { device, name, epoch, reach })
@@ -253,12 +260,12 @@ impl<P: Platform> Cluster for NodeCluster<P> {
     ) -> (Result<(), PeerError>, IoBuf) {
         let (io, runs) = match &shard.reach {
             Reach::Here { io, runs } => (io, runs),
-            Reach::There => return self.write_there(shard, offset, buf).await,
+            Reach::There => return stage::timed(Stage::Peer, self.write_there(shard, offset, buf)).await,
         };
         let Some(pieces) = runs::pieces(runs, offset, buf.len() as u64) else {
             return (Err(PeerError::Io), buf);
         };
-        let (result, buf) = runs::write(&**io, &pieces, buf).await;
+        let (result, buf) = stage::timed(Stage::Device, runs::write(&**io, &pieces, buf)).await;
         let result = result.map_err(|error| {
             self.write_failed(shard.device, &error.to_string());
             PeerError::Io
@@ -273,7 +280,7 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         checksums: Vec<u32>,
     ) -> Result<(), PeerError> {
         let request = PeerRequest::CommitShard { name: shard.name, epoch: shard.epoch, owner, checksums };
-        match self.ask(Address::Device(shard.device), request).await {
+        match self.ask_owner(shard.device, request).await {
             Ok(_) => Ok(()),
             Err(fault) => Err(to_peer_error(&fault)),
         }
@@ -311,7 +318,7 @@ impl<P: Platform> Cluster for NodeCluster<P> {
         let io = self.local(device);
         let name = ShardName { pg, blob, shard };
         let request = PeerRequest::OpenShard { name, remote: io.is_none() };
-        match self.ask(Address::Device(device), request).await {
+        match self.ask_owner(device, request).await {
             Ok(PeerResponse::Opened { pin, len_bytes, runs, checksums, owner }) => {
                 let reach = io.map_or(Reach::There, |io| Reach::Here { io, runs });
                 let transport = Rc::clone(&self.parts.transport);
@@ -333,13 +340,13 @@ impl<P: Platform> Cluster for NodeCluster<P> {
             Reach::Here { io, runs } => (io, runs),
             Reach::There => {
                 let mut buf = buf;
-                return (self.read_there(shard, offset, &mut buf).await, buf);
+                return (stage::timed(Stage::Peer, self.read_there(shard, offset, &mut buf)).await, buf);
             }
         };
         let Some(pieces) = runs::pieces(runs, offset, buf.len() as u64) else {
             return (Err(PeerError::Io), buf);
         };
-        let (result, buf) = runs::read(&**io, &pieces, buf).await;
+        let (result, buf) = stage::timed(Stage::Device, runs::read(&**io, &pieces, buf)).await;
         let result = result.map_err(|error| {
             self.read_failed(shard.device, &error);
             PeerError::Io

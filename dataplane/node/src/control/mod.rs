@@ -1,11 +1,13 @@
 //! The side thread: one tokio runtime with the control plane's part of this node, the admin listener, and signals.
 //!
 //! The part is the whole controller on a standalone node, and a member in a cluster; the cores see the same handle. A node
-//! of a cluster that is asked to stop first hands its primaries over, then stops as any other, and last says that it left.
+//! of a cluster that is asked to stop first hands its primaries over ([`HandOver`]), then lets requests end as any other,
+//! says that it leaves, and stops.
 //!
 //! Cores talk to it by bounded queues only and never wait for it on the data path.
 
 mod admin;
+mod hand_over;
 
 use std::{
     collections::BTreeSet,
@@ -22,21 +24,20 @@ use quarry_controller::{
 use quarry_metastore::LazyEtcd;
 use quarry_planner::Policy;
 
-pub(crate) use self::admin::{AdminAccess, AdminState, AdminToken, FaultSwitches};
+pub(crate) use self::{
+    admin::{AdminAccess, AdminState, AdminToken, FaultSwitches},
+    hand_over::HandOver,
+};
 use crate::{config::Config, membership::Plane, metrics::Metrics, runtime::clock};
 
 /// Reports that may wait for the controller; those that repeat themselves are dropped beyond.
 const EVENTS_MAX: usize = 4096;
 
-/// How long a node that stops waits for its primaries to be handed over, and at last for its leave to be known.
-const LEAVE_FOR: Duration = Duration::from_secs(5);
-/// Time for the new primaries to begin before this node closes its listeners.
-const SETTLE_FOR: Duration = Duration::from_millis(500);
-
 /// Something a core noticed.
 pub(crate) enum Event {
     DeviceFailed { device: DeviceId, reason: String },
     Joined { partition: PartitionId, epoch: Epoch, device: DeviceId },
+    Lagging { partition: PartitionId, epoch: Epoch, device: DeviceId },
 }
 
 /// A core's way to the control plane.
@@ -47,6 +48,7 @@ pub(crate) struct ControlHandle {
     metrics: Arc<Metrics>,
     /// Devices reported in this run: each is out until the next start.
     failed: Arc<Mutex<BTreeSet<DeviceId>>>,
+    hand_over: HandOver,
 }
 
 impl ControlHandle {
@@ -56,7 +58,8 @@ impl ControlHandle {
         metrics: Arc<Metrics>,
     ) -> (Self, async_channel::Receiver<Event>) {
         let (events, inbox) = async_channel::bounded(EVENTS_MAX);
-        (Self { controller, events, metrics, failed: Arc::default() }, inbox)
+        let (failed, hand_over) = (Arc::default(), HandOver::default());
+        (Self { controller, events, metrics, failed, hand_over }, inbox)
     }
 
     /// Requests that have an answer.
@@ -83,6 +86,17 @@ impl ControlHandle {
     /// A joiner's history is whole. The replica repeats it until the map says so.
     pub(crate) fn joined(&self, partition: PartitionId, epoch: Epoch, device: DeviceId) {
         self.send(Event::Joined { partition, epoch, device });
+    }
+
+    /// A member keeps its primary waiting. The replica repeats it while that is so.
+    pub(crate) fn lagging(&self, partition: PartitionId, epoch: Epoch, device: DeviceId) {
+        tracing::warn!(event = "replica_lagging", %partition, %device, %epoch);
+        self.send(Event::Lagging { partition, epoch, device });
+    }
+
+    /// Whether this node is to hand its primaries over.
+    pub(crate) fn hand_over(&self) -> &HandOver {
+        &self.hand_over
     }
 
     /// A read met a shard that is not as it should be.
@@ -136,6 +150,8 @@ impl Control {
         let (part, controller_handle) = start_part(plane, policy, Arc::clone(&stopping));
         let (handle, inbox) = ControlHandle::new(controller_handle.clone(), Arc::clone(&admin.metrics));
         let (stop, mut stopped) = tokio::sync::watch::channel(false);
+        let leaving = handle.hand_over.clone();
+        leaving.set_cores(config.cores);
         let ticking = controller_handle.clone();
         let thread = std::thread::Builder::new().name("control".into()).spawn(move || {
             runtime.block_on(async move {
@@ -146,7 +162,7 @@ impl Control {
                 }));
                 local.spawn_local(watch_map(controller_handle.clone(), Arc::clone(&admin)));
                 local.spawn_local(admin::serve(listener, admin, controller_handle));
-                let leaving = in_cluster.then(|| (node, ticking.clone()));
+                let leaving = in_cluster.then(|| (node, ticking.clone(), leaving));
                 local.spawn_local(wait_for_signal(stopping, leaving));
                 if !in_cluster {
                     local.spawn_local(tick(ticking));
@@ -160,24 +176,6 @@ impl Control {
             });
         })?;
         Ok(Self { handle, thread, stop })
-    }
-
-    /// Says that this node of a cluster is gone, after the cores have ended: nobody waits for its lease to end.
-    pub(crate) fn leave(&self, config: &Config, node: NodeId) {
-        if config.cluster.is_none() {
-            return;
-        }
-        let controller = self.handle.controller.clone();
-        let (sender, done) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            // Whoever waited for it may have gone.
-            let _ = sender.send(futures::executor::block_on(controller.node_left(node)).map(drop));
-        });
-        match done.recv_timeout(LEAVE_FOR) {
-            Ok(Ok(())) => tracing::info!(event = "node_left", %node),
-            Ok(Err(error)) => tracing::warn!(event = "leave_not_known", %error),
-            Err(_) => tracing::warn!(event = "leave_not_known", "its lease ends by itself"),
-        }
     }
 
     /// Ends the thread, after the cores have ended.
@@ -232,6 +230,9 @@ pub(crate) async fn pass_events(
                 Event::Joined { partition, epoch, device } => {
                     controller.joined(partition, epoch, device).await.map(drop)
                 }
+                Event::Lagging { partition, epoch, device } => {
+                    controller.replica_lagging(partition, epoch, device).await.map(drop)
+                }
             };
             if let Err(error) = result {
                 tracing::error!(event = "report_failed", %error);
@@ -265,7 +266,7 @@ async fn watch_map(controller: ControllerHandle, admin: Arc<AdminState>) {
 }
 
 /// `leaving`: a node of a cluster, whose primaries are handed over first.
-async fn wait_for_signal(stopping: Arc<AtomicBool>, leaving: Option<(NodeId, ControllerHandle)>) {
+async fn wait_for_signal(stopping: Arc<AtomicBool>, leaving: Option<(NodeId, ControllerHandle, HandOver)>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -278,11 +279,8 @@ async fn wait_for_signal(stopping: Arc<AtomicBool>, leaving: Option<(NodeId, Con
         _ = terminate.recv() => {}
     }
     tracing::info!(event = "stopping");
-    if let Some((node, controller)) = leaving {
-        match tokio::time::timeout(LEAVE_FOR, controller.hand_over(node)).await {
-            Ok(Ok(_)) => tokio::time::sleep(SETTLE_FOR).await,
-            _ => tracing::warn!(event = "primaries_not_handed_over", "they move when this node has left"),
-        }
+    if let Some((node, controller, hand_over)) = leaving {
+        hand_over.run(node, &controller).await;
     }
     stopping.store(true, std::sync::atomic::Ordering::Release);
 }

@@ -1,16 +1,23 @@
 //! What a replica needs of its surroundings: peers, tasks, clock, buckets, the control plane.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::future::{LocalBoxFuture, join_all};
 use quarry_clustermap::{BucketId, DeviceId, Epoch, NodeId, PartitionId, Versioning};
 use quarry_controller::{BucketState, BucketTable};
 use quarry_object::{
-    peer::{PeerFault, PeerRequest, PeerResponse},
+    peer::{PeerFault, PeerRequest, PeerResponse, REPLICATE_BYTES_MAX},
     transport::{Address, Parcel, Transport, TransportError},
 };
 
+use quarry_partition::LeaseTimes;
 use quarry_storage::store::Store;
 
 use super::SpaceTable;
@@ -37,9 +44,15 @@ pub(crate) struct Links<P: Platform> {
     progress: Progress,
     space: SpaceTable,
     timer: P::Timer,
+    /// Of primaries; `None`: all replicas are in this process.
+    pub(super) leases: Option<LeaseTimes>,
+    /// Messages to the replicas of a device, while they are collected.
+    together: RefCell<Option<BTreeMap<DeviceId, Vec<Vec<u8>>>>>,
     buckets: RefCell<BTreeMap<BucketId, BucketRules>>,
     /// Devices of other nodes that are full, as of a moment ago.
     full_elsewhere: RefCell<BTreeMap<NodeId, Vec<DeviceId>>>,
+    /// Epochs that replicas have taken up, for the metrics.
+    pub(super) epoch_changes: Cell<u64>,
 }
 
 impl<P: Platform> Links<P> {
@@ -50,9 +63,21 @@ impl<P: Platform> Links<P> {
         control: ControlHandle,
         progress: Progress,
         space: SpaceTable,
+        leases: Option<LeaseTimes>,
     ) -> Self {
-        let (buckets, full_elsewhere) = (RefCell::default(), RefCell::default());
-        Self { transport, spawn, control, progress, space, timer, buckets, full_elsewhere }
+        Self {
+            transport,
+            spawn,
+            control,
+            progress,
+            space,
+            timer,
+            leases,
+            together: RefCell::default(),
+            buckets: RefCell::default(),
+            full_elsewhere: RefCell::default(),
+            epoch_changes: Cell::new(0),
+        }
     }
 
     /// From now on only buckets that are active here take writes, and this is what they keep of older versions.
@@ -148,12 +173,44 @@ impl<P: Platform> Links<P> {
         }));
     }
 
-    /// Sends a replication message; it may be lost, the state machine sends it again.
-    pub(super) fn send(&self, from: DeviceId, to: DeviceId, partition: PartitionId, message: Bytes) {
-        let request = PeerRequest::Replicate { partition, from, message: message.to_vec() };
+    /// Sends a replication message, an encoded envelope; it may be lost, the state machine sends it again.
+    pub(super) fn send(&self, to: DeviceId, message: Bytes) {
+        let message = message.to_vec();
+        if let Some(together) = self.together.borrow_mut().as_mut() {
+            return together.entry(to).or_default().push(message);
+        }
+        self.send_all(to, vec![message]);
+    }
+
+    /// What is sent while `work` is done travels together, for each device: the leases of idle partitions are few frames.
+    pub(super) fn together(&self, work: impl FnOnce()) {
+        let outermost = self.together.borrow().is_none();
+        if outermost {
+            *self.together.borrow_mut() = Some(BTreeMap::new());
+        }
+        work();
+        if !outermost {
+            return;
+        }
+        for (to, messages) in self.together.take().unwrap_or_default() {
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            for message in messages {
+                if bytes + message.len() > REPLICATE_BYTES_MAX && !batch.is_empty() {
+                    self.send_all(to, std::mem::take(&mut batch));
+                    bytes = 0;
+                }
+                bytes += message.len();
+                batch.push(message);
+            }
+            self.send_all(to, batch);
+        }
+    }
+
+    fn send_all(&self, to: DeviceId, messages: Vec<Vec<u8>>) {
+        let request = PeerRequest::Replicate { messages };
         let (class, frame) = (request.class(), request.encode());
         if let Err(error) = self.transport.send(Address::Device(to), class, frame.into()) {
-            tracing::debug!(event = "replication_message_lost", %partition, %to, %error);
+            tracing::debug!(event = "replication_messages_lost", %to, %error);
         }
     }
 }

@@ -177,7 +177,7 @@ fn decode_list(list: &[u8]) -> Result<List, PeerFault> {
     }
 }
 
-/// Whether none of the given primaries holds anything of a bucket.
+/// Whether none of the given primaries holds a version of a bucket.
 pub(crate) async fn is_empty<P: Platform>(
     primaries: &[Rc<PartitionHost<P>>],
     bucket: BucketId,

@@ -25,7 +25,10 @@ use quarry_object::{
     peer::{PeerFault, PeerRequest, PeerResponse, Run, ShardName},
     transport::{Address, Parcel},
 };
-use quarry_partition::command::{Command, Framed, Outcome};
+use quarry_partition::{
+    Envelope,
+    command::{Command, Framed, Outcome},
+};
 use quarry_storage::store::{Store, StoreError};
 
 use self::shards::{ReadFault, Shards};
@@ -62,6 +65,18 @@ impl<P: Platform> DeviceHost<P> {
         self.batch.set(batch);
         batch.map_or(0, |(_, since)| now_ms.saturating_sub(since))
     }
+}
+
+/// Replicas of a core, for its metrics.
+#[derive(Default)]
+pub(crate) struct ReplicaTotals {
+    pub(crate) replicas: u64,
+    /// Those that serve as primaries.
+    pub(crate) primaries: u64,
+    /// Entries of their logs that are not committed, as far as known here.
+    pub(crate) uncommitted_entries: u64,
+    /// Epochs that replicas have taken up since the start.
+    pub(crate) epoch_changes: u64,
 }
 
 /// All devices that this core owns.
@@ -145,7 +160,7 @@ impl<P: Platform> CoreHost<P> {
         }
     }
 
-    /// Partitions that a device holds rows of and is no member of.
+    /// Partitions that a device holds rows of and is no member of, nor may soon be again.
     pub(crate) fn leftovers(&self) -> Vec<(DeviceId, PartitionId)> {
         let map = self.map();
         let of_device = |(id, host): (&DeviceId, &Rc<DeviceHost<P>>)| {
@@ -155,7 +170,12 @@ impl<P: Platform> CoreHost<P> {
                 config.is_none_or(|config| config.members().any(|member| member == id))
             };
             let mut left = host.store.partitions();
-            left.retain(|partition| !is_member(partition) && host.store.has_rows(*partition));
+            let may_return = |partition: &PartitionId| {
+                host.partitions.borrow().get(partition).is_some_and(|replica| replica.may_return())
+            };
+            left.retain(|partition| {
+                !is_member(partition) && !may_return(partition) && host.store.has_rows(*partition)
+            });
             left.into_iter().map(|partition| (id, partition)).collect::<Vec<_>>()
         };
         self.devices.iter().filter(|(id, _)| map.is_in(**id)).flat_map(of_device).collect()
@@ -192,8 +212,35 @@ impl<P: Platform> CoreHost<P> {
                 self.links.control.device_failed(*id, reason);
             }
             let replicas: Vec<_> = host.partitions.borrow().values().cloned().collect();
-            replicas.iter().for_each(PartitionHost::tick);
+            self.links.together(|| replicas.iter().for_each(PartitionHost::tick));
         }
+    }
+
+    /// The node stops: primaries of this core finish what is in flight, and serve no more.
+    pub(crate) fn hand_over(&self) {
+        let primaries = self.primaries();
+        self.links.together(|| primaries.iter().for_each(PartitionHost::hand_over));
+    }
+
+    /// Whether all of them have, or cannot.
+    pub(crate) fn is_handed_over(&self) -> bool {
+        let replicas =
+            |host: &Rc<DeviceHost<P>>| host.partitions.borrow().values().cloned().collect::<Vec<_>>();
+        self.devices.values().flat_map(replicas).all(|replica| !replica.is_handing_over())
+    }
+
+    /// The replicas of this core in numbers.
+    pub(crate) fn totals(&self) -> ReplicaTotals {
+        let mut totals = ReplicaTotals::default();
+        for host in self.devices.values() {
+            for replica in host.partitions.borrow().values() {
+                totals.replicas += 1;
+                totals.primaries += u64::from(replica.is_serving_primary());
+                totals.uncommitted_entries += replica.uncommitted_entries();
+            }
+        }
+        totals.epoch_changes = self.links.epoch_changes.get();
+        totals
     }
 
     /// Replicas of this core that serve as primaries now, by partition.
@@ -320,11 +367,9 @@ impl<P: Platform> CoreHost<P> {
                     host.partitions.borrow().get(&partition).cloned().ok_or(PeerFault::NotPrimary)?;
                 execute(&replica, &command).await
             }
-            PeerRequest::Replicate { partition, from, message } => {
-                let replica = host.partitions.borrow().get(&partition).cloned();
-                if let Some(replica) = replica {
-                    replica.receive(from, &Bytes::from(message));
-                }
+            PeerRequest::Replicate { messages } => {
+                self.links
+                    .together(|| messages.into_iter().for_each(|message| replicate(device, host, message)));
                 Ok(PeerResponse::Done)
             }
             PeerRequest::ReadShard { .. }
@@ -358,6 +403,20 @@ impl<P: Platform> CoreHost<P> {
             PeerRequest::BucketRevision => listing::join_revisions(self.links.ask_cores(&request).await?),
             _ => Err(PeerFault::Damaged { detail: "a question to a device was sent to a node".into() }),
         }
+    }
+}
+
+/// Gives a replica of a device what a peer says.
+fn replicate<P: Platform>(device: DeviceId, host: &DeviceHost<P>, message: Vec<u8>) {
+    match Envelope::decode(&Bytes::from(message)) {
+        Ok(Envelope { partition, from, to, message }) if to == device => {
+            let replica = host.partitions.borrow().get(&partition).cloned();
+            if let Some(replica) = replica {
+                replica.receive(from, message);
+            }
+        }
+        Ok(envelope) => tracing::warn!(event = "replication_message_misrouted", to = %envelope.to, %device),
+        Err(error) => tracing::warn!(event = "replication_message_refused", %device, %error),
     }
 }
 

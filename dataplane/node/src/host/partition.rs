@@ -53,6 +53,8 @@ pub(crate) struct PartitionHost<P: Platform> {
     next_token: Cell<u64>,
     activating: Cell<bool>,
     backfilling: Cell<bool>,
+    /// Asked to hand over, and not done with it.
+    handing_over: Cell<bool>,
     /// Set when committed entries have put blobs on its free list since the freer last looked.
     freed_something: Cell<bool>,
 }
@@ -65,7 +67,7 @@ impl<P: Platform> PartitionHost<P> {
         store: Store<P::Device>,
         links: Rc<Links<P>>,
     ) -> Rc<Self> {
-        let recovered = store.recovered_log(partition);
+        let (recovered, leases) = (store.recovered_log(partition), links.leases);
         let log = quarry_partition::RecoveredLog {
             epoch: recovered.epoch,
             applied: recovered.applied,
@@ -84,7 +86,7 @@ impl<P: Platform> PartitionHost<P> {
             device,
             store,
             links,
-            replica: RefCell::new(Replica::recover(partition, device, min_copies, log, None)),
+            replica: RefCell::new(Replica::recover(partition, device, min_copies, log, leases)),
             members: RefCell::default(),
             inputs: RefCell::default(),
             stepping: Cell::new(false),
@@ -94,6 +96,7 @@ impl<P: Platform> PartitionHost<P> {
             next_token: Cell::new(0),
             activating: Cell::new(false),
             backfilling: Cell::new(false),
+            handing_over: Cell::new(false),
             freed_something: Cell::new(true),
         })
     }
@@ -104,6 +107,12 @@ impl<P: Platform> PartitionHost<P> {
 
     pub(crate) fn is_serving_primary(&self) -> bool {
         self.replica.borrow().is_serving_primary(self.links.monotonic_ms())
+    }
+
+    /// Entries of its log that are not committed, as far as known here.
+    pub(crate) fn uncommitted_entries(&self) -> u64 {
+        let replica = self.replica.borrow();
+        replica.last_proposed().0.saturating_sub(replica.committed().0)
     }
 
     /// Committed rows from a key on, keys without the partition's prefix: for the scrub.
@@ -126,6 +135,9 @@ impl<P: Platform> PartitionHost<P> {
     }
 
     pub(crate) fn configure(self: &Rc<Self>, config: &PartitionConfig) {
+        if config.epoch > self.replica.borrow().epoch() {
+            self.links.epoch_changes.set(self.links.epoch_changes.get() + 1);
+        }
         *self.members.borrow_mut() = config.members().collect();
         self.input(Input::Configure(config.clone()));
     }
@@ -134,14 +146,24 @@ impl<P: Platform> PartitionHost<P> {
         self.input(Input::Tick);
     }
 
-    /// A replication frame of another device.
-    pub(crate) fn receive(self: &Rc<Self>, from: DeviceId, frame: &Bytes) {
-        match Envelope::decode(frame) {
-            Ok(envelope) => self.input(Input::Receive { from, message: envelope.message }),
-            Err(error) => {
-                tracing::warn!(event = "replication_frame_refused", partition = %self.partition, %from, %error);
-            }
-        }
+    /// What a replica on another device says.
+    pub(crate) fn receive(self: &Rc<Self>, from: DeviceId, message: Message) {
+        self.input(Input::Receive { from, message });
+    }
+
+    /// Stops to serve, if another one can follow. Known to be done when [`PartitionHost::is_handing_over`] says no.
+    pub(crate) fn hand_over(self: &Rc<Self>) {
+        self.handing_over.set(true);
+        self.input(Input::HandOver { wanted: true });
+    }
+
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.handing_over.get()
+    }
+
+    /// Whether its rows are of use although it is no member now.
+    pub(crate) fn may_return(&self) -> bool {
+        self.replica.borrow().may_return(self.links.monotonic_ms())
     }
 
     /// Evaluates a command on the serving primary; returns when its outcome is durable.
@@ -164,9 +186,12 @@ impl<P: Platform> PartitionHost<P> {
             let view = RowView::committed(&self.store, self.partition);
             let result = evaluate(&view, self.context(command), command).await;
             let unchanged = self.replica.borrow().committed() == before;
+            // Whatever the answer is: that there is no such key may be out of date too.
+            if !self.is_serving_primary() {
+                return Err(PeerFault::NotPrimary.into());
+            }
             match result {
-                Ok(evaluated) if self.is_serving_primary() => return Ok(evaluated.reply),
-                Ok(_) => return Err(PeerFault::NotPrimary.into()),
+                Ok(evaluated) => return Ok(evaluated.reply),
                 // A row that another row names may be gone because a commit came between the two reads.
                 Err(EvaluateError::Damaged { .. }) if !unchanged => {}
                 Err(error) => return Err(self.evaluation_failed(error, view.device_is_bad())),
@@ -381,7 +406,7 @@ impl<P: Platform> PartitionHost<P> {
     fn send(&self, to: DeviceId, message: Message) {
         let envelope = Envelope { partition: self.partition, from: self.device, to, message };
         match envelope.encode() {
-            Ok(frame) => self.links.send(self.device, to, self.partition, frame),
+            Ok(frame) => self.links.send(to, frame),
             Err(error) => {
                 tracing::error!(event = "replication_frame_too_large", partition = %self.partition, %error)
             }
@@ -391,16 +416,19 @@ impl<P: Platform> PartitionHost<P> {
     fn report(&self, report: Report) {
         match report {
             Report::Joined { device, epoch } => self.links.control.joined(self.partition, epoch, device),
-            // Replicas of one process share its fate and its scheduler: a device that stalls fails by its own
-            // error, and the map is pushed to every core. Both reports matter once peers are other nodes.
+            Report::Lagging { device, epoch } if self.links.leases.is_some() => {
+                self.links.control.lagging(self.partition, epoch, device);
+            }
+            // Replicas of one process share its fate and its scheduler: a device that stalls fails by its own error.
             Report::Lagging { device, epoch } => {
                 tracing::debug!(event = "replica_lagging", partition = %self.partition, %device, %epoch);
             }
+            // The map is pushed to every core, and a start brings new epochs.
             Report::Outdated { epoch } | Report::NewEpochNeeded { epoch } => {
                 tracing::debug!(event = "replica_outdated", partition = %self.partition, %epoch);
             }
-            // Nobody asks for it within one process.
             Report::ReadyToHandOver { epoch } | Report::NotHandedOver { epoch } => {
+                self.handing_over.set(false);
                 tracing::debug!(event = "replica_handing_over", partition = %self.partition, %epoch);
             }
         }
@@ -454,7 +482,9 @@ fn written_bucket(command: &Command) -> Option<BucketId> {
         Command::Put(put) => Some(put.bucket),
         Command::PutPart(part) => Some(part.bucket),
         Command::Complete(complete) => Some(complete.bucket),
-        Command::CreateUpload { bucket, .. } | Command::SetTags { bucket, .. } => Some(*bucket),
+        Command::CreateUpload { bucket, .. }
+        | Command::SetTags { bucket, .. }
+        | Command::SetHeader { bucket, .. } => Some(*bucket),
         _ => None,
     }
 }

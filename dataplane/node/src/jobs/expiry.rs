@@ -1,8 +1,10 @@
 //! Deletes what its lifecycle says is over: objects by the rules of their bucket or by their own time, and uploads that
-//! nobody completed. Reads refuse an expired object from its time on by themselves; this frees its space.
+//! nobody completed or whose bucket was deleted. Reads refuse an expired object from its time on by themselves; this frees its space.
 //!
 //! Each core walks the rows of the partitions whose primaries it holds: after a start, when a new day has begun (rules
 //! in days end at midnight, UTC), and when the rules of a bucket have changed. So an idle node reads its rows once a day.
+//! When a bucket was deleted it looks at the rows of uploads alone. That a bucket is gone, and not just not known here
+//! yet, is told by its id: ids grow, and the table says which was the newest.
 //!
 //! In a bucket with versions the newest version gets a delete marker, older ones go for good, and so does a delete marker
 //! that has nothing under it.
@@ -10,10 +12,16 @@
 //! A delete of the newest version is conditional on the version that was seen. The condition compares whole seconds, so
 //! an object is left alone until it is [`SETTLED_MS`] old: what is written in the meantime differs by more than a second.
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use quarry_clustermap::{BucketId, DocumentKind};
+use quarry_controller::BucketTable;
 use quarry_object::{
     cluster::Cluster,
     lifecycle::{Candidate, EXPIRES_ATTRIBUTE, Lifecycle, expiry_ms},
@@ -42,11 +50,16 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 struct Rules {
     by_bucket: BTreeMap<BucketId, Option<Lifecycle>>,
     revision: u64,
+    table: Arc<BucketTable>,
+    /// Those that exist, also if they are being deleted.
+    existing: BTreeSet<BucketId>,
 }
 
 impl Rules {
     fn of<P: Platform>(cluster: &NodeCluster<P>) -> Self {
-        let mut rules = Self { by_bucket: BTreeMap::new(), revision: 0 };
+        let table = cluster.bucket_table();
+        let existing = table.ids();
+        let mut rules = Self { by_bucket: BTreeMap::new(), revision: 0, table, existing };
         for bucket in cluster.buckets() {
             let document = bucket.config.document(DocumentKind::Lifecycle);
             if document.is_some() {
@@ -96,6 +109,9 @@ impl Rules {
 
     /// Whether an upload is over.
     fn takes_upload(&self, bucket: BucketId, key: &str, began_ms: u64, now_ms: u64) -> bool {
+        if bucket <= self.table.last_id && !self.existing.contains(&bucket) {
+            return true;
+        }
         let default = Lifecycle::default();
         let Some(rules) = self.by_bucket.get(&bucket) else { return false };
         rules.as_ref().unwrap_or(&default).upload_expiry_ms(key, began_ms) <= now_ms
@@ -109,12 +125,17 @@ fn candidate<'a>(key: &'a str, manifest: &Manifest, tags: &'a BTreeMap<String, S
 
 /// Runs until the core stops.
 pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeCluster<P>>, budget: Budget) {
-    let mut done = None;
+    let (mut done, mut removed) = (None, None);
     loop {
         let now_ms = cluster.now_ms();
-        let due = (now_ms / DAY_MS, Rules::of(&cluster).revision);
-        if done != Some(due) && pass(&host, &cluster, &budget, now_ms).await {
-            done = Some(due);
+        let rules = Rules::of(&cluster);
+        let (due, gone) = ((now_ms / DAY_MS, rules.revision), rules.table.removed());
+        if done != Some(due) {
+            if pass(&host, &cluster, &budget, now_ms).await {
+                (done, removed) = (Some(due), Some(gone));
+            }
+        } else if removed != Some(gone) && pass_uploads(&host, &cluster, &budget, now_ms).await {
+            removed = Some(gone);
         }
         cluster.sleep(CHECK).await;
     }
@@ -127,11 +148,31 @@ pub(crate) async fn pass<P: Platform>(
     budget: &Budget,
     now_ms: u64,
 ) -> bool {
+    walk_all(host, cluster, budget, now_ms, &[]).await
+}
+
+/// As [`pass`], of uploads alone.
+pub(crate) async fn pass_uploads<P: Platform>(
+    host: &Rc<CoreHost<P>>,
+    cluster: &Rc<NodeCluster<P>>,
+    budget: &Budget,
+    now_ms: u64,
+) -> bool {
+    walk_all(host, cluster, budget, now_ms, &UPLOAD_ROWS).await
+}
+
+async fn walk_all<P: Platform>(
+    host: &Rc<CoreHost<P>>,
+    cluster: &Rc<NodeCluster<P>>,
+    budget: &Budget,
+    now_ms: u64,
+    from: &[u8],
+) -> bool {
     let rules = Rules::of(cluster);
     let mut complete = true;
     for partition in host.primaries() {
         let mut walk = Walk { cluster, rules: &rules, partition: &partition, now_ms, complete: true };
-        walk.run(budget).await;
+        walk.run(budget, from).await;
         complete &= walk.complete;
     }
     complete
@@ -165,8 +206,8 @@ enum Next {
 }
 
 impl<P: Platform> Walk<'_, P> {
-    async fn run(&mut self, budget: &Budget) {
-        let mut from = Vec::new();
+    async fn run(&mut self, budget: &Budget, from: &[u8]) {
+        let mut from = from.to_vec();
         let mut seen: Option<Seen> = None;
         loop {
             let rows = match self.partition.committed_rows(&from, BATCH).await {

@@ -1,5 +1,6 @@
 //! Gives back what a device holds of partitions that it is no member of any more: it was evicted while it was away, and
-//! another one has taken its place. Such rows are of no use: whoever joins a partition begins with nothing.
+//! another one has taken its place. Such rows are of no use: whoever joins a partition begins with nothing, but for a
+//! replica that was evicted a short while ago and has run since.
 
 use std::{rc::Rc, time::Duration};
 

@@ -21,6 +21,7 @@ use quarry_partition::{
 use crate::{
     cluster::NodeCluster,
     host::{CoreHost, PartitionHost},
+    metrics::ShortBlobs,
     platform::Platform,
 };
 
@@ -51,9 +52,11 @@ pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeClus
     let mut round = 0_u32;
     loop {
         if round.is_multiple_of(DEGRADED_ROUNDS) {
+            let mut short = ShortBlobs::default();
             for partition in host.primaries() {
-                degraded(&partition, &cluster, &budget).await;
+                degraded(&partition, &cluster, &budget, &mut short).await;
             }
+            cluster.metrics().set_short_blobs(cluster.core().0, short);
         }
         while let Some(suspect) = cluster.repairs().take(cluster.monotonic()) {
             queued(&cluster, &budget, suspect).await;
@@ -106,6 +109,7 @@ async fn degraded<P: Platform>(
     partition: &Rc<PartitionHost<P>>,
     cluster: &Rc<NodeCluster<P>>,
     budget: &Budget,
+    short: &mut ShortBlobs,
 ) {
     let mut after = None;
     loop {
@@ -113,7 +117,7 @@ async fn degraded<P: Platform>(
         let Ok(Reply::Blobs { blobs, truncated }) = partition.execute(&next).await else { return };
         after = blobs.last().map(|blob| blob.blob);
         for blob in &blobs {
-            complete(partition, cluster, budget, blob).await;
+            short.add(complete(partition, cluster, budget, blob).await);
         }
         if !truncated {
             return;
@@ -121,13 +125,14 @@ async fn degraded<P: Platform>(
     }
 }
 
-/// Makes the shards that a blob lacks, and takes those that are durable off its manifest.
+/// Makes the shards that a blob lacks, and takes those that are durable off its manifest; returns those that it still
+/// lacks, a bit for each.
 async fn complete<P: Platform>(
     partition: &Rc<PartitionHost<P>>,
     cluster: &Rc<NodeCluster<P>>,
     budget: &Budget,
     blob: &BlobRef,
-) {
+) -> u32 {
     let mut missing = blob.missing_shards;
     for index in (0..u8::try_from(blob.profile.total()).expect("a profile has few shards")).map(ShardIndex) {
         let bit = 1 << index.0;
@@ -138,7 +143,7 @@ async fn complete<P: Platform>(
         let suspect = Suspect { name, owner: Some(partition.partition()) };
         match repair(cluster, budget, suspect).await {
             Ok(Repaired::Rebuilt { .. } | Repaired::Healthy) => missing &= !bit,
-            Ok(Repaired::Gone) => return,
+            Ok(Repaired::Gone) => return 0,
             Err(_) => {}
         }
     }
@@ -148,4 +153,5 @@ async fn complete<P: Platform>(
             tracing::debug!(event = "repair_not_recorded", blob = %blob.blob, %error);
         }
     }
+    missing
 }

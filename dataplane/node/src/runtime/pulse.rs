@@ -17,6 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use quarry_meter::{Histogram, Reading};
+
 /// Between beats while a core has work in flight.
 const BUSY_INTERVAL: Duration = Duration::from_millis(2);
 /// Between beats while it has none.
@@ -36,6 +38,11 @@ pub(crate) struct CorePulse {
     busy: AtomicBool,
     /// Longest time between a beat and its answer since last read, in microseconds.
     delay_us_max: AtomicU64,
+    /// When the newest beat was sent, in nanoseconds since `started`.
+    sent_ns: AtomicU64,
+    started: OnceLock<Instant>,
+    /// From a beat to its answer; written by the core.
+    delays: Histogram,
 }
 
 impl CorePulse {
@@ -47,6 +54,15 @@ impl CorePulse {
     /// The longest scheduling delay since the last call.
     pub(crate) fn take_delay_max(&self) -> Duration {
         Duration::from_micros(self.delay_us_max.swap(0, Ordering::Relaxed))
+    }
+
+    /// From beats to their answers, all of them.
+    pub(crate) fn delays(&self) -> Reading {
+        self.delays.read()
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.started.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Await this first of all on a core: from then on the pulse can wake it.
@@ -68,6 +84,8 @@ impl CorePulse {
                 if self.seen.swap(sent, Ordering::AcqRel) == sent { Poll::Pending } else { Poll::Ready(()) }
             })
             .await;
+            let delay_ns = self.now_ns().saturating_sub(self.sent_ns.load(Ordering::Relaxed));
+            self.delays.observe(Duration::from_nanos(delay_ns));
             on_beat();
         }
     }
@@ -100,6 +118,7 @@ fn beat(core: &CorePulse, sent_at: &mut Option<Instant>) {
         }
     }
     if answered {
+        core.sent_ns.store(core.now_ns(), Ordering::Relaxed);
         core.sent.fetch_add(1, Ordering::AcqRel);
         *sent_at = Some(Instant::now());
     }

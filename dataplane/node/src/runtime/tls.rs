@@ -33,6 +33,9 @@ use rustls::{
     sign::CertifiedKey,
 };
 
+use super::certificate;
+use crate::metrics::Metrics;
+
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// From the accepted connection to the end of its handshake.
@@ -138,9 +141,22 @@ impl Tls {
         Ok(())
     }
 
+    fn show_expiry(&self, metrics: &Metrics) {
+        let newest = Arc::clone(&self.newest.0.read().expect("nothing panics under this lock"));
+        match newest.cert.first().and_then(|own| certificate::expiry_s(own)) {
+            Some(until_s) => metrics.set_certificate(until_s),
+            None => tracing::warn!(event = "tls_certificate_expiry_unknown"),
+        }
+    }
+
     /// Looks at the files until `stop` is set; unpark the thread then.
-    pub(crate) fn watch(&self, stop: Arc<AtomicBool>) -> io::Result<std::thread::JoinHandle<()>> {
+    pub(crate) fn watch(
+        &self,
+        stop: Arc<AtomicBool>,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<std::thread::JoinHandle<()>> {
         let tls = self.clone();
+        tls.show_expiry(&metrics);
         // Read before the thread starts, or a change in between would be taken for the beginning.
         let mut seen = tls.files.written();
         std::thread::Builder::new().name("tls".into()).spawn(move || {
@@ -153,6 +169,7 @@ impl Tls {
                 match tls.reload() {
                     Ok(()) => {
                         seen = written;
+                        tls.show_expiry(&metrics);
                         tracing::info!(event = "tls_certificate_replaced");
                     }
                     // Certificate and key are two files: the other one may come in a moment.

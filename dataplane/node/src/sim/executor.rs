@@ -30,8 +30,20 @@ struct Time {
 }
 
 /// Clocks of an executor.
-#[derive(Clone, Default)]
-pub(crate) struct SimTimer(Rc<Time>);
+#[derive(Clone)]
+pub(crate) struct SimTimer {
+    time: Rc<Time>,
+    /// What its monotonic clock showed at the start, and thousandths of true time that it runs at.
+    origin: Duration,
+    permille: u32,
+}
+
+impl SimTimer {
+    /// A machine's own clocks.
+    pub(super) fn of_machine(&self, origin: Duration, permille: u32) -> Self {
+        Self { time: Rc::clone(&self.time), origin, permille }
+    }
+}
 
 /// Takes a sleeper off the list however its wait ends.
 struct Sleeper {
@@ -47,9 +59,9 @@ impl Drop for Sleeper {
 
 impl Timer for SimTimer {
     async fn sleep(&self, duration: Duration) {
-        let id = self.0.next.get();
-        self.0.next.set(id + 1);
-        let sleeper = Sleeper { time: Rc::clone(&self.0), key: (self.0.now.get() + duration, id) };
+        let id = self.time.next.get();
+        self.time.next.set(id + 1);
+        let sleeper = Sleeper { time: Rc::clone(&self.time), key: (self.time.now.get() + duration, id) };
         let mut started = false;
         poll_fn(|context| {
             if started && sleeper.time.now.get() >= sleeper.key.0 {
@@ -63,11 +75,11 @@ impl Timer for SimTimer {
     }
 
     fn monotonic(&self) -> Duration {
-        self.0.now.get()
+        self.origin + self.time.now.get() * self.permille / 1000
     }
 
     fn unix_ms(&self) -> u64 {
-        STARTED_UNIX_MS + u64::try_from(self.0.now.get().as_millis()).expect("runs are short")
+        STARTED_UNIX_MS + u64::try_from(self.time.now.get().as_millis()).expect("runs are short")
     }
 }
 
@@ -79,7 +91,8 @@ pub(super) struct Executor {
 
 impl Executor {
     pub(super) fn new() -> Self {
-        Self { pool: LocalPool::new(), timer: SimTimer::default() }
+        let timer = SimTimer { time: Rc::default(), origin: Duration::ZERO, permille: 1000 };
+        Self { pool: LocalPool::new(), timer }
     }
 
     pub(super) fn timer(&self) -> SimTimer {
@@ -105,27 +118,23 @@ impl Executor {
             let value = work.await;
             *slot.borrow_mut() = Some(value);
         }));
-        let until = self.timer.0.now.get() + PATIENCE;
+        let until = self.timer.time.now.get() + PATIENCE;
         loop {
             self.pool.run_until_stalled();
             if let Some(value) = result.borrow_mut().take() {
                 return value;
             }
             self.fire_next();
-            assert!(self.timer.0.now.get() < until, "the run does not end");
+            assert!(self.timer.time.now.get() < until, "the run does not end");
         }
     }
 
     fn fire_next(&self) {
-        let time = &self.timer.0;
-        let (due, waker) = {
-            let sleeping = time.sleeping.borrow();
-            let (key, waker) =
-                sleeping.first_key_value().expect("nothing can run and nobody sleeps: a deadlock");
-            (key.0, waker.clone())
-        };
+        let time = &self.timer.time;
+        // Off the list also if its task is stopped: then it sees that it is over when it goes on. Others run after it.
+        let first = time.sleeping.borrow_mut().pop_first();
+        let ((due, _), waker) = first.expect("nothing can run and nobody sleeps: a deadlock");
         time.now.set(time.now.get().max(due));
-        // It is taken off the list when its task has seen that it is over; until then no other may overtake it.
         waker.wake();
     }
 }

@@ -3,7 +3,10 @@
 use std::{rc::Rc, time::Duration};
 
 use quarry_object::{
-    api::{ApiError, Attributes, BucketInfo, Conditions, DocumentKind, ObjectStore, Selector, Versioning},
+    api::{
+        ApiError, Attributes, BucketInfo, CompletedPart, Completion, Conditions, DocumentKind, ObjectStore,
+        Selector, Versioning,
+    },
     cluster::Cluster as _,
     lifecycle::{EXPIRES_ATTRIBUTE, Expiration, Filter, Lifecycle, Noncurrent, Rule},
     repair::Budget,
@@ -108,6 +111,45 @@ async fn versions(node: &NodeParts) -> Vec<String> {
     };
     let page = node.objects.list_versions(BUCKET, request, None).await.unwrap();
     page.entries.iter().map(|entry| entry.name().to_owned()).collect()
+}
+
+#[test]
+fn uploads_do_not_keep_a_bucket_and_go_with_it() {
+    let machine = Machine::new("2+1", Limits::ROOMY, 8);
+    let mut node = machine.start();
+    node.run(|node| async move {
+        let objects = &node.objects;
+        objects.create_bucket("other").await.unwrap();
+        objects.create_bucket(BUCKET).await.unwrap();
+        let budget = Budget::new(1 << 30);
+        let mut uploads = Vec::new();
+        for bucket in ["other", BUCKET] {
+            let upload = objects.create_upload(bucket, "k", Attributes::default(), None).await.unwrap();
+            let body = Content::new(&Random::new(2), 300_000).body();
+            objects.put_part(bucket, "k", &upload, 1, body).await.unwrap();
+            uploads.push(upload);
+        }
+        objects.delete_bucket(BUCKET).await.unwrap();
+        // One of the same name is another bucket, whether or not the job has come by.
+        objects.create_bucket(BUCKET).await.unwrap();
+        let parts = Completion {
+            parts: vec![CompletedPart { number: 1, etag: String::new(), checksums: Default::default() }],
+            ..Completion::default()
+        };
+        let conditions = Conditions::default();
+        let late = objects.complete_upload(BUCKET, "k", &uploads[1], parts, conditions).await;
+        assert_eq!(late.err(), Some(ApiError::NoSuchUpload));
+        let body = Content::new(&Random::new(2), 300_000).body();
+        let late = objects.put_part(BUCKET, "k", &uploads[1], 2, body).await;
+        assert_eq!(late.err(), Some(ApiError::NoSuchUpload));
+        assert_eq!(node.cluster.metrics().uploads_expired.get(), 0);
+        let now_ms = node.cluster.now_ms();
+        assert!(expiry::pass_uploads(&node.host, &node.cluster, &budget, now_ms).await);
+        assert_eq!(node.cluster.metrics().uploads_expired.get(), 1, "the upload of the bucket that is gone");
+        assert!(expiry::pass_uploads(&node.host, &node.cluster, &budget, now_ms).await);
+        assert_eq!(node.cluster.metrics().uploads_expired.get(), 1);
+        objects.list_parts("other", "k", &uploads[0], 0, 10).await.unwrap();
+    });
 }
 
 #[test]

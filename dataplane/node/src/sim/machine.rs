@@ -293,6 +293,7 @@ impl Node {
             control.clone(),
             progress.clone(),
             space.clone(),
+            None,
         );
         let host = CoreHost::new(stores, Arc::clone(&published.map), Rc::new(links));
         let devices = devices.into_iter().filter(|(id, _)| !machine.remote.has(*id)).collect();

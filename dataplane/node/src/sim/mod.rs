@@ -17,6 +17,7 @@ mod loss;
 mod machine;
 mod network;
 mod nodes;
+mod observed;
 mod repair;
 pub(crate) mod stopped;
 mod transport;

@@ -1,28 +1,24 @@
-//! Several nodes on one lossy network: clients put, get, list and delete through any of them, while nodes are killed and
-//! started and links are cut, one way too.
+//! Several nodes on one lossy network: clients put, get, list and delete the same keys through any of them, while nodes are
+//! killed, stopped and started, links are cut, one way too, and nodes are cut off from all others and from the control plane
+//! with clients still there.
 //!
-//! What is checked while faults go on: a read returns bytes that somebody put under that key, whole, or an error. It may
-//! be an older version than the newest acknowledged one: until a primary serves only under leases of its replicas, one
-//! that was replaced and has not heard of it may answer. What is checked after the faults: every key holds what
-//! was acknowledged last, or something that was answered with an error after that; every node reads and lists the same;
-//! and when all is deleted and every node was started once more, no device has a shard left.
+//! What is checked: reads return bytes that somebody put there, whole; an order of the operations of each key explains
+//! everything that clients were told, listings too; after the faults every node reads and lists the same; and when all is
+//! deleted and every node was started once more, no device has a shard left.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::BTreeMap,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use futures::{StreamExt, future::join_all};
 use quarry_clustermap::{DeviceId, NodeId, PgState};
+use quarry_linearizable::Action;
 use quarry_object::api::{ApiError, Attributes, Conditions, ListEntry, ListRequest, ObjectStore, Selector};
 use quarry_planner::Intent;
 
 use super::{
     Doing, Random,
     executor::Executor,
-    history::{Content, State},
+    history::Content,
+    observed::{Found, Observed},
     seeds,
     world::{INLINE_BELOW_BYTES, RunningNode, World},
 };
@@ -31,94 +27,20 @@ use crate::platform::Timer;
 const NODES: u32 = 3;
 const DEVICE_BYTES: u64 = 48 << 20;
 const BUCKET: &str = "lake";
-const CLIENTS: u64 = 3;
-const KEYS_PER_CLIENT: u64 = 3;
+const CLIENTS: u64 = 4;
+const KEYS: u64 = 6;
 /// Most operations of one client in one run.
-const OPERATIONS_PER_CLIENT: u64 = 60;
+const OPERATIONS_PER_CLIENT: u64 = 80;
 const LARGE_BYTES: u64 = 700_000;
 const LOSS_PERMILLE: u64 = 20;
 /// Longest cut: longer than any caller is patient.
 const CUT_MS_MAX: u64 = 12_000;
 
-/// What one key may hold: the last acknowledged state, and all whose outcome is open. An open one stays so: it may take
-/// effect at any later time.
-#[derive(Default)]
-struct KeyHistory {
-    acknowledged: State,
-    open: Vec<State>,
-    /// Everything that was ever put.
-    all: Vec<State>,
+fn keys() -> Vec<String> {
+    (0..KEYS).map(|number| format!("key-{number}")).collect()
 }
 
-#[derive(Default)]
-struct Histories {
-    keys: RefCell<BTreeMap<String, KeyHistory>>,
-    /// Changes that were acknowledged, and all.
-    acknowledged: Cell<u64>,
-    submitted: Cell<u64>,
-}
-
-type Found = Result<Option<(bytes::Bytes, String)>, ApiError>;
-
-fn same(state: &State, found: Option<&(bytes::Bytes, String)>) -> bool {
-    match (state, found) {
-        (None, None) => true,
-        (Some(content), Some((bytes, etag))) => content.bytes == bytes && content.etag == *etag,
-        _ => false,
-    }
-}
-
-impl Histories {
-    fn submit(&self, key: &str, state: State) {
-        self.submitted.set(self.submitted.get() + 1);
-        let mut keys = self.keys.borrow_mut();
-        let history = keys.entry(key.to_owned()).or_default();
-        history.all.push(state.clone());
-        history.open.push(state);
-    }
-
-    fn ended(&self, key: &str, state: State, result: Option<Result<(), ApiError>>) {
-        let mut keys = self.keys.borrow_mut();
-        let history = keys.get_mut(key).expect("submitted");
-        match result {
-            Some(Ok(())) => {
-                history.open.pop();
-                history.acknowledged = state;
-                self.acknowledged.set(self.acknowledged.get() + 1);
-            }
-            // Nobody knows.
-            None | Some(Err(ApiError::Internal { .. })) => {}
-            Some(Err(ApiError::Unavailable { .. })) => drop(history.open.pop()),
-            Some(Err(error)) => panic!("{key}: {error}"),
-        }
-    }
-
-    /// While faults go on.
-    fn check_sound(&self, key: &str, found: Option<&(bytes::Bytes, String)>) {
-        let keys = self.keys.borrow();
-        let all = keys.get(key).map_or(&[][..], |history| &history.all);
-        let shown = found.map(|(bytes, etag)| (bytes.len(), etag));
-        assert!(found.is_none() || all.iter().any(|state| same(state, found)), "{key} holds {shown:?}");
-    }
-
-    /// After them.
-    fn check_exact(&self, key: &str, found: Option<&(bytes::Bytes, String)>) {
-        let keys = self.keys.borrow();
-        let KeyHistory { acknowledged, open, .. } = &keys[key];
-        let allowed = std::iter::once(acknowledged).chain(open);
-        let shown = found.map(|(bytes, etag)| (bytes.len(), etag));
-        assert!(
-            allowed.clone().any(|state| same(state, found)),
-            "{key} holds {shown:?}, acknowledged is {acknowledged:?}, open is {open:?}"
-        );
-    }
-
-    fn keys(&self) -> Vec<String> {
-        self.keys.borrow().keys().cloned().collect()
-    }
-}
-
-async fn read(node: &RunningNode, key: &str) -> Option<Found> {
+async fn read(node: &RunningNode, key: &str) -> Option<Result<Found, ApiError>> {
     let (objects, key) = (Rc::clone(&node.objects), key.to_owned());
     let reading = async move {
         let mut content =
@@ -142,9 +64,8 @@ async fn read(node: &RunningNode, key: &str) -> Option<Found> {
 
 struct Client {
     world: Rc<World>,
-    histories: Rc<Histories>,
+    observed: Rc<Observed>,
     random: Random,
-    number: u64,
     /// The faults are over.
     over: Rc<Cell<bool>>,
 }
@@ -155,7 +76,7 @@ impl Client {
             if self.over.get() {
                 return;
             }
-            let key = format!("client-{}/key-{}", self.number, self.random.below(KEYS_PER_CLIENT));
+            let key = format!("key-{}", self.random.below(KEYS));
             let running = self.world.running();
             if running.is_empty() {
                 self.world.timer.sleep(Duration::from_millis(100)).await;
@@ -164,36 +85,39 @@ impl Client {
             let at = usize::try_from(self.random.below(running.len() as u64)).expect("few nodes");
             let node = Rc::clone(&running[at].1);
             drop(running);
-            match self.random.below(8) {
-                0 | 1 => self.put(&node, &key, self.random.below(INLINE_BELOW_BYTES)).await,
-                2 | 3 => self.put(&node, &key, INLINE_BELOW_BYTES + self.random.below(LARGE_BYTES)).await,
-                4 => self.delete(&node, &key).await,
-                5 => drop(list(&node).await),
+            match self.random.below(10) {
+                0 | 1 => self.put(&node, &key, self.random.below(INLINE_BELOW_BYTES / 2), false).await,
+                2 => self.put(&node, &key, self.random.below(INLINE_BELOW_BYTES / 2), true).await,
+                3 => self.put(&node, &key, INLINE_BELOW_BYTES + self.random.below(LARGE_BYTES), false).await,
+                4 => {
+                    let call = self.observed.call(&key, Action::Delete);
+                    self.observed.changed(&call, delete(&node, &key).await);
+                }
+                5 => {
+                    let calls = self.observed.call_list(&keys());
+                    self.observed.listed(&calls, list(&node).await);
+                }
                 _ => {
-                    if let Some(Ok(found)) = read(&node, &key).await {
-                        self.histories.check_sound(&key, found.as_ref());
-                    }
+                    let call = self.observed.call(&key, Action::Get);
+                    self.observed.read(&call, read(&node, &key).await);
                 }
             }
-            self.world.timer.sleep(Duration::from_millis(self.random.below(400))).await;
+            self.world.timer.sleep(Duration::from_millis(self.random.below(300))).await;
         }
     }
 
-    async fn put(&self, node: &Rc<RunningNode>, key: &str, len: u64) {
-        let content = Rc::new(Content::new(&self.random, usize::try_from(len).expect("small")));
-        self.histories.submit(key, Some(Rc::clone(&content)));
+    /// `new`: only if there is none.
+    async fn put(&self, node: &Rc<RunningNode>, key: &str, len: u64, new: bool) {
+        let content = self.observed.new_content(&self.random, len);
+        let value = content.bytes.len() as u64;
+        let call = self.observed.call(key, if new { Action::PutNew(value) } else { Action::Put(value) });
         let (objects, name, body) = (Rc::clone(&node.objects), key.to_owned(), content.body());
         let putting = async move {
-            let (attributes, conditions) = (Attributes::default(), Conditions::default());
-            objects.put_object(BUCKET, &name, attributes, conditions, body).await.map(drop)
+            let if_none_match = new.then(|| vec!["*".to_owned()]);
+            let conditions = Conditions { if_none_match, ..Conditions::default() };
+            objects.put_object(BUCKET, &name, Attributes::default(), conditions, body).await.map(drop)
         };
-        self.histories.ended(key, Some(content), node.run(putting).await);
-    }
-
-    async fn delete(&self, node: &Rc<RunningNode>, key: &str) {
-        self.histories.submit(key, None);
-        let result = delete(node, key).await;
-        self.histories.ended(key, None, result);
+        self.observed.changed(&call, node.run(putting).await);
     }
 }
 
@@ -217,12 +141,13 @@ async fn list(node: &RunningNode) -> Option<Result<Vec<(String, u64)>, ApiError>
     listed.map(|listed| listed.map(Iterator::collect))
 }
 
-/// Kills, starts and cuts, for a while; if `drains`, operators drain devices and take that back meanwhile.
+/// Kills, stops, starts and cuts, for a while; if `drains`, operators drain devices and take that back meanwhile.
 async fn faults(world: Rc<World>, random: Random, over: Rc<Cell<bool>>, drains: bool) {
     let any = || NodeId(1 + u32::try_from(random.below(u64::from(world.node_count))).expect("few nodes"));
+    let some = |most_ms| Duration::from_millis(random.below(most_ms));
     world.network.loss_permille.set(LOSS_PERMILLE);
     for _ in 0..4 {
-        world.timer.sleep(Duration::from_millis(random.below(1500))).await;
+        world.timer.sleep(some(1500)).await;
         if drains {
             let device = DeviceId(random.below(u64::from(world.node_count) * 2));
             let drain = random.below(3) > 0;
@@ -230,47 +155,76 @@ async fn faults(world: Rc<World>, random: Random, over: Rc<Cell<bool>>, drains: 
                 .operate(if drain { Intent::DrainDevice(device) } else { Intent::UndrainDevice(device) })
                 .await;
         }
-        match random.below(4) {
+        match random.below(8) {
             0 | 1 => {
                 let node = any();
                 world.kill(node, random.below(2) == 0, random.next());
-                world.timer.sleep(Duration::from_millis(random.below(3000))).await;
+                world.timer.sleep(some(3000)).await;
                 if random.below(2) == 0 {
                     world.expire(node).await;
-                    world.timer.sleep(Duration::from_millis(random.below(3000))).await;
+                    world.timer.sleep(some(3000)).await;
                 }
                 world.start(node).await;
             }
             2 => {
                 world.network.cut(any(), any());
-                world.timer.sleep(Duration::from_millis(random.below(CUT_MS_MAX))).await;
-                world.network.heal();
+                world.timer.sleep(some(CUT_MS_MAX)).await;
+            }
+            3 => {
+                cut_off(&world, any());
+                world.timer.sleep(some(CUT_MS_MAX)).await;
+            }
+            4 | 5 => {
+                let alone = any();
+                cut_off(&world, alone);
+                lose_sight(&world, alone, some(2000), some(5000)).await;
             }
             _ => {
-                let alone = any();
-                for other in (1..=world.node_count).map(NodeId).filter(|other| *other != alone) {
-                    world.network.cut(alone, other);
-                    world.network.cut(other, alone);
-                }
-                world.timer.sleep(Duration::from_millis(random.below(CUT_MS_MAX))).await;
-                world.network.heal();
+                let stopped = any();
+                world.pause(stopped, true);
+                lose_sight(&world, stopped, some(2000), some(4000)).await;
             }
         }
+        world.network.heal();
     }
     world.network.loss_permille.set(0);
     over.set(true);
 }
 
-async fn check(world: &World, histories: &Histories) {
+fn cut_off(world: &World, alone: NodeId) {
+    for other in (1..=world.node_count).map(NodeId).filter(|other| *other != alone) {
+        world.network.cut(alone, other);
+        world.network.cut(other, alone);
+    }
+}
+
+/// The control plane and a node hear nothing of each other: after a while it is taken for gone, and later it is back. A
+/// node that is stopped goes on before it hears of that.
+async fn lose_sight(world: &World, node: NodeId, before: Duration, after: Duration) {
+    world.set_deaf(node, true);
+    world.timer.sleep(before).await;
+    world.suspect(node).await;
+    world.timer.sleep(after).await;
+    world.pause(node, false);
+    world.timer.sleep(Duration::from_millis(50)).await;
+    world.network.heal();
+    world.set_deaf(node, false);
+    world.returns(node).await;
+}
+
+/// Every node reads and lists the same.
+async fn check(world: &World, observed: &Observed) {
     world.wait_until_serving().await;
     let mut first: Option<Vec<(String, u64)>> = None;
     for (id, node) in world.running() {
         let mut present = Vec::new();
-        for key in histories.keys() {
-            let found = read(&node, &key).await.expect("nobody kills now");
-            let found = found.unwrap_or_else(|error| panic!("{id} cannot read {key}: {error}"));
-            histories.check_exact(&key, found.as_ref());
-            present.extend(found.map(|(bytes, _)| (key, bytes.len() as u64)));
+        for key in keys() {
+            let call = observed.call(&key, Action::Get);
+            let found = read(&node, &key).await;
+            let result = found.clone().expect("nobody kills now");
+            let value = result.unwrap_or_else(|error| panic!("{id} cannot read {key}: {error}"));
+            observed.read(&call, found);
+            present.extend(value.map(|(bytes, _)| (key, bytes.len() as u64)));
         }
         let listed = list(&node).await.expect("nobody kills now").unwrap();
         assert_eq!(listed, present, "{id}: the listing differs from the reads");
@@ -286,8 +240,8 @@ async fn restart_all(world: &World, random: &Random) {
     world.wait_until_serving().await;
 }
 
-async fn delete_everything(world: &World, histories: &Histories, random: &Random) {
-    for key in histories.keys() {
+async fn delete_everything(world: &World, random: &Random) {
+    for key in keys() {
         let (_, node) = world.running().swap_remove(0);
         delete(&node, &key).await.expect("nobody kills now").unwrap();
     }
@@ -335,42 +289,67 @@ async fn empty_one(world: &World) {
     panic!("the drained device still has {uses} places");
 }
 
+/// What a run is like.
+#[derive(Clone, Copy)]
+struct Kind {
+    nodes: u32,
+    /// Primaries serve under leases only.
+    leased: bool,
+    /// Devices are drained and undrained meanwhile, and one at the end.
+    drains: bool,
+}
+
+const CRASHES: Kind = Kind { nodes: NODES, leased: true, drains: false };
+
+/// What a run showed.
+type Outcome = Result<(u64, u64), String>;
+
 /// One run; says how many changes were acknowledged, of how many.
-fn live(seed: u64, nodes: u32, drains: bool) -> (u64, u64) {
+///
+/// # Errors
+/// No order explains what clients saw.
+fn live(seed: u64, kind: Kind) -> Outcome {
     let _doing = Doing(format!("seed {seed}"));
     let mut executor = Executor::new();
-    let world = World::new(nodes, |_| DEVICE_BYTES, (executor.timer(), executor.spawn()), seed);
-    let (started, noted) = (Rc::clone(&world), Rc::new(Histories::default()));
-    let histories = Rc::clone(&noted);
+    let world = World::new(kind.nodes, |_| DEVICE_BYTES, (executor.timer(), executor.spawn()), seed);
+    if !kind.leased {
+        world.leases.set(None);
+    }
+    let (started, noted) = (Rc::clone(&world), Rc::new(Observed::default()));
+    let observed = Rc::clone(&noted);
     executor.run(async move {
         start(&started).await;
         let random = Random::new(seed);
         let over = Rc::new(Cell::new(false));
-        let injecting = faults(Rc::clone(&started), Random::new(random.next()), Rc::clone(&over), drains);
-        let clients = (0..CLIENTS).map(|number| {
-            let (world, histories, over) = (Rc::clone(&started), Rc::clone(&histories), Rc::clone(&over));
-            Client { world, histories, random: Random::new(random.next()), number, over }.run()
+        let injecting =
+            faults(Rc::clone(&started), Random::new(random.next()), Rc::clone(&over), kind.drains);
+        let clients = (0..CLIENTS).map(|_| {
+            let (world, observed, over) = (Rc::clone(&started), Rc::clone(&observed), Rc::clone(&over));
+            Client { world, observed, random: Random::new(random.next()), over }.run()
         });
         futures::join!(injecting, join_all(clients));
-        check(&started, &histories).await;
-        if drains {
+        check(&started, &observed).await;
+        if kind.drains {
             empty_one(&started).await;
-            check(&started, &histories).await;
+            check(&started, &observed).await;
         }
-        delete_everything(&started, &histories, &random).await;
+        if kind.leased {
+            delete_everything(&started, &random).await;
+        }
         for (node, _) in started.running() {
             started.kill(node, false, 0);
         }
     });
     assert!(world.network.carried.get() > 100, "the nodes hardly talked");
-    (noted.acknowledged.get(), noted.submitted.get())
+    noted.check()?;
+    Ok((noted.acknowledged.get(), noted.submitted.get()))
 }
 
 #[test]
-fn nodes_that_crash_and_links_that_are_cut_lose_nothing() {
+fn nodes_that_crash_and_links_that_are_cut_lose_nothing_and_show_nothing_old() {
     let (mut acknowledged, mut submitted) = (0, 0);
-    for seed in seeds(3) {
-        let (of_seed, all) = live(seed, NODES, false);
+    for seed in seeds(4) {
+        let (of_seed, all) = live(seed, CRASHES).unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));
         (acknowledged, submitted) = (acknowledged + of_seed, submitted + all);
     }
     assert!(acknowledged > submitted / 4, "{acknowledged} of {submitted} changes were acknowledged");
@@ -381,8 +360,18 @@ fn nodes_that_crash_and_links_that_are_cut_lose_nothing() {
 #[test]
 fn devices_that_are_drained_while_nodes_crash_become_empty_and_lose_nothing() {
     for seed in seeds(3) {
-        live(seed, 4, true);
+        let kind = Kind { nodes: 4, drains: true, ..CRASHES };
+        live(seed, kind).unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));
     }
+}
+
+/// Primaries that ask for no leases show old versions: that is what the clients above would see.
+#[test]
+fn without_leases_a_seed_shows_an_old_version() {
+    const STALE_SEED: u64 = 6;
+    let problem = live(STALE_SEED, Kind { leased: false, ..CRASHES }).expect_err("nobody saw anything old");
+    assert!(problem.contains("not linearizable"), "{problem}");
+    live(STALE_SEED, CRASHES).expect("an order explains what is seen under leases");
 }
 
 /// A primary refuses what a replica on another node could not take: none is lost for want of room, and deletes work.

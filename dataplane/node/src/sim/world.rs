@@ -2,9 +2,16 @@
 //! others are reached over a [`Network`]. A node is killed by ending its tasks where they stand, with its devices
 //! as a power cut or the kill of a process leaves them.
 //!
-//! The control plane is reached by every node at all times, and told by the world when a node is gone for good.
+//! The control plane is reached by every node but those that the world makes deaf, and told by the world when a node is to
+//! be taken for gone. Monotonic clocks differ in origin and rate.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{channel::oneshot, future::join_all};
 use quarry_clustermap::{ClusterId, ClusterMap, DeviceId, Incarnation, NodeId, Tier};
@@ -15,7 +22,7 @@ use quarry_controller::{
 use quarry_metastore::Embedded;
 use quarry_object::objects::{ObjectOptions, Objects};
 use quarry_object::repair::Budget;
-use quarry_partition::Payload;
+use quarry_partition::{LeaseTimes, Payload};
 use quarry_planner::{
     DeviceObservation, Intent, Inventory, NodeObservation, PlanInput, Policy, REBUILD_AFTER_MS, Reports, plan,
 };
@@ -49,6 +56,9 @@ const BUFFERS: usize = 60;
 const TICK: Duration = Duration::from_millis(100);
 const REPAIR_BYTES_PER_SECOND: u64 = 50 << 20;
 const DEVICES_PER_NODE: u32 = 2;
+const LEASE_MS: u64 = 1_500;
+/// Thousandths of true time at which clocks run: almost as far apart as leases allow.
+const CLOCK_RATES: [u32; 3] = [955, 1000, 1045];
 
 /// What the simulation of several nodes runs on.
 pub(crate) enum ClusterSim {}
@@ -89,6 +99,10 @@ pub(super) struct World {
     buffers: BufferPool,
     device_bytes: SizeOf,
     pub(super) node_count: u32,
+    /// Nodes that hear nothing of the control plane, and that it does not hear.
+    deaf: Rc<RefCell<BTreeSet<NodeId>>>,
+    /// Of primaries; `None`: they serve without.
+    pub(super) leases: Cell<Option<LeaseTimes>>,
     seed: u64,
     _directory: TempDir,
 }
@@ -163,6 +177,8 @@ impl World {
             buffers: BufferPool::new(BUFFERS).unwrap(),
             device_bytes,
             node_count: nodes,
+            deaf: Rc::default(),
+            leases: Cell::new(Some(LeaseTimes::new(LEASE_MS))),
             seed,
             _directory: directory,
         })
@@ -208,6 +224,45 @@ impl World {
         self.handle.operate(intent).await.unwrap();
     }
 
+    /// The control plane takes a node for gone that runs.
+    pub(super) async fn suspect(&self, node: NodeId) {
+        for (id, _) in self.devices_of(node) {
+            self.handle.device_failed(id, "its node is silent".into()).await.unwrap();
+        }
+    }
+
+    /// The node that was taken for gone says that it is not.
+    pub(super) async fn returns(&self, node: NodeId) {
+        for (id, _) in self.devices_of(node) {
+            self.handle.device_returned(id, Vec::new()).await.unwrap();
+        }
+    }
+
+    /// Whether a node hears of the control plane, and is heard there.
+    pub(super) fn set_deaf(&self, node: NodeId, deaf: bool) {
+        if deaf {
+            self.deaf.borrow_mut().insert(node);
+        } else {
+            self.deaf.borrow_mut().remove(&node);
+        }
+    }
+
+    /// As SIGSTOP and SIGCONT do it.
+    pub(super) fn pause(&self, node: NodeId, paused: bool) {
+        let Some(running) = self.nodes.borrow().get(&node).cloned() else { return };
+        if paused { running.life.pause() } else { running.life.go_on() }
+    }
+
+    /// Waits as long as a node is deaf.
+    fn heard(&self, node: NodeId) -> impl AsyncFn() + 'static {
+        let (deaf, timer) = (Rc::clone(&self.deaf), self.timer.clone());
+        async move || {
+            while deaf.borrow().contains(&node) {
+                timer.sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
     fn registration(&self, node: NodeId) -> NodeRegistration {
         let report = |(device, _)| DeviceReport {
             device,
@@ -230,7 +285,18 @@ impl World {
         let spawn = life.spawner();
         let (control, events) = ControlHandle::new(self.handle.clone(), Metrics::new().unwrap());
         let passing = Rc::clone(&spawn);
-        spawn(Box::pin(crate::control::pass_events(events, self.handle.clone(), move |task| passing(task))));
+        let (sender, heard_events) = async_channel::unbounded();
+        let heard = self.heard(node);
+        spawn(Box::pin(async move {
+            while let Ok(event) = events.recv().await {
+                heard().await;
+                // Whoever would take it may be gone.
+                let _ = sender.send(event).await;
+            }
+        }));
+        let passed =
+            crate::control::pass_events(heard_events, self.handle.clone(), move |task| passing(task));
+        spawn(Box::pin(passed));
         let devices: BTreeMap<_, _> =
             self.devices_of(node).into_iter().map(|(id, device)| (id, Rc::new(device))).collect();
         let stores = recover(&devices, &control, &spawn).await;
@@ -240,15 +306,18 @@ impl World {
         }
         let newest = self.handle.subscribe().await.unwrap();
         let published = newest.recv().await.unwrap();
+        let rate = CLOCK_RATES[usize::try_from((self.seed + u64::from(node.0)) % 3).expect("three")];
+        let timer = self.timer.of_machine(Duration::from_secs(100 * u64::from(node.0)), rate);
         let transport = Rc::new(NetTransport { me: node, network: Rc::clone(&self.network) });
         let (progress, space) = (Progress::new(1), SpaceTable::new(devices.keys().copied()));
         let links = Links::new(
             Rc::clone(&transport),
-            self.timer.clone(),
+            timer.clone(),
             Rc::clone(&spawn),
             control.clone(),
             progress.clone(),
             space.clone(),
+            self.leases.get(),
         );
         let host = CoreHost::new(stores, Arc::clone(&published.map), Rc::new(links));
         let parts = CoreParts {
@@ -257,7 +326,7 @@ impl World {
             node,
             incarnation,
             transport,
-            timer: self.timer.clone(),
+            timer,
             devices,
             buffers: self.buffers.clone(),
             control,
@@ -290,8 +359,10 @@ impl World {
         spawn: &Spawn,
     ) {
         let (told, acting) = (Rc::clone(host), Rc::clone(cluster));
+        let heard = self.heard(node);
         spawn(Box::pin(async move {
             while let Ok(published) = newest.recv().await {
+                heard().await;
                 told.set_map(Arc::clone(&published.map), Arc::clone(&published.buckets));
                 acting.set_published(&published);
             }

@@ -13,7 +13,7 @@ mod list;
 mod put;
 mod upload;
 
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc};
 
 use quarry_clustermap::{DocumentKind, PartitionId, Versioning, partition_of};
 use quarry_partition::command::Listed;
@@ -36,8 +36,14 @@ pub const BODY_BYTES_MAX: u64 = 5 << 30;
 /// Largest object: 5 TiB.
 pub const OBJECT_BYTES_MAX: u64 = 5 << 40;
 
+/// The attribute with the access control list of an object, as the gateway writes it; absent: it is its owner's alone.
+pub const ACL_ATTRIBUTE: &str = "x-quarry-acl";
+/// The attribute with the user who owns an object; absent: the owner of its bucket.
+pub const OWNER_ATTRIBUTE: &str = "x-quarry-owner";
+
 /// Headers that a copy has of its own or not at all.
-pub const NEVER_COPIED: [&str; 2] = ["x-amz-storage-class", "x-amz-website-redirect-location"];
+pub const NEVER_COPIED: [&str; 4] =
+    ["x-amz-storage-class", "x-amz-website-redirect-location", ACL_ATTRIBUTE, OWNER_ATTRIBUTE];
 
 /// Settings of the object layer.
 #[derive(Clone, Copy, Debug)]
@@ -105,8 +111,12 @@ impl From<ReadError> for ApiError {
 }
 
 impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
-    async fn create_bucket(&self, name: &str) -> Result<(), ApiError> {
-        self.cluster.create_bucket(name).await
+    async fn create_bucket_with(
+        &self,
+        name: &str,
+        documents: BTreeMap<DocumentKind, String>,
+    ) -> Result<(), ApiError> {
+        self.cluster.create_bucket(name, documents).await
     }
 
     async fn delete_bucket(&self, name: &str) -> Result<(), ApiError> {
@@ -184,6 +194,16 @@ impl<C: Cluster + Metadata> ObjectStore for Objects<C> {
         tags: Tags,
     ) -> Result<Option<VersionId>, ApiError> {
         self.tag(bucket, key, version, tags).await
+    }
+
+    async fn set_header(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        header: (&str, Option<String>),
+    ) -> Result<Option<VersionId>, ApiError> {
+        self.set_one_header(bucket, key, version, header).await
     }
 
     async fn object_parts(

@@ -154,6 +154,22 @@ impl<C: Cluster + Metadata> Objects<C> {
             other => Err(convert::unexpected(&other)),
         }
     }
+
+    pub(super) async fn set_one_header(
+        &self,
+        bucket: &str,
+        key: &str,
+        version: Option<VersionId>,
+        (name, value): (&str, Option<String>),
+    ) -> Result<Option<VersionId>, ApiError> {
+        let (bucket, partition) = self.owner(bucket, key)?;
+        let (key, name) = (key.to_owned(), name.to_owned());
+        let command = Command::SetHeader { bucket: bucket.id, key, version, name, value };
+        match self.cluster.execute(partition, command).await? {
+            Reply::Tagged(version) => Ok(version),
+            other => Err(convert::unexpected(&other)),
+        }
+    }
 }
 
 async fn collect<B: Body>(body: &mut B, size_bytes: u64) -> Result<Bytes, ApiError> {

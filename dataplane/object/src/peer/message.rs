@@ -33,8 +33,8 @@ pub const PIN_KEPT_MS: u64 = 60_000;
 /// a client that still sends a body.
 pub const RESERVATION_KEPT_MS: u64 = 600_000;
 
-/// Replication messages up to this size are urgent; longer ones are pages of a backfill or catch-up.
-const URGENT_BYTES_MAX: usize = 256 << 10;
+/// Replication messages up to this size together are urgent; longer ones are pages of a backfill or catch-up.
+pub const REPLICATE_BYTES_MAX: usize = 256 << 10;
 
 /// Shards of one listing or look-up.
 pub const LIST_SHARDS_MAX: u32 = 1000;
@@ -168,21 +168,17 @@ pub enum PeerRequest {
         /// Encoded command.
         command: Vec<u8>,
     },
-    /// A message between replicas of a partition; has no answer.
+    /// Messages to the replicas of a device from those of other devices; has no answer.
     Replicate {
-        /// Which partition.
-        partition: PartitionId,
-        /// The replica that sent it.
-        from: DeviceId,
-        /// Encoded message of the partition crate.
-        message: Vec<u8>,
+        /// Encoded envelopes of the partition crate.
+        messages: Vec<Vec<u8>>,
     },
     /// List what the primaries of one core or node hold.
     List {
         /// Encoded `Command::List` of the partition crate.
         list: Vec<u8>,
     },
-    /// Whether the primaries of one core or node hold nothing of a bucket.
+    /// Whether the primaries of one core or node hold no version and no delete marker of a bucket.
     BucketIsEmpty {
         /// Which bucket.
         bucket: BucketId,
@@ -197,7 +193,11 @@ impl PeerRequest {
     /// How urgent it is.
     pub fn class(&self) -> Class {
         match self {
-            Self::Replicate { message, .. } if message.len() <= URGENT_BYTES_MAX => Class::Urgent,
+            Self::Replicate { messages }
+                if messages.iter().map(Vec::len).sum::<usize>() <= REPLICATE_BYTES_MAX =>
+            {
+                Class::Urgent
+            }
             Self::WriteShard { .. } | Self::ReadShard { .. } => Class::Bulk,
             _ => Class::Ordinary,
         }
@@ -251,7 +251,7 @@ pub enum PeerResponse {
     },
     /// Answer to `BucketIsEmpty`.
     Empty {
-        /// Nothing of the bucket is in the partitions below.
+        /// No version of the bucket is in the partitions below.
         empty: bool,
         /// Partitions that were asked.
         partitions: Vec<PartitionId>,

@@ -269,7 +269,7 @@ pub enum Command {
     },
     /// See [`List`]: [`Reply::Page`].
     List(List),
-    /// Whether a bucket has neither versions, delete markers nor uploads here: [`Reply::Empty`].
+    /// Whether a bucket has neither versions nor delete markers here; uploads do not count: [`Reply::Empty`].
     BucketIsEmpty {
         /// Which bucket.
         bucket: BucketId,
@@ -324,6 +324,19 @@ pub enum Command {
         /// Objects and uploads per call, at least 1, at most 100.
         limit: u32,
     },
+    /// Sets or removes one header of a version's attributes and nothing else: [`Reply::Tagged`].
+    SetHeader {
+        /// Of the object.
+        bucket: BucketId,
+        /// Of the object.
+        key: String,
+        /// Which version; `None`: the newest.
+        version: Option<VersionId>,
+        /// Lower case.
+        name: String,
+        /// `None`: it goes.
+        value: Option<String>,
+    },
 }
 
 impl Command {
@@ -333,7 +346,9 @@ impl Command {
             Self::Head(lookup) | Self::Get(lookup) | Self::ObjectParts { lookup, .. } => Some(lookup.bucket),
             Self::Put(put) => Some(put.bucket),
             Self::Complete(complete) => Some(complete.bucket),
-            Self::Delete { bucket, .. } | Self::SetTags { bucket, .. } => Some(*bucket),
+            Self::Delete { bucket, .. } | Self::SetTags { bucket, .. } | Self::SetHeader { bucket, .. } => {
+                Some(*bucket)
+            }
             _ => None,
         }
     }

@@ -31,4 +31,10 @@ pub(super) struct Defects {
     pub(super) serve_after_release: bool,
     /// The leases of joiners that are whole are not needed.
     pub(super) no_lease_of_joiners: bool,
+    /// A joiner keeps rows of which it does not know that they are whole.
+    pub(super) resume_in_part: bool,
+    /// A joiner keeps its rows although the primary cannot send all that is missing.
+    pub(super) resume_over_a_gap: bool,
+    /// A joiner that keeps its rows keeps the uncommitted end of its log too.
+    pub(super) resume_with_tail: bool,
 }

@@ -28,12 +28,14 @@ pub(super) struct Follower {
     stage: Stage,
     /// The log equals the primary's through here; checked in this epoch, or committed.
     matched: Sequence,
+    /// A joiner that has kept its rows.
+    resumed: bool,
 }
 
 impl Follower {
     pub(super) fn new(primary: DeviceId, joining: bool, committed: Sequence) -> Self {
         let stage = if joining { Stage::AwaitingBase } else { Stage::InSync };
-        Self { primary, stage, matched: committed }
+        Self { primary, stage, matched: committed, resumed: false }
     }
 }
 
@@ -61,7 +63,7 @@ impl Replica {
             self.grants.grant(from, self.epoch, *asked_ms, now_ms + times.grant_ms);
         }
         match message {
-            Message::Join { base, .. } => self.receive_join(base, out),
+            Message::Join { base, kept_after, .. } => self.receive_join(base, kept_after, out),
             Message::Commit { committed, .. } if takes_entries => {
                 self.follow_commit(committed, out);
                 self.acknowledge(out);
@@ -77,10 +79,13 @@ impl Replica {
         }
     }
 
-    fn receive_join(&mut self, base: Sequence, out: &mut Vec<Output>) {
+    fn receive_join(&mut self, base: Sequence, kept_after: Sequence, out: &mut Vec<Output>) {
+        let resumes = self.may_resume(kept_after);
         let Role::Follower(follower) = &mut self.role else { return };
         match follower.stage {
+            Stage::AwaitingBase if resumes => self.resume(out),
             Stage::AwaitingBase => {
+                self.whole = false;
                 follower.stage = Stage::Resetting;
                 follower.matched = base;
                 self.tail = Tail::new(base, Vec::new());
@@ -90,6 +95,28 @@ impl Replica {
             Stage::Appending => self.acknowledge(out),
             Stage::InSync | Stage::Resetting => {}
         }
+    }
+
+    /// Whether nothing is missing here but entries that the primary has.
+    fn may_resume(&self, kept_after: Sequence) -> bool {
+        let whole = self.whole || self.defects.resume_in_part && self.tail.committed() > Sequence(0);
+        whole && (self.tail.committed() >= kept_after || self.defects.resume_over_a_gap)
+    }
+
+    /// Committed entries are the primary's too, whatever has happened since; the rest is not known to be.
+    fn resume(&mut self, out: &mut Vec<Output>) {
+        let (committed, last) = (self.tail.committed(), self.tail.last());
+        let keeps_tail = self.defects.resume_with_tail;
+        let Role::Follower(follower) = &mut self.role else { return };
+        follower.stage = Stage::Appending;
+        follower.resumed = true;
+        follower.matched = if keeps_tail { last } else { committed };
+        if last > committed && !keeps_tail {
+            self.tail.truncate(committed);
+            self.flushed = self.flushed.min(committed);
+            out.push(Output::Truncate { epoch: self.epoch, after: committed });
+        }
+        self.acknowledge(out);
     }
 
     pub(super) fn reset_done(&mut self, epoch: Epoch, out: &mut Vec<Output>) {
@@ -163,8 +190,8 @@ impl Replica {
             self.flushed.min(follower.matched)
         };
         let applied = self.tail.committed();
-        let message =
-            Message::Ack { epoch: self.epoch, flushed, applied, lease_ms: self.grants.echo(self.epoch) };
+        let (lease_ms, resumed) = (self.grants.echo(self.epoch), follower.resumed);
+        let message = Message::Ack { epoch: self.epoch, flushed, applied, lease_ms, resumed };
         out.push(Output::Send { to: follower.primary, message });
     }
 }

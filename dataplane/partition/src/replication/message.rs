@@ -2,7 +2,7 @@
 //!
 //! | message | from -> to | meaning |
 //! |---|---|---|
-//! | `Join` | primary -> joiner | wipe, then continue the log after `base` |
+//! | `Join` | primary -> joiner | wipe and continue the log after `base`, or go on if all that is missing is kept |
 //! | `Append` | primary -> member | entries that follow `previous`; also tells the committed sequence |
 //! | `Commit` | primary -> member | the committed sequence alone |
 //! | `Ack` | member -> primary | equal to your log and flushed through here; applied through there |
@@ -52,12 +52,15 @@ pub enum Message {
         /// Sender's clock if it asks for a lease, else 0.
         asked_ms: u64,
     },
-    /// Order to a joiner: wipe rows and log, continue after `base`. Repeats within one epoch are equal.
+    /// Order to a joiner: wipe rows and log, continue after `base`; or keep both, if they are whole and reach at least
+    /// `kept_after`. Repeats within one epoch are equal.
     Join {
         /// Epoch of the sender.
         epoch: Epoch,
-        /// Where the joiner's log begins.
+        /// Where the log of a joiner begins that is wiped.
         base: Sequence,
+        /// The primary can send every entry after this one.
+        kept_after: Sequence,
     },
     /// Committed sequence, when there is nothing to append.
     Commit {
@@ -78,6 +81,8 @@ pub enum Message {
         applied: Sequence,
         /// The newest `asked_ms` for which a lease is granted; 0: none.
         lease_ms: u64,
+        /// A joiner that has kept its rows.
+        resumed: bool,
     },
     /// The sender stops to serve, or has to ask for leases anew.
     Release {
@@ -183,6 +188,7 @@ enum WireMessage {
     Join {
         epoch: Epoch,
         base: Sequence,
+        kept_after: Sequence,
     },
     Commit {
         epoch: Epoch,
@@ -194,6 +200,7 @@ enum WireMessage {
         flushed: Sequence,
         applied: Sequence,
         lease_ms: u64,
+        resumed: bool,
     },
     Rejected {
         epoch: Epoch,
@@ -224,13 +231,19 @@ impl WireMessage {
                     asked_ms: *asked_ms,
                 }
             }
-            Message::Join { epoch, base } => Self::Join { epoch: *epoch, base: *base },
+            Message::Join { epoch, base, kept_after } => {
+                Self::Join { epoch: *epoch, base: *base, kept_after: *kept_after }
+            }
             Message::Commit { epoch, committed, asked_ms } => {
                 Self::Commit { epoch: *epoch, committed: *committed, asked_ms: *asked_ms }
             }
-            Message::Ack { epoch, flushed, applied, lease_ms } => {
-                Self::Ack { epoch: *epoch, flushed: *flushed, applied: *applied, lease_ms: *lease_ms }
-            }
+            Message::Ack { epoch, flushed, applied, lease_ms, resumed } => Self::Ack {
+                epoch: *epoch,
+                flushed: *flushed,
+                applied: *applied,
+                lease_ms: *lease_ms,
+                resumed: *resumed,
+            },
             Message::Release { epoch, asked_ms } => Self::Release { epoch: *epoch, asked_ms: *asked_ms },
             Message::Rejected { epoch } => Self::Rejected { epoch: *epoch },
         }
@@ -250,9 +263,11 @@ impl ArchivedWireMessage {
                     asked_ms: asked_ms.into(),
                 }
             }
-            Self::Join { epoch, base } => {
-                Message::Join { epoch: Epoch(epoch.0.into()), base: Sequence(base.0.into()) }
-            }
+            Self::Join { epoch, base, kept_after } => Message::Join {
+                epoch: Epoch(epoch.0.into()),
+                base: Sequence(base.0.into()),
+                kept_after: Sequence(kept_after.0.into()),
+            },
             Self::Commit { epoch, committed, asked_ms } => Message::Commit {
                 epoch: Epoch(epoch.0.into()),
                 committed: Sequence(committed.0.into()),
@@ -261,11 +276,12 @@ impl ArchivedWireMessage {
             Self::Release { epoch, asked_ms } => {
                 Message::Release { epoch: Epoch(epoch.0.into()), asked_ms: asked_ms.into() }
             }
-            Self::Ack { epoch, flushed, applied, lease_ms } => Message::Ack {
+            Self::Ack { epoch, flushed, applied, lease_ms, resumed } => Message::Ack {
                 epoch: Epoch(epoch.0.into()),
                 flushed: Sequence(flushed.0.into()),
                 applied: Sequence(applied.0.into()),
                 lease_ms: lease_ms.into(),
+                resumed: *resumed,
             },
             Self::Rejected { epoch } => Message::Rejected { epoch: Epoch(epoch.0.into()) },
         })

@@ -11,7 +11,8 @@
 //! no order to truncate is needed, and no delayed copy of one can do harm. Only then does the primary ask for
 //! activation, and only activated does it commit and answer.
 //!
-//! **Joiners** are wiped and continue the log at the primary's committed sequence. Once serving, the primary
+//! **Joiners** that were in-sync in the same run, and miss no more than what the primary keeps in memory, take the entries
+//! missing (catch-up by log). All others are wiped and continue the log at the primary's committed sequence. Once serving, the primary
 //! proposes pages of its rows as `Backfill` entries (the rows go to joiners only, the others hold `Noop` there);
 //! because a page is ordered with all other entries, applying in sequence yields exactly the primary's rows. When
 //! the last page is committed, and not before, the joiner is reported whole: an uncommitted page could still be
@@ -47,6 +48,6 @@ pub use latency::{EVICTION_WINDOW_MS, SLOW_MS_MIN};
 pub use lease::{CLOCK_RATE_PERCENT, LeaseTimes};
 pub use message::{APPEND_BYTES_MAX, APPEND_ENTRIES_MAX, ENVELOPE_BYTES_MAX, Envelope, Message};
 pub use replica::{
-    ACTIVATE_RETRY_MS, BACKFILL_BYTES_MAX, HAND_OVER_MS, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX,
-    LAGGING_MS, RESEND_MS, Replica, TICK_MS,
+    ABSENCE_MS, ACTIVATE_RETRY_MS, BACKFILL_BYTES_MAX, HAND_OVER_MS, IN_FLIGHT_BYTES_MAX,
+    IN_FLIGHT_ENTRIES_MAX, LAGGING_MS, RESEND_MS, Replica, TICK_MS,
 };

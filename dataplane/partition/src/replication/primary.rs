@@ -52,6 +52,8 @@ struct Peer {
     joining: bool,
     /// Has acknowledged something in this epoch; a joiner takes entries only after that.
     heard: bool,
+    /// A joiner that has kept its rows: it needs all entries after the first it acknowledges, and no pages.
+    resumed: bool,
     /// Equal and flushed through here.
     acked: Sequence,
     /// Applied through here.
@@ -70,14 +72,23 @@ struct Peer {
     lease_ms: u64,
 }
 
+impl Peer {
+    /// What it surely has: what it acknowledged, and what is committed, unless it was away then.
+    fn next_after(&self, committed: Sequence) -> Sequence {
+        if self.resumed { self.acked } else { self.acked.max(committed) }
+    }
+}
+
 /// State of a primary; lives as long as its epoch.
 #[derive(Debug)]
 pub(super) struct Primary {
     pub(super) phase: Phase,
     /// First entry of this epoch: once all have flushed it, all logs are equal.
     noop: Sequence,
-    /// Where joiners of this epoch begin.
+    /// Where joiners of this epoch begin that are wiped.
     base: Sequence,
+    /// Where those are at least that need not be.
+    kept_after: Sequence,
     peers: Vec<Peer>,
     backfill: Backfill,
     /// When activation was last asked for, or joiners last reported.
@@ -89,11 +100,16 @@ pub(super) struct Primary {
 }
 
 impl Primary {
-    pub(super) fn new(config: &PartitionConfig, committed: Sequence, now_ms: u64) -> Self {
+    pub(super) fn new(
+        config: &PartitionConfig,
+        (committed, kept_after): (Sequence, Sequence),
+        now_ms: u64,
+    ) -> Self {
         let peer = |device: &DeviceId, joining| Peer {
             device: *device,
             joining,
             heard: false,
+            resumed: false,
             acked: Sequence(0),
             applied: Sequence(0),
             sent: committed,
@@ -110,6 +126,7 @@ impl Primary {
             phase: Phase::Recovering,
             noop: Sequence(u64::MAX),
             base: committed,
+            kept_after,
             peers,
             backfill: Backfill::Idle,
             asked_ms: now_ms,
@@ -151,9 +168,10 @@ impl Replica {
         let epoch = self.epoch;
         let Some(primary) = self.primary_mut() else { return };
         primary.noop = noop;
+        let (base, kept_after) = (primary.base, primary.kept_after);
         for peer in primary.peers.iter_mut().filter(|peer| peer.joining) {
             peer.sent_ms = now_ms;
-            let message = Message::Join { epoch, base: primary.base };
+            let message = Message::Join { epoch, base, kept_after };
             out.push(Output::Send { to: peer.device, message });
         }
         self.send_to_all(now_ms, out);
@@ -287,8 +305,7 @@ impl Replica {
         &mut self,
         now_ms: u64,
         from: DeviceId,
-        flushed: Sequence,
-        applied: Sequence,
+        (flushed, applied, resumed): (Sequence, Sequence, bool),
         out: &mut Vec<Output>,
     ) {
         let (last, committed) = (self.tail.last(), self.tail.committed());
@@ -302,10 +319,11 @@ impl Replica {
         }
         let first = !peer.heard;
         peer.heard = true;
+        peer.resumed |= peer.joining && resumed;
         peer.acked = peer.acked.max(flushed);
         peer.applied = peer.applied.max(applied);
         // What was sent before it had adopted the epoch was dropped there.
-        peer.sent = if first { peer.acked.max(committed) } else { peer.sent.max(peer.acked) };
+        peer.sent = if first { peer.next_after(committed) } else { peer.sent.max(peer.acked) };
         if advanced {
             self.latency.learn(waited_ms);
         }
@@ -388,14 +406,21 @@ impl Replica {
         if epoch != self.epoch {
             return;
         }
+        let noop = Payload::Noop.encode().expect("a payload without rows is within every limit");
         let Some(primary) = self.primary_mut() else { return };
         if primary.phase != Phase::Activating {
             return;
         }
         primary.phase = Phase::Serving;
-        if primary.peers.iter().any(|peer| peer.joining) {
-            primary.backfill = Backfill::Reading;
-            out.push(Output::ReadBackfill { epoch, cursor: None });
+        let mut joiners = primary.peers.iter().filter(|peer| peer.joining).peekable();
+        if joiners.peek().is_some() {
+            if joiners.all(|peer| peer.resumed) {
+                // They are whole when the first entry of this epoch is committed: they had to take all before it.
+                primary.backfill = Backfill::Proposed { page: primary.noop, payload: noop, next: None };
+            } else {
+                primary.backfill = Backfill::Reading;
+                out.push(Output::ReadBackfill { epoch, cursor: None });
+            }
         }
         self.progress(now_ms, out);
     }
@@ -456,6 +481,7 @@ impl Replica {
         if matches!(primary.phase, Phase::Fenced) {
             return;
         }
+        let (base, kept_after) = (primary.base, primary.kept_after);
         for peer in &mut primary.peers {
             let overdue = now_ms.saturating_sub(peer.sent_ms) >= RESEND_MS;
             let behind = !peer.heard || peer.acked < last;
@@ -468,12 +494,12 @@ impl Replica {
                     peer.sent_ms = now_ms;
                     out.push(Output::Send {
                         to: peer.device,
-                        message: Message::Join { epoch, base: primary.base },
+                        message: Message::Join { epoch, base, kept_after },
                     });
                 }
             } else if behind && now_ms.saturating_sub(peer.retry_ms) >= RESEND_MS {
                 peer.retry_ms = now_ms;
-                peer.sent = peer.acked.max(committed);
+                peer.sent = peer.next_after(committed);
                 let page = match &primary.backfill {
                     Backfill::Proposed { page, payload, .. } if peer.joining => Some((*page, payload)),
                     _ => None,
@@ -545,8 +571,8 @@ fn send_entries(
     out: &mut Vec<Output>,
 ) {
     let committed = tail.committed();
-    while peer.sent.max(committed) < tail.last() {
-        let previous = peer.sent.max(committed);
+    while peer.sent.max(peer.next_after(committed)) < tail.last() {
+        let previous = peer.sent.max(peer.next_after(committed));
         let mut entries = tail.batch_after(previous);
         for entry in &mut entries {
             if let Some((sequence, payload)) = page

@@ -9,7 +9,7 @@ use super::follower::Follower;
 use super::latency::Latency;
 use super::lease::{Grants, LeaseTimes};
 use super::primary::{Phase, Primary};
-use super::tail::Tail;
+use super::tail::{Keep, Tail};
 use super::{Input, Message, Output, Refusal, Report};
 use crate::RecoveredLog;
 
@@ -23,6 +23,8 @@ pub const ACTIVATE_RETRY_MS: u64 = 1_000;
 pub const HAND_OVER_MS: u64 = 2_000;
 /// A member that keeps the partition waiting, and silent this long, is reported; in milliseconds.
 pub const LAGGING_MS: u64 = 3_000;
+/// How long a replica that was evicted stays as it is, and the others keep what it misses; in milliseconds.
+pub const ABSENCE_MS: u64 = 600_000;
 /// Most uncommitted entries before proposals are refused.
 pub const IN_FLIGHT_ENTRIES_MAX: usize = 4_096;
 /// Most payload bytes of uncommitted entries before proposals are refused; what a new primary may have to resend.
@@ -78,6 +80,13 @@ pub struct Replica {
     /// Whether a step was made: what an earlier run may have granted counts from the first one.
     started: bool,
     pub(super) latency: Latency,
+    /// In-sync members of the newest configuration.
+    in_sync: Vec<DeviceId>,
+    /// This replica was in-sync in this run, so its rows are whole, and nothing has wiped them since.
+    pub(super) whole: bool,
+    /// When an in-sync member was last seen to leave.
+    left_ms: Option<u64>,
+    pub(super) keep: (Keep, Keep),
     pub(super) defects: Defects,
 }
 
@@ -112,6 +121,10 @@ impl Replica {
             spent_asked_ms: None,
             started: false,
             latency: Latency::default(),
+            in_sync: Vec::new(),
+            whole: false,
+            left_ms: None,
+            keep: (Keep::FEW, Keep::MANY),
             defects: Defects::default(),
         }
     }
@@ -125,6 +138,8 @@ impl Replica {
         {
             self.grants.restarted(now_ms + times.grant_ms);
         }
+        let (few, many) = self.keep;
+        self.tail.keep(if self.is_someone_away(now_ms) { many } else { few });
         match input {
             Input::Configure(config) => self.configure(now_ms, config, out),
             Input::Propose { token, payload } => self.propose(now_ms, token, payload, out),
@@ -154,6 +169,15 @@ impl Replica {
     /// Whether the device failed; such a replica does nothing any more.
     pub fn is_failed(&self) -> bool {
         matches!(self.role, Role::Failed)
+    }
+
+    /// Whether it was evicted lately and may be back soon: then it needs what it has missed only, if nobody wipes it.
+    pub fn may_return(&self, now_ms: u64) -> bool {
+        self.whole && matches!(self.role, Role::Idle) && self.is_someone_away(now_ms)
+    }
+
+    fn is_someone_away(&self, now_ms: u64) -> bool {
+        self.left_ms.is_some_and(|at_ms| now_ms.saturating_sub(at_ms) < ABSENCE_MS)
     }
 
     /// Which partition.
@@ -201,12 +225,17 @@ impl Replica {
             self.epoch_durable = false;
             out.push(Output::RaiseEpoch { epoch: self.epoch, through: self.tail.last() });
         }
+        if self.in_sync.iter().any(|device| !config.replicas.contains(device)) {
+            self.left_ms = Some(now_ms);
+        }
+        self.in_sync.clone_from(&config.replicas);
+        self.whole |= config.replicas.contains(&self.me);
         let member_count = config.members().count();
         if config.primary != self.me || member_count < self.min_copies {
             self.refuse_waiting(Refusal::Superseded, out);
         }
         self.role = if config.primary == self.me {
-            Role::Primary(Primary::new(&config, self.tail.committed(), now_ms))
+            Role::Primary(Primary::new(&config, (self.tail.committed(), self.tail.kept_after()), now_ms))
         } else if joining || config.replicas.contains(&self.me) {
             Role::Follower(Follower::new(config.primary, joining, self.tail.committed()))
         } else {
@@ -266,9 +295,9 @@ impl Replica {
             return;
         }
         match message {
-            Message::Ack { flushed, applied, lease_ms, .. } => {
+            Message::Ack { flushed, applied, lease_ms, resumed, .. } => {
                 self.receive_lease(now_ms, from, lease_ms);
-                self.receive_ack(now_ms, from, flushed, applied, out);
+                self.receive_ack(now_ms, from, (flushed, applied, resumed), out);
             }
             Message::Rejected { .. } | Message::Release { .. } => {}
             Message::Append { .. } | Message::Join { .. } | Message::Commit { .. } => {

@@ -1,6 +1,8 @@
-//! The end of the log that is kept in memory: entries after the committed sequence.
+//! The end of the log that is in memory: entries after the committed sequence, and some before it for members that were
+//! away for a while.
 //!
-//! Invariant: entries are dense from `committed + 1`. Nothing at or below `committed` is ever removed from the log.
+//! Invariants: entries are dense from `committed + 1`, kept ones dense up to `committed`. Nothing at or below `committed`
+//! is ever removed from the log.
 
 use std::collections::VecDeque;
 
@@ -9,12 +11,28 @@ use quarry_clustermap::{Epoch, Sequence};
 use super::message::{APPEND_BYTES_MAX, APPEND_ENTRIES_MAX};
 use crate::Entry;
 
+/// How many committed entries, and payload bytes, are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Keep {
+    pub(super) entries: usize,
+    pub(super) bytes: usize,
+}
+
+impl Keep {
+    /// Always: a member that leaves may not know yet of the last commits.
+    pub(super) const FEW: Self = Self { entries: 64, bytes: 32 << 10 };
+    /// While a member that had the whole history is away.
+    pub(super) const MANY: Self = Self { entries: 4_096, bytes: 1 << 20 };
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tail {
     committed: Sequence,
     entries: VecDeque<Entry>,
     payload_bytes: usize,
+    kept: VecDeque<Entry>,
+    kept_bytes: usize,
 }
 
 impl Tail {
@@ -23,7 +41,7 @@ impl Tail {
     /// # Panics
     /// If the entries are not dense: the journal returned something that was never appended.
     pub(super) fn new(committed: Sequence, entries: Vec<Entry>) -> Self {
-        let mut tail = Self { committed, entries: VecDeque::new(), payload_bytes: 0 };
+        let mut tail = Self { committed, ..Self::default() };
         for entry in entries {
             tail.push(entry);
         }
@@ -44,6 +62,19 @@ impl Tail {
 
     pub(super) fn payload_bytes(&self) -> usize {
         self.payload_bytes
+    }
+
+    /// Every entry after this one is in memory.
+    pub(super) fn kept_after(&self) -> Sequence {
+        Sequence(self.committed.0 - self.kept.len() as u64)
+    }
+
+    /// Forgets the oldest committed entries beyond a limit.
+    pub(super) fn keep(&mut self, limit: Keep) {
+        while self.kept.len() > limit.entries || self.kept_bytes > limit.bytes {
+            let Some(entry) = self.kept.pop_front() else { return };
+            self.kept_bytes -= entry.payload.len();
+        }
     }
 
     /// `None` at or below the committed sequence, and beyond the end.
@@ -71,20 +102,29 @@ impl Tail {
         let entry = self.entries.pop_front().expect("only what was appended is committed");
         self.payload_bytes -= entry.payload.len();
         self.committed = entry.sequence;
+        self.kept_bytes += entry.payload.len();
+        self.kept.push_back(entry.clone());
         entry
     }
 
-    /// As many entries from `previous + 1` on as fit one `Append`. Asking below the committed sequence is a mistake.
+    /// As many entries from `previous + 1` on as fit one `Append`. Asking for what is not kept is a mistake.
     pub(super) fn batch_after(&self, previous: Sequence) -> Vec<Entry> {
-        assert!(previous >= self.committed, "members hold everything committed");
+        assert!(previous >= self.kept_after(), "members hold everything that is not kept");
         let mut bytes = 0;
-        let skip = usize::try_from(previous.0 - self.committed.0).expect("the tail is in memory");
+        let skip = usize::try_from(previous.0 - self.kept_after().0).expect("the tail is in memory");
         let fits = |entry: &&Entry| {
             let fits = bytes < APPEND_BYTES_MAX;
             bytes += entry.payload.len();
             fits
         };
-        self.entries.iter().skip(skip).take(APPEND_ENTRIES_MAX).take_while(fits).cloned().collect()
+        self.kept
+            .iter()
+            .chain(&self.entries)
+            .skip(skip)
+            .take(APPEND_ENTRIES_MAX)
+            .take_while(fits)
+            .cloned()
+            .collect()
     }
 
     fn index_of(&self, sequence: Sequence) -> Option<usize> {

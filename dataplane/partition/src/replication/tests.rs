@@ -53,8 +53,13 @@ fn serving(min_copies: usize, members: &[DeviceId]) -> Replica {
 }
 
 fn ack(replica: &mut Replica, from: DeviceId, epoch: u64, flushed: u64) -> Vec<Output> {
-    let message =
-        Message::Ack { epoch: Epoch(epoch), flushed: Sequence(flushed), applied: Sequence(0), lease_ms: 0 };
+    let message = Message::Ack {
+        epoch: Epoch(epoch),
+        flushed: Sequence(flushed),
+        applied: Sequence(0),
+        lease_ms: 0,
+        resumed: false,
+    };
     step(replica, Input::Receive { from, message })
 }
 
@@ -177,7 +182,13 @@ fn a_follower_replaces_only_what_differs() {
         ]
     ));
     let acks = step(&mut replica, Input::Persisted { epoch: Epoch(3), through: Sequence(2) });
-    let ack = Message::Ack { epoch: Epoch(3), flushed: Sequence(2), applied: Sequence(0), lease_ms: 0 };
+    let ack = Message::Ack {
+        epoch: Epoch(3),
+        flushed: Sequence(2),
+        applied: Sequence(0),
+        lease_ms: 0,
+        resumed: false,
+    };
     assert_eq!(acks, [Output::Send { to: B, message: ack.clone() }]);
     assert_eq!(
         step(&mut replica, receive()),
@@ -220,4 +231,84 @@ fn a_primary_sends_nothing_before_its_epoch_is_durable() {
     assert_eq!(ack(&mut replica, B, 2, 1), []);
     let out = step(&mut replica, Input::Persisted { epoch: Epoch(2), through: Sequence(2) });
     assert!(out.iter().any(|output| matches!(output, Output::Send { to: B, .. })));
+}
+
+/// A replica that was in-sync, left in epoch 2, and joins again in epoch 3; its log is committed through 1, and has one
+/// entry more.
+fn away(keeps_running: bool) -> Replica {
+    let entry = |sequence| Entry {
+        epoch: Epoch(1),
+        sequence: Sequence(sequence),
+        payload: Payload::Noop.encode().unwrap(),
+    };
+    let log = RecoveredLog { epoch: Epoch(1), applied: Sequence(1), tail: vec![entry(2)] };
+    let mut replica = Replica::recover(PartitionId(0), A, 2, log, None);
+    if keeps_running {
+        step(&mut replica, Input::Configure(config(1, &[B, A], &[])));
+        step(&mut replica, Input::Configure(config(2, &[B], &[])));
+        assert!(replica.may_return(0));
+    }
+    step(&mut replica, Input::Configure(config(3, &[B], &[A])));
+    step(&mut replica, Input::Persisted { epoch: Epoch(3), through: Sequence(2) });
+    replica
+}
+
+#[test]
+fn a_joiner_that_was_in_sync_lately_is_not_wiped() {
+    let join = |kept_after| {
+        let message = Message::Join { epoch: Epoch(3), base: Sequence(9), kept_after: Sequence(kept_after) };
+        Input::Receive { from: B, message }
+    };
+    let out = step(&mut away(true), join(1));
+    assert!(
+        matches!(
+            out[..],
+            [
+                Output::Truncate { after: Sequence(1), .. },
+                Output::Send { message: Message::Ack { flushed: Sequence(1), resumed: true, .. }, .. }
+            ]
+        ),
+        "{out:?}"
+    );
+    let wiped = |out: Vec<Output>| matches!(out[..], [Output::Reset { base: Sequence(9), .. }]);
+    assert!(wiped(step(&mut away(true), join(2))), "entries are missing that nobody keeps");
+    assert!(wiped(step(&mut away(false), join(1))), "what an earlier run had may be part of a copy");
+}
+
+#[test]
+fn a_primary_sends_what_a_member_missed() {
+    let mut replica = serving(1, &[A, B]);
+    step(&mut replica, Input::Configure(config(2, &[A], &[])));
+    step(&mut replica, Input::Persisted { epoch: Epoch(2), through: Sequence(1) });
+    step(&mut replica, Input::Persisted { epoch: Epoch(2), through: Sequence(2) });
+    step(&mut replica, Input::Activated { epoch: Epoch(2) });
+    step(&mut replica, Input::Propose { token: 1, payload: mutation() });
+    step(&mut replica, Input::Persisted { epoch: Epoch(2), through: Sequence(3) });
+    assert_eq!(replica.committed(), Sequence(3));
+    step(&mut replica, Input::Configure(config(3, &[A], &[B])));
+    let out = step(&mut replica, Input::Persisted { epoch: Epoch(3), through: Sequence(3) });
+    let join = Message::Join { epoch: Epoch(3), base: Sequence(3), kept_after: Sequence(0) };
+    assert!(out.contains(&Output::Send { to: B, message: join }), "{out:?}");
+    step(&mut replica, Input::Persisted { epoch: Epoch(3), through: Sequence(4) });
+    let ack = |flushed| Message::Ack {
+        epoch: Epoch(3),
+        flushed: Sequence(flushed),
+        applied: Sequence(1),
+        lease_ms: 0,
+        resumed: true,
+    };
+    let out = step(&mut replica, Input::Receive { from: B, message: ack(1) });
+    let sent = |output: &Output| match output {
+        Output::Send { message: Message::Append { previous: Sequence(1), entries, .. }, .. } => {
+            entries.iter().map(|entry| entry.sequence.0).eq([2, 3, 4])
+        }
+        _ => false,
+    };
+    assert!(out.iter().any(sent), "{out:?}");
+    step(&mut replica, Input::Receive { from: B, message: ack(4) });
+    let out = step(&mut replica, Input::Activated { epoch: Epoch(3) });
+    assert!(
+        out.contains(&Output::Report(Report::Joined { device: B, epoch: Epoch(3) })),
+        "no pages: {out:?}"
+    );
 }

@@ -1,5 +1,5 @@
 //! Device I/O behind one trait; backends side by side: `uring` (production), `sync` (inspection and formatting
-//! outside an executor), `sim` (tests, seeded faults), `fault` (injects errors into a running node).
+//! outside an executor), `sim` (tests, seeded faults), `fault` (injects errors into a running node), `meter` (counts).
 //!
 //! Invariants: offsets and lengths are multiples of [`BLOCK_BYTES`] and lengths are not zero (asserted in one
 //! place, for every backend alike); a range beyond the device is an error, never a partial transfer; a buffer
@@ -14,6 +14,7 @@ mod buffer;
 mod error;
 mod fault;
 mod file;
+mod meter;
 mod probe;
 mod sim;
 mod sync;
@@ -25,6 +26,7 @@ pub use buffer::{BufferPool, IoBuf};
 pub use error::{DeviceError, Operation};
 pub use fault::{FaultDevice, FaultMode, FaultSwitch};
 pub use file::{DeviceFile, OpenMode};
+pub use meter::{DeviceMeter, MeteredDevice, OperationMeter};
 pub use probe::Found;
 pub use sim::{Access, Capture, Event, Fault, SimDevice, When};
 pub use sync::SyncDevice;

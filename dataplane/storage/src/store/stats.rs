@@ -37,21 +37,6 @@ impl SharedStats {
         Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes, queued_bytes }
     }
 
-    /// The same, with names for metrics.
-    #[must_use]
-    pub fn counters(&self) -> [(&'static str, u64); 6] {
-        let Stats { flushes, batches, records, journal_bytes, checkpoints, checkpoint_bytes, .. } =
-            self.load();
-        [
-            ("flushes", flushes),
-            ("batches", batches),
-            ("records", records),
-            ("journal_bytes", journal_bytes),
-            ("checkpoints", checkpoints),
-            ("checkpoint_bytes", checkpoint_bytes),
-        ]
-    }
-
     /// Whether so much waits for the journal that nothing more should be begun which would add to it.
     #[must_use]
     pub fn queue_is_long(&self) -> bool {

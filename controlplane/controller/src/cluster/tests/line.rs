@@ -32,6 +32,8 @@ struct State {
     random: Random,
     cut: bool,
     healed: bool,
+    /// What was sent, to be sent again.
+    sent: Vec<Transaction>,
 }
 
 /// Controls one user's line.
@@ -40,7 +42,12 @@ pub(super) struct Line(Arc<Mutex<State>>);
 
 impl Line {
     pub(super) fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(State { random: Random::new(seed), cut: false, healed: false })))
+        Self(Arc::new(Mutex::new(State {
+            random: Random::new(seed),
+            cut: false,
+            healed: false,
+            sent: Vec::new(),
+        })))
     }
 
     pub(super) fn cut(&self, cut: bool) {
@@ -51,6 +58,11 @@ impl Line {
     pub(super) fn heal(&self) {
         let mut state = self.0.lock().unwrap();
         (state.cut, state.healed) = (false, true);
+    }
+
+    /// Everything that was sent so far.
+    pub(super) fn sent(&self) -> Vec<Transaction> {
+        self.0.lock().unwrap().sent.clone()
     }
 
     fn roll(&self, limit: u64) -> u64 {
@@ -105,6 +117,7 @@ impl Metastore for Store {
     }
 
     async fn transact(&self, transaction: &Transaction) -> Result<Revision, MetastoreError> {
+        self.line.0.lock().unwrap().sent.push(transaction.clone());
         if self.line.roll(40) == 0 {
             // On its way for long, whatever becomes of the sender; nobody hears of the outcome.
             let (store, transaction, after) =

@@ -25,7 +25,7 @@ use quarry_identity::UserTable;
 use quarry_storage::device::{FaultMode, FaultSwitch};
 
 pub(crate) use self::token::AdminToken;
-use crate::{cluster::Progress, jobs::scrub::ScrubBoard, metrics::Metrics, runtime::clock};
+use crate::{audit::AuditSink, cluster::Progress, jobs::scrub::ScrubBoard, metrics::Metrics, runtime::clock};
 
 /// Connections at once; a scraper and a few people need a handful.
 const CONNECTIONS_MAX: usize = 64;
@@ -63,6 +63,8 @@ pub(crate) struct AdminAccess {
     pub(crate) root_key: String,
     /// How far the cores are.
     pub(crate) progress: Progress,
+    /// Told about every guarded request.
+    pub(crate) audit: Option<AuditSink>,
 }
 
 impl AdminState {
@@ -128,8 +130,8 @@ pub(super) async fn serve(
     let room = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
     loop {
         let permit = Arc::clone(&room).acquire_owned().await;
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(event = "admin_accept_failed", %error);
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -142,12 +144,15 @@ pub(super) async fn serve(
             let service = service_fn(move |request| {
                 let (state, controller) = (Arc::clone(&state), controller.clone());
                 async move {
-                    let guarded = request.uri().path().starts_with(GUARDED_PREFIX);
-                    Ok::<_, Infallible>(if guarded {
-                        answer_guarded(&state, &controller, request).await
-                    } else {
-                        answer(&state, &request)
-                    })
+                    if !request.uri().path().starts_with(GUARDED_PREFIX) {
+                        return Ok::<_, Infallible>(answer(&state, &request));
+                    }
+                    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+                    let answered = answer_guarded(&state, &controller, request).await;
+                    if let Some(audit) = &state.access.audit {
+                        audit.admin(client.ip(), method.as_str(), &path, answered.status().as_u16());
+                    }
+                    Ok(answered)
                 }
             });
             let mut server = hyper::server::conn::http1::Builder::new();

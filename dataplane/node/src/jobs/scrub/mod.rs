@@ -17,7 +17,7 @@ mod shards;
 use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use quarry_clustermap::{Incarnation, NodeId};
+use quarry_clustermap::{DeviceId, Incarnation, NodeId};
 use quarry_object::{cluster::Cluster, repair::Budget};
 
 pub(crate) use self::board::ScrubBoard;
@@ -127,21 +127,29 @@ impl<P: Platform> Scrub<P> {
 
     /// A device that was never scrubbed counts from now.
     async fn begin_history(&self) {
-        for (_, device) in self.host.devices() {
-            if let Ok(None) = device.store.get_local(FINISHED_ROW).await {
-                self.note(device).await;
+        for (id, device) in self.host.devices() {
+            match device.store.get_local(FINISHED_ROW).await {
+                Ok(None) => self.note(id, device).await,
+                Ok(Some(row)) => {
+                    if let Ok(finished) = <[u8; 8]>::try_from(&row[..]) {
+                        self.cluster.metrics().set_scrubbed(id, u64::from_le_bytes(finished));
+                    }
+                }
+                Err(_) => {}
             }
         }
     }
 
     async fn write_history(&self) {
-        for (_, device) in self.host.devices() {
-            self.note(device).await;
+        for (id, device) in self.host.devices() {
+            self.note(id, device).await;
         }
     }
 
-    async fn note(&self, device: &crate::host::DeviceHost<P>) {
-        let now = Bytes::copy_from_slice(&self.cluster.now_ms().to_le_bytes());
+    async fn note(&self, id: DeviceId, device: &crate::host::DeviceHost<P>) {
+        let now_ms = self.cluster.now_ms();
+        self.cluster.metrics().set_scrubbed(id, now_ms);
+        let now = Bytes::copy_from_slice(&now_ms.to_le_bytes());
         if let Err(error) = device.store.put_local(FINISHED_ROW, now).await {
             tracing::debug!(event = "scrub_time_not_noted", %error);
         }

@@ -21,24 +21,6 @@ pub(crate) struct LinkStats {
     pub(crate) round_trip_us: AtomicU64,
 }
 
-impl LinkStats {
-    /// Names and values, as the metrics show them.
-    pub(crate) fn values(&self) -> [(&'static str, u64); 9] {
-        let of = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        [
-            ("bytes_sent", of(&self.bytes_sent)),
-            ("bytes_received", of(&self.bytes_received)),
-            ("frames_sent", of(&self.frames_sent)),
-            ("frames_received", of(&self.frames_received)),
-            ("connections", of(&self.connections)),
-            ("failures", of(&self.failures)),
-            ("overloads", of(&self.overloads)),
-            ("queued", of(&self.queued)),
-            ("round_trip_us", of(&self.round_trip_us)),
-        ]
-    }
-}
-
 pub(super) fn add(counter: &AtomicU64, count: usize) {
     counter.fetch_add(count as u64, Ordering::Relaxed);
 }

@@ -129,10 +129,6 @@ pub(super) async fn bucket_is_empty<V: View>(
     state: &State<'_, V>,
     bucket: BucketId,
 ) -> Result<Reply, EvaluateError> {
-    for (from, to) in [rows::versions_below(bucket, ""), rows::uploads(bucket)] {
-        if !state.view.scan(&from, &to, 1).await?.is_empty() {
-            return Ok(Reply::Empty(false));
-        }
-    }
-    Ok(Reply::Empty(true))
+    let (from, to) = rows::versions_below(bucket, "");
+    Ok(Reply::Empty(state.view.scan(&from, &to, 1).await?.is_empty()))
 }

@@ -47,6 +47,9 @@ async fn dispatch<V: View>(state: &mut State<'_, V>, command: &Command) -> Resul
         Command::SetTags { bucket, key, version, tags } => {
             put::set_tags(state, (*bucket, key), *version, tags).await
         }
+        Command::SetHeader { bucket, key, version, name, value } => {
+            put::set_header(state, (*bucket, key), *version, (name, value.as_deref())).await
+        }
         Command::Put(put) => put::put(state, put).await,
         Command::Delete { bucket, key, version, request, conditions } => match version {
             Some(version) => delete::version(state, (*bucket, key), *version, conditions).await,

@@ -164,3 +164,25 @@ pub(super) async fn set_tags<V: View>(
     }
     Ok(Reply::Tagged(shown))
 }
+
+/// Rewrites the manifest's own row with one header of its attributes set or removed.
+pub(super) async fn set_header<V: View>(
+    state: &mut State<'_, V>,
+    (bucket, key): (BucketId, &str),
+    version: Option<VersionId>,
+    (name, value): (&str, Option<&str>),
+) -> Result<Reply, EvaluateError> {
+    let mut manifest = get::find(state, &Lookup { version, ..Lookup::newest(bucket, key) }).await?;
+    let shown = state.shown(manifest.version_id());
+    let before = manifest.attributes.clone();
+    let headers = &mut manifest.attributes.headers;
+    headers.retain(|(known, _)| known != name);
+    headers.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+    headers.sort();
+    check_attributes(&manifest.attributes, &manifest.checksums)?;
+    if manifest.attributes != before {
+        let row = rows::version(bucket, key, manifest.last_modified_ms);
+        state.set(row, manifest.encode());
+    }
+    Ok(Reply::Tagged(shown))
+}

@@ -183,6 +183,33 @@ fn tags_change_nothing_else() {
     }
 }
 
+#[test]
+fn a_header_changes_nothing_else() {
+    let mut partition = enabled();
+    let stored = partition.stored(&put("k", body(1)));
+    let Ok(Reply::Object { manifest: before, .. }) = partition.run(&get("k")) else { panic!() };
+    let set = |value: Option<&str>| Command::SetHeader {
+        bucket: BUCKET,
+        key: "k".to_owned(),
+        version: stored.version,
+        name: "x".to_owned(),
+        value: value.map(str::to_owned),
+    };
+    let (reply, rows) = partition.evaluate(&set(Some("1"))).unwrap();
+    assert_eq!((reply, rows.len()), (Reply::Tagged(stored.version), 1));
+    partition.run(&set(Some("2"))).unwrap();
+    let Ok(Reply::Object { manifest, .. }) = partition.run(&get("k")) else { panic!() };
+    let mut expected = before.attributes.clone();
+    expected.headers.push(("x".to_owned(), "2".to_owned()));
+    expected.headers.sort();
+    assert_eq!((&manifest.attributes, manifest.last_modified_ms), (&expected, stored.last_modified_ms));
+    assert_eq!(partition.evaluate(&set(Some("2"))).unwrap().1.len(), 0, "nothing to change");
+    assert!(matches!(partition.run(&set(Some(&"v".repeat(1 << 20)))), Err(Refusal::AttributesTooLarge)));
+    partition.run(&set(None)).unwrap();
+    let Ok(Reply::Object { manifest, .. }) = partition.run(&get("k")) else { panic!() };
+    assert_eq!(manifest, before);
+}
+
 fn create_with(algorithm: ChecksumAlgorithm, full_object: bool) -> Command {
     let Command::CreateUpload { bucket, key, upload, attributes, tags, .. } = create() else { panic!() };
     let checksum = Some(UploadChecksum { algorithm, full_object });

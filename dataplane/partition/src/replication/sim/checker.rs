@@ -19,6 +19,7 @@ pub(super) struct Checker {
     refused: BTreeSet<Bytes>,
     acknowledging: BTreeMap<Epoch, DeviceId>,
     pub(super) promoted: u64,
+    pub(super) resumed: u64,
 }
 
 impl Checker {

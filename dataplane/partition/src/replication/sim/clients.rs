@@ -9,7 +9,6 @@ use futures::executor::block_on;
 use quarry_clustermap::{BlobId, BucketId, DeviceId, Incarnation, NodeId, WriterCounter};
 
 use super::journal::Rows;
-use super::linearizable::{Action, Operation, Told, Value, check};
 use super::world::{Event, World};
 use crate::Payload;
 use crate::command::{
@@ -17,6 +16,7 @@ use crate::command::{
     StoredAttributes, Versioning, View, ViewError, evaluate,
 };
 use crate::replication::{Input, Refusal};
+use quarry_linearizable::{Action, Operation, Told, Value, check};
 
 const BUCKET: BucketId = BucketId(3);
 const CLIENTS: u64 = 4;

@@ -179,6 +179,7 @@ impl World {
         match report {
             Report::Joined { device, epoch } => {
                 if self.joined(id, device, epoch) {
+                    self.checker.resumed += u64::from(self.device(device).whole.is_some());
                     self.device(device).whole = Some(self.checker.committed());
                     self.checker.promoted += 1;
                     self.spread_config();

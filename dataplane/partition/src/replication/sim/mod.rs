@@ -11,7 +11,6 @@ mod control;
 mod faults;
 mod host;
 mod journal;
-mod linearizable;
 mod random;
 mod tests;
 mod world;

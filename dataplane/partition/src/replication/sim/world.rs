@@ -11,6 +11,7 @@ use super::control::Control;
 use super::journal::Store;
 use super::random::Random;
 use crate::replication::defects::Defects;
+use crate::replication::tail::Keep;
 use crate::replication::{Envelope, Input, LeaseTimes, Replica};
 use crate::{Payload, RecoveredLog, Row};
 
@@ -75,6 +76,8 @@ pub(in crate::replication) struct Outcome {
     pub(in crate::replication) epochs: u64,
     pub(in crate::replication) crashes: u64,
     pub(in crate::replication) promoted: u64,
+    /// Of these, joiners that were not wiped.
+    pub(in crate::replication) resumed: u64,
     /// Operations of clients.
     pub(in crate::replication) answered: u64,
     pub(in crate::replication) handed_over: u64,
@@ -101,6 +104,8 @@ pub(super) struct World {
     pub(super) control_down_until_ms: u64,
     pub(super) checker: Checker,
     defects: Defects,
+    /// What replicas keep of what is committed.
+    keep: (Keep, Keep),
     /// Whether two who serve at once are a violation by themselves.
     pub(super) watches_serving: bool,
     min_copies: usize,
@@ -157,6 +162,9 @@ impl World {
         let (lost_percent, late_percent) = *random.pick(&[(10, 5), (10, 1), (2, 1), (1, 5)]);
         let device_count = 3 + random.below(3);
         let copies = usize::try_from(2 + random.below(2)).unwrap();
+        let keep = |entries| Keep { entries, bytes: usize::MAX };
+        let mut of_keep = Random::new(seed ^ 0x6b65_6570);
+        let keep = (keep(*of_keep.pick(&[2, 16, 64])), keep(*of_keep.pick(&[8, 64, 4_096])));
         let mut world = Self {
             now_ms: 0,
             random,
@@ -173,6 +181,7 @@ impl World {
             control_down_until_ms: 0,
             checker: Checker::new(),
             defects,
+            keep,
             watches_serving: true,
             min_copies: 2,
             next_token: 1,
@@ -207,6 +216,7 @@ impl World {
     fn new_replica(&self, id: DeviceId, log: RecoveredLog) -> Replica {
         let mut replica = Replica::recover(PARTITION, id, self.min_copies, log, Some(self.lease_times));
         replica.defects = self.defects;
+        replica.keep = self.keep;
         replica
     }
 
@@ -455,6 +465,7 @@ impl World {
             epochs: config.epoch.0,
             crashes: self.crashes,
             promoted: self.checker.promoted,
+            resumed: self.checker.resumed,
             answered: self.clients.answered,
             handed_over: self.control.handed_over,
             serving_ticks: self.serving_ticks,

@@ -22,7 +22,7 @@ fn step(replica: &mut Replica, now_ms: u64, input: Input) -> Vec<Output> {
 
 fn ack(replica: &mut Replica, now_ms: u64, flushed: u64, lease_ms: u64) -> Vec<Output> {
     let (flushed, applied) = (Sequence(flushed), Sequence(0));
-    let message = Message::Ack { epoch: Epoch(1), flushed, applied, lease_ms };
+    let message = Message::Ack { epoch: Epoch(1), flushed, applied, lease_ms, resumed: false };
     step(replica, now_ms, Input::Receive { from: B, message })
 }
 

@@ -239,8 +239,12 @@ enum Area {
 const AREAS: [Area; 5] = [Area::Superblocks, Area::Journal, Area::Pages, Area::Values, Area::FreeMap];
 
 fn open_mending(device: &SimDevice) -> Result<Rig, StoreError> {
+    open_with(device, Mend::AfterSurvey)
+}
+
+fn open_with(device: &SimDevice, mend: Mend) -> Result<Rig, StoreError> {
     let mut pool = LocalPool::new();
-    let options = StoreOptions { mend: Mend::AfterSurvey, ..options(&pool) };
+    let options = StoreOptions { mend, ..options(&pool) };
     let store = pool.run_until(Store::open(Rc::new(device.clone()), options))?;
     Ok(Rig { pool, device: device.clone(), store })
 }
@@ -417,6 +421,33 @@ fn only_what_lies_in_a_lost_page_is_lost() {
         kept += usize::from(losses.lost_partitions.iter().filter(here).count() <= 3);
     }
     assert!(pages.len() > 8 && kept * 2 > pages.len(), "{kept} of {} pages cost few partitions", pages.len());
+}
+
+#[test]
+fn damage_met_while_serving_is_mended_at_the_next_start() {
+    let scene = Scene::new(10);
+    let mark = |store: Store<SimDevice>| async move { store.mark_index_damaged().await.unwrap() };
+    let mut unmet = 0;
+    for &(start, _) in &scene.ranges(Area::Pages) {
+        let device = scene.device.crash_keeping_nothing();
+        device.flip_bit(start + 100, 1);
+        let mut rig = open_with(&device, Mend::WhenDamaged).unwrap();
+        if rig.store.losses().mended {
+            continue;
+        }
+        unmet += 1;
+        rig.run(mark);
+        // The mark is durable when the call returns.
+        let again = open_with(&rig.device.crash_keeping_nothing(), Mend::WhenDamaged).unwrap();
+        assert!(again.store.losses().mended, "page at {start}");
+    }
+    assert!(unmet > 4, "{unmet} pages were not read at the start");
+    // What was marked and is whole is left alone.
+    let mut rig = open_with(&scene.device.crash_keeping_nothing(), Mend::WhenDamaged).unwrap();
+    rig.run(mark);
+    let mut again = open_with(&rig.device.crash_keeping_nothing(), Mend::WhenDamaged).unwrap();
+    assert_eq!(again.store.losses(), Losses::default());
+    again.run(|store| async move { scene.check(&store).await });
 }
 
 #[test]

@@ -94,6 +94,15 @@ fn bad_blocks_are_not_used_again() {
 }
 
 #[test]
+fn it_is_durable_when_the_call_returns() {
+    let mut rig = Rig::new(59);
+    let device = rig.device.clone();
+    let bad = rig.run(|store| async move { with_bad_blocks(&store, &device).await });
+    let known = Rig::open(rig.device.crash_keeping_nothing()).unwrap().store.space().quarantined_bytes;
+    assert_eq!(known, bad.len_bytes());
+}
+
+#[test]
 fn a_power_cut_anywhere_keeps_what_was_acknowledged() {
     let mut rig = Rig::new(60);
     rig.device.set_capture(true);

@@ -6,7 +6,8 @@
 //! returns, worlds are kept in which it has taken effect, with the result it returned; none left: no order explains
 //! it. A write of unknown outcome never returns: it may take effect at any later time, or never.
 //!
-//! Three reductions keep the worlds few; none of them loses an explanation:
+//! Four reductions keep the worlds few; none of them loses an explanation:
+//! - what changes nothing (a read, a refusal) takes effect as soon as its answer is right: waiting gains nothing;
 //! - a value that no answer still to come depends on is like any other such value ([`OTHER`]), and so are the writes
 //!   of such values, which are therefore counted, not told apart;
 //! - of two worlds that differ only in the writes left, the one that has more left can do all that the other can;
@@ -17,35 +18,44 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The value of a key: each put stores another one.
-pub(super) type Value = Option<u64>;
+/// The value of a key: each put stores another one. `None`: there is none.
+pub type Value = Option<u64>;
 
+/// What was asked for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Action {
+pub enum Action {
+    /// Store this value.
     Put(u64),
     /// Only if there is none.
     PutNew(u64),
     /// Only if the first is there.
     Replace(u64, u64),
+    /// Store that there is none.
     Delete,
+    /// Tell the value: GET, HEAD, or a listing's word on one key.
     Get,
 }
 
 /// What a client was told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Told {
+pub enum Told {
+    /// It took effect.
     Done,
     /// A condition did not hold.
     Refused,
+    /// The value.
     Read(Value),
 }
 
+/// One operation on the key. Times are on one clock, in any unit.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Operation {
-    pub(super) action: Action,
-    pub(super) called: u64,
+pub struct Operation {
+    /// What was asked for.
+    pub action: Action,
+    /// When.
+    pub called: u64,
     /// When and what; `None`: unknown for ever.
-    pub(super) returned: Option<(u64, Told)>,
+    pub returned: Option<(u64, Told)>,
 }
 
 /// Stands for every value that makes no difference any more.
@@ -127,8 +137,10 @@ struct Search<'a> {
     wanted: BTreeMap<u64, u64>,
 }
 
-/// The error names the first answer that no order explains, or says that there are too many worlds to tell.
-pub(super) fn check(operations: &[Operation]) -> Result<(), String> {
+/// Whether some order explains the history of one key. The error names the first answer that no order explains, or says that there are too many worlds to tell.
+/// # Errors
+/// A text for people.
+pub fn check(operations: &[Operation]) -> Result<(), String> {
     let mut search =
         Search { operations, open: BTreeSet::new(), ahead: BTreeSet::new(), wanted: BTreeMap::new() };
     let mut events: Vec<(u64, bool, usize)> = Vec::new();
@@ -221,6 +233,7 @@ impl Search<'_> {
         let mut all = Worlds::default();
         let mut fresh: Vec<(Past, Left)> = Vec::new();
         for (past, left) in worlds.into_iter() {
+            let past = self.observed(past);
             all.insert(past.clone(), left.clone());
             fresh.push((past, left));
         }
@@ -229,6 +242,7 @@ impl Search<'_> {
                 continue;
             }
             for (past, left) in self.successors(&past, &left) {
+                let past = self.observed(past);
                 if all.insert(past.clone(), left.clone()) {
                     fresh.push((past, left));
                 }
@@ -238,6 +252,19 @@ impl Search<'_> {
             }
         }
         Some(all)
+    }
+
+    /// With every open operation that changes nothing, and whose answer is right here, done.
+    fn observed(&self, (value, mut done): Past) -> Past {
+        for index in &self.open {
+            let Operation { action, returned, .. } = self.operations[*index];
+            let Some((_, told)) = returned else { continue };
+            let changes_nothing = action == Action::Get || told == Told::Refused;
+            if changes_nothing && perform(action, value).0 == told {
+                done.insert(*index);
+            }
+        }
+        (value, done)
     }
 
     /// What one more operation makes of a world.

@@ -1,21 +1,23 @@
 //! What is refused before any work: requests that are too large, mechanisms of authentication that we do not
 //! offer, headers outside the signature, and features whose silent omission would break a promise
-//! (encryption, locks, grants).
+//! (encryption, locks).
 //!
 //! The signature of the request is verified by s3s, in constant time, right after this; those of chunks by `chunked`.
 
 use std::borrow::Cow;
 
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use percent_encoding::percent_decode_str;
 use quarry_object::lifecycle::EXPIRES_ATTRIBUTE;
+use s3s::dto::{Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
 use crate::error::{CONTENT_SHA256, custom, refuse};
 use crate::options::Limits;
 
+const AMZ_DATE: HeaderName = HeaderName::from_static("x-amz-date");
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 /// A week, as in S3.
 const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 3600;
@@ -23,12 +25,11 @@ const PRESIGNED_SECONDS_MAX: u64 = 7 * 24 * 3600;
 type RefusedHeader = (&'static str, fn(&str) -> bool);
 
 /// Headers of features that are not there: prefix, and whether a value means "nothing asked".
-const REFUSED_HEADERS: [RefusedHeader; 6] = [
+const REFUSED_HEADERS: [RefusedHeader; 5] = [
     ("x-amz-server-side-encryption", |_| false),
     ("x-amz-copy-source-server-side-encryption", |_| false),
     ("x-amz-object-lock-", |_| false),
     ("x-amz-bucket-object-lock-enabled", |value| value.eq_ignore_ascii_case("false")),
-    ("x-amz-grant-", |_| false),
     ("x-amz-write-offset-bytes", |_| false),
 ];
 
@@ -73,14 +74,14 @@ const SUB_RESOURCES: [&str; 33] = [
 ///
 /// # Errors
 /// The S3 error to answer.
-pub(crate) fn screen(parts: &Parts, owner_id: &str, limits: &Limits) -> S3Result<()> {
+pub(crate) fn screen(parts: &Parts, limits: &Limits) -> S3Result<()> {
     screen_size(parts, limits)?;
     let query = query_pairs(parts.uri.query().unwrap_or(""))?;
     screen_authentication(&parts.headers, &query)?;
     if parts.method != http::Method::GET && parts.method != http::Method::HEAD {
         screen_sub_resources(&query)?;
     }
-    screen_features(parts, owner_id)
+    screen_features(parts)
 }
 
 /// What is not known would be routed as if it were not there, so that, say, a request to rename an object would
@@ -198,6 +199,9 @@ fn screen_presigned(headers: &HeaderMap, query: &[Pair<'_>]) -> S3Result<()> {
     };
     screen_scope(find(query, "X-Amz-Credential").ok_or_else(lacking)?, malformed)?;
     let expires = find(query, "X-Amz-Expires").ok_or_else(lacking)?;
+    if expires.parse::<i64>().is_ok_and(|seconds| seconds <= 0) {
+        return Err(refuse(S3ErrorCode::AccessDenied, "Request has expired"));
+    }
     if !matches!(expires.parse::<u64>(), Ok(1..=PRESIGNED_SECONDS_MAX)) {
         return Err(refuse(
             S3ErrorCode::AuthorizationQueryParametersError,
@@ -207,6 +211,27 @@ fn screen_presigned(headers: &HeaderMap, query: &[Pair<'_>]) -> S3Result<()> {
     let signed = find(query, "X-Amz-SignedHeaders").ok_or_else(lacking)?;
     // Sent unsigned by some clients of presigned URLs; it can only tighten what is accepted.
     screen_signed_headers(headers, signed, |name| name == CONTENT_SHA256)
+}
+
+/// A signed request may say its time in `Date` alone; s3s looks for `x-amz-date`. Which of them it is makes no difference
+/// to what is signed: the time itself stands in the string to sign.
+pub(crate) fn name_date(headers: &mut HeaderMap) {
+    if headers.contains_key(AMZ_DATE) || !headers.contains_key(AUTHORIZATION) {
+        return;
+    }
+    let text = headers.get(DATE).and_then(|value| value.to_str().ok());
+    let Some(time) = text.and_then(|text| Timestamp::parse(TimestampFormat::HttpDate, text).ok()) else {
+        return;
+    };
+    let mut iso = Vec::new();
+    if time.format(TimestampFormat::DateTime, &mut iso).is_err() {
+        return;
+    }
+    // 2026-01-02T03:04:05.000Z becomes 20260102T030405Z.
+    let seconds = iso.split(|byte| *byte == b'.').next().unwrap_or_default();
+    let mut basic: Vec<u8> = seconds.iter().copied().filter(|byte| !b"-:Z".contains(byte)).collect();
+    basic.push(b'Z');
+    headers.extend(HeaderValue::from_bytes(&basic).ok().map(|value| (AMZ_DATE, value)));
 }
 
 fn screen_scope(credential: &str, malformed: S3ErrorCode) -> S3Result<()> {
@@ -238,7 +263,7 @@ fn screen_signed_headers(headers: &HeaderMap, signed: &str, exempt: fn(&str) -> 
     ))
 }
 
-fn screen_features(parts: &Parts, owner_id: &str) -> S3Result<()> {
+fn screen_features(parts: &Parts) -> S3Result<()> {
     let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     if parts.method == http::Method::POST && content_type.to_ascii_lowercase().starts_with("multipart/") {
         return Err(refuse(S3ErrorCode::NotImplemented, "uploads by HTML form are not implemented"));
@@ -251,10 +276,31 @@ fn screen_features(parts: &Parts, owner_id: &str) -> S3Result<()> {
         if refused {
             return Err(refuse(S3ErrorCode::NotImplemented, format!("the header {name} is not implemented")));
         }
-        let owner = name == "x-amz-expected-bucket-owner" || name == "x-amz-source-expected-bucket-owner";
-        if owner && value.as_bytes() != owner_id.as_bytes() {
-            return Err(custom("AccessDenied", StatusCode::FORBIDDEN, "the bucket has another owner"));
-        }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue};
+
+    use super::name_date;
+
+    #[test]
+    fn a_date_stands_in_for_the_other() {
+        let mut headers = HeaderMap::new();
+        headers.insert("date", HeaderValue::from_static("Mon, 02 Nov 2026 03:04:05 GMT"));
+        name_date(&mut headers);
+        assert!(!headers.contains_key("x-amz-date"), "an anonymous request has no time");
+        headers.insert("authorization", HeaderValue::from_static("AWS4-HMAC-SHA256 x"));
+        name_date(&mut headers);
+        assert_eq!(headers["x-amz-date"], "20261102T030405Z");
+        headers.insert("x-amz-date", HeaderValue::from_static("20250101T000000Z"));
+        name_date(&mut headers);
+        assert_eq!(headers["x-amz-date"], "20250101T000000Z");
+        headers.remove("x-amz-date");
+        headers.insert("date", HeaderValue::from_static("yesterday"));
+        name_date(&mut headers);
+        assert!(!headers.contains_key("x-amz-date"));
+    }
 }
