@@ -57,18 +57,27 @@ class Process:
 
 
 class ClusterNode(Node):
-    """A node that is told by its file which cluster to join."""
+    """A node that is told by its file which cluster to join. `instead`: another node whose addresses it takes over."""
 
-    def __init__(self, cluster, number, devices):
+    def __init__(self, cluster, number, devices, rack="", instead=None):
         super().__init__(cluster.root / f"node-{number}", environment=KEYS)
         self.number, self.peer = number, free_port()
-        self.name = f"node-{number}"
-        self.host, self.within = cluster.place(self.name)
+        self.name, self.rack, self.cluster = f"node-{number}", rack, cluster
+        if instead is None:
+            self.place = self.name
+            self.host, self.within = cluster.place(self.name)
+        else:
+            self.place, self.host, self.within, self.rack = instead.place, instead.host, instead.within, instead.rack
+            self.listen, self.admin, self.peer = instead.listen, instead.admin, instead.peer
         self.config_path = cluster.root / f"node-{number}.toml"
-        paths = [str(cluster.root / f"device-{number}-{index}") for index in range(devices)]
+        self.paths = [str(cluster.root / f"device-{number}-{index}") for index in range(devices)]
+        self.write_config()
+
+    def write_config(self):
+        cluster = self.cluster
         self.config_path.write_text(f"""
 data = "{self.data}"
-devices = {paths}
+devices = {self.paths}
 device-size = "{cluster.device_size}"
 listen = "{self.host}:{self.listen}"
 admin = "{self.host}:{self.admin}"
@@ -78,7 +87,8 @@ cores = 1
 
 [cluster]
 name = "tests"
-node-name = "node-{number}"
+node-name = "{self.name}"
+rack = "{self.rack}"
 lease-ttl-s = {LEASE_TTL_S}
 
 [cluster.etcd]
@@ -93,7 +103,7 @@ class Cluster:
     """Everything of one cluster; `close` ends it all."""
 
     def __init__(self, root, nodes=3, devices=2, profile="2+1", partitions=64, device_size="256MiB", controllers=1,
-                 etcds=1, etcd_root=None, network=None, rebuild_after_s=600):
+                 etcds=1, etcd_root=None, network=None, rebuild_after_s=600, racks=0):
         self.root, self.device_size, self.network = root, device_size, network
         self.rebuild_after_s = rebuild_after_s
         root.mkdir(parents=True, exist_ok=True)
@@ -107,7 +117,8 @@ class Cluster:
                     self.controller_config(index, profile, partitions, nodes)])
             for index in range(controllers)
         ]
-        self.nodes = [ClusterNode(self, number, devices) for number in range(1, nodes + 1)]
+        rack_of = (lambda number: f"rack-{number % racks}") if racks else (lambda _: "")
+        self.nodes = [ClusterNode(self, number, devices, rack_of(number)) for number in range(1, nodes + 1)]
 
     def place(self, name):
         """Address of a program, and what comes before its command."""

@@ -284,7 +284,6 @@ fn observe(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<Strin
             .insert(*id, NodeEntry { address: seen.address.clone(), rack: seen.rack.clone(), incarnation });
     }
     for id in &input.reports.started {
-        next.operations.removed_nodes.remove(id);
         if let Some(entry) = next.nodes.get_mut(id) {
             entry.incarnation = match input.reports.incarnations.get(id) {
                 Some(chosen) => entry.incarnation.max(*chosen),

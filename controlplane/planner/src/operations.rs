@@ -11,7 +11,9 @@ pub enum Intent {
     DrainNode(NodeId),
     /// Use the devices of a node again.
     UndrainNode(NodeId),
-    /// Take an empty node out of the map for good.
+    /// Let a node that was removed join again.
+    AddNode(NodeId),
+    /// Take an empty node out of the map for good: when it starts again it waits to be added.
     RemoveNode(NodeId),
     /// Empty a device.
     DrainDevice(DeviceId),
@@ -36,6 +38,9 @@ pub enum IntentError {
     /// No such device.
     #[error("{0} is not in the map")]
     UnknownDevice(DeviceId),
+    /// It may join: it was not removed.
+    #[error("{0} was not removed: start it, and it joins")]
+    NotRemoved(NodeId),
     /// It still takes data.
     #[error("{0} is in use: drain it first")]
     InUse(DeviceId),
@@ -61,6 +66,9 @@ impl Intent {
             {
                 Err(IntentError::UnknownNode(node))
             }
+            Self::AddNode(node) if !map.operations.removed_nodes.contains(&node) => {
+                Err(IntentError::NotRemoved(node))
+            }
             Self::DrainDevice(device) | Self::UndrainDevice(device) | Self::RemoveDevice(device)
                 if !map.devices.contains_key(&device) =>
             {
@@ -80,6 +88,7 @@ impl Intent {
         match self {
             Self::DrainNode(node) => drop(operations.draining_nodes.insert(node)),
             Self::UndrainNode(node) => drop(operations.draining_nodes.remove(&node)),
+            Self::AddNode(node) => drop(operations.removed_nodes.remove(&node)),
             Self::DrainDevice(device) => drop(operations.draining_devices.insert(device)),
             Self::UndrainDevice(device) => drop(operations.draining_devices.remove(&device)),
             Self::Pause(job) => drop(operations.paused.insert(job)),

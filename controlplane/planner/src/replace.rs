@@ -54,12 +54,22 @@ pub(crate) fn retire(next: &mut ClusterMap, reasons: &mut Vec<String>) {
     });
 }
 
-/// Ends the moves that are reported done: such a group is sealed until it is opened.
+/// Ends the moves that are reported done: such a group is sealed until it is opened. If a new member has gone out since,
+/// and the one before it is in, that one is worth more than the report.
 fn finish(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<String>) {
     let epoch = epoch_of(next);
+    let all_in: BTreeSet<DeviceId> =
+        next.devices.keys().copied().filter(|device| next.is_in(*device)).collect();
+    let falls_back = |group: &PlacementGroup| {
+        group.rebuilding.iter().any(|(position, former)| {
+            all_in.contains(former) && !all_in.contains(&group.members[usize::from(*position)])
+        })
+    };
     for report in &input.reports.moved {
         match next.placement_groups.get_mut(&report.pg) {
-            Some(group) if group.state == PgState::Moving && group.epoch == report.epoch => {
+            Some(group)
+                if group.state == PgState::Moving && group.epoch == report.epoch && !falls_back(group) =>
+            {
                 group.rebuilding.clear();
                 (group.state, group.epoch) = (PgState::Sealed, epoch);
                 reasons.push(format!("{} is whole", report.pg));

@@ -9,6 +9,7 @@ use quarry_clustermap::{
     ClusterId, ClusterMap, DeviceId, DeviceState, Epoch, Incarnation, NodeId, PartitionId, Tier,
 };
 use quarry_metastore::{Embedded, Metastore, Transaction};
+use quarry_planner::Intent;
 use tokio::{
     task::{JoinHandle, LocalSet, spawn_local},
     time::{sleep, timeout},
@@ -242,6 +243,30 @@ fn a_node_that_is_killed_is_back_at_once_and_its_older_run_ends() {
         let older = nodes.remove(&2).unwrap();
         assert_eq!(timeout(2 * TTL, older.task).await.unwrap().unwrap(), MemberEnd::Superseded);
         assert!(world.store.keys("report/").await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_node_that_was_removed_joins_only_when_it_is_added_again() {
+    simulate(6, false, async |world| {
+        let _controller = world.controller("c1", 1);
+        let nodes = three(&world).await;
+        let empty = NodeRegistration { devices: Vec::new(), ..registration(4) };
+        let older = world.node(4, 1, None);
+        older.handle.register_node(empty).await.unwrap();
+        nodes[&1].handle.operate(Intent::RemoveNode(NodeId(4))).await.unwrap();
+        let newer = world.node(4, 2, None);
+        let mut registering = std::pin::pin!(newer.handle.register_node(registration(4)));
+        // Longer than the patience of a start that nobody handles.
+        assert!(timeout(4 * TTL, &mut registering).await.is_err(), "it joined by itself");
+        let map = world.map().await.unwrap();
+        assert!(!map.devices.contains_key(&device(4, 0)), "its devices are in the map");
+        // What others report goes on meanwhile.
+        timeout(TTL, nodes[&2].handle.device_failed(device(1, 0), "EIO".to_owned())).await.unwrap().unwrap();
+
+        nodes[&1].handle.operate(Intent::AddNode(NodeId(4))).await.unwrap();
+        let registered = timeout(TTL, registering).await.expect("it joins at once").unwrap();
+        assert!(registered.published.map.is_in(device(4, 0)));
     });
 }
 

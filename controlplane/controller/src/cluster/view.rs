@@ -50,6 +50,8 @@ pub struct NodeView {
     pub name: String,
     /// Whether it holds its lease.
     pub alive: bool,
+    /// Whether it was removed: it joins no more until it is added.
+    pub removed: bool,
     /// Address of its peer transport.
     pub address: String,
     /// Its rack.
@@ -207,8 +209,7 @@ impl ClusterView {
         let partitions_short = map.partitions.iter().filter(|config| config.replicas.len() < wanted).count();
         let short = |group: &&PlacementGroup| group.positions_not_whole(map) > 0;
         let groups_short = map.placement_groups.values().filter(short).count();
-        let is_removed = |node: &NodeView| map.operations.removed_nodes.contains(&node.node);
-        let members = || self.nodes.iter().filter(|node| !is_removed(node));
+        let members = || self.nodes.iter().filter(|node| !node.removed);
         let silent = members().filter(|node| !node.alive).map(|node| node.name.clone());
         Some(StatusView {
             cluster: map.cluster.to_string(),
@@ -246,6 +247,7 @@ impl NodeView {
             node,
             name,
             alive,
+            removed: map.is_some_and(|map| map.operations.removed_nodes.contains(&node)),
             address: entry.map(|entry| entry.address.clone()).unwrap_or_default(),
             rack: entry.map(|entry| entry.rack.clone()).unwrap_or_default(),
             incarnation: entry.map(|entry| entry.incarnation).unwrap_or_default(),

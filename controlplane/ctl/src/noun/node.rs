@@ -10,8 +10,18 @@ use crate::{
     plan::{self, Consent},
 };
 
-const COLUMNS: [&str; 9] =
-    ["node", "name", "alive", "devices_in", "devices_out", "primaries", "incarnation", "rack", "address"];
+const COLUMNS: [&str; 10] = [
+    "node",
+    "name",
+    "alive",
+    "removed",
+    "devices_in",
+    "devices_out",
+    "primaries",
+    "incarnation",
+    "rack",
+    "address",
+];
 
 #[derive(Subcommand)]
 pub(crate) enum Verb {
@@ -36,7 +46,14 @@ pub(crate) enum Verb {
         #[command(flatten)]
         consent: Consent,
     },
-    /// Takes it out of the map for good; refused while one of its devices holds anything.
+    /// Lets a node that was removed join again, when it starts or at once if it waits.
+    Add {
+        /// Its name, or its number.
+        node: String,
+        #[command(flatten)]
+        consent: Consent,
+    },
+    /// Takes it out of the map for good, until it is added again; refused while one of its devices holds anything.
     Remove {
         /// Its name, or its number.
         node: String,
@@ -64,6 +81,9 @@ pub(crate) fn run(verb: Verb, client: &Client, format: Format) -> anyhow::Result
         }
         Verb::Undrain { node, consent } => {
             plan::ask(client, &json!({ "undrain_node": find(&nodes, &node)?["node"] }), &consent, format)
+        }
+        Verb::Add { node, consent } => {
+            plan::ask(client, &json!({ "add_node": find(&nodes, &node)?["node"] }), &consent, format)
         }
         Verb::Remove { node, consent } => {
             plan::ask(client, &json!({ "remove_node": find(&nodes, &node)?["node"] }), &consent, format)

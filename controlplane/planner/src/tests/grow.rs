@@ -144,6 +144,9 @@ fn what_is_in_use_is_not_removed_and_what_is_paused_begins_nothing() {
     world.ask(Intent::RemoveNode(NodeId(1)));
     assert!(world.map().devices.values().all(|entry| entry.node != NodeId(1)));
     assert!(world.map().operations.removed_nodes.contains(&NodeId(1)));
+    assert_eq!(Intent::AddNode(NodeId(2)).check(world.map()), Err(IntentError::NotRemoved(NodeId(2))));
+    world.ask(Intent::AddNode(NodeId(1)));
+    assert!(world.map().operations.removed_nodes.is_empty());
 }
 
 /// Every position can be read, and no partition has fewer replicas than it should.
