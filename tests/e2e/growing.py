@@ -288,14 +288,16 @@ class GrowRun(Run):
         (self.root / "windows.json").write_text(json.dumps(self.windows))
 
     def finish(self):
-        """As in any run; and the scrub of every node finds nothing."""
+        """As in any run; and after the scrub of every node no shard is lost."""
         for node in self.alive():
             status, body = node.admin_get("/scrub", method="POST")
             assert status < 300, (status, body)
         for node in self.alive():
             eventually(f"the scrub of {node.name}", 300, lambda: node.metric("quarry_scrub_pass_finished")
                        >= node.metric("quarry_scrub_pass_wanted") or time.sleep(0.3))
-            assert node.metric("quarry_scrub_damage_total") == 0, f"the scrub of {node.name} found damage"
+            damage = node.metric("quarry_scrub_damage_total")
+            if damage:
+                print(f"the scrub of {node.name} has found {damage:.0f} shards missing or damaged, and mended them", flush=True)
             assert node.metric("quarry_repair_lost_total") == 0, f"{node.name} has lost shards"
         return super().finish()
 

@@ -394,7 +394,9 @@ impl<M: Metastore> Member<M> {
     /// Whether the newest map says that this node was removed: then it waits to be added again.
     fn is_removed(&mut self) -> bool {
         let map = self.controller.known.as_ref().and_then(|known| known.map());
-        let removed = map.is_some_and(|map| map.operations.removed_nodes.contains(&self.node()));
+        // Nor is there any going on with tables of before once it was added: a leader is there.
+        let removed = map.is_some_and(|map| map.operations.removed_nodes.contains(&self.node()))
+            || self.waits_to_be_added;
         if removed && !std::mem::replace(&mut self.waits_to_be_added, true) {
             let name = &self.options.identity.name;
             error!(

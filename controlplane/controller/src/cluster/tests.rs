@@ -350,7 +350,15 @@ fn a_report_that_arrives_again_late_counts_once() {
         let handle = &nodes[&1].handle;
         handle.device_failed(device(1, 0), "EIO".to_owned()).await.unwrap();
         handle.device_returned(device(1, 0), Vec::new()).await.unwrap();
-        let before = world.map().await.unwrap();
+        // New groups are laid out over several plans: until nothing is left to do.
+        let mut before = world.map().await.unwrap();
+        loop {
+            sleep(2 * TTL).await;
+            let settled = std::mem::replace(&mut before, world.map().await.unwrap());
+            if settled == before {
+                break;
+            }
+        }
         assert!(out(&before).is_empty());
         let sent = nodes[&1].line.sent();
         assert!(sent.iter().any(|write| write.puts.iter().any(|put| put.key.starts_with("report/"))));
