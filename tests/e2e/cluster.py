@@ -17,12 +17,18 @@ KEYS = {"QUARRY_ACCESS_KEY": "cluster-of-tests", "QUARRY_SECRET_KEY": "not-a-sec
 LEASE_TTL_S = 8
 
 
-def ctl(node, *words, output="json"):
-    """What quarryctl says, through this node."""
+def run_ctl(node, *words, output="table"):
+    """Runs quarryctl through this node, whatever comes of it."""
     command = [BINARIES / "quarryctl", "--admin", f"http://{node.host}:{node.admin}", "--output", output,
                "--token-file", node.data / "admin-token", *words]
     environment = {name: value for name, value in os.environ.items() if name != "QUARRY_ADMIN_TOKEN"}
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60, env=environment)
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60, env=environment,
+                          stdin=subprocess.DEVNULL)
+
+
+def ctl(node, *words, output="json"):
+    """What quarryctl says, through this node."""
+    done = run_ctl(node, *words, output=output)
     assert done.returncode == 0, (words, done.stdout, done.stderr)
     return json.loads(done.stdout) if output == "json" else done.stdout
 
@@ -52,18 +58,27 @@ class Process:
 
 
 class ClusterNode(Node):
-    """A node that is told by its file which cluster to join."""
+    """A node that is told by its file which cluster to join. `instead`: another node whose addresses it takes over."""
 
-    def __init__(self, cluster, number, devices):
+    def __init__(self, cluster, number, devices, rack="", instead=None):
         super().__init__(cluster.root / f"node-{number}", environment=KEYS)
         self.number, self.peer = number, free_port()
-        self.name = f"node-{number}"
-        self.host, self.within = cluster.place(self.name)
+        self.name, self.rack, self.cluster = f"node-{number}", rack, cluster
+        if instead is None:
+            self.place = self.name
+            self.host, self.within = cluster.place(self.name)
+        else:
+            self.place, self.host, self.within, self.rack = instead.place, instead.host, instead.within, instead.rack
+            self.listen, self.admin, self.peer = instead.listen, instead.admin, instead.peer
         self.config_path = cluster.root / f"node-{number}.toml"
-        paths = [str(cluster.root / f"device-{number}-{index}") for index in range(devices)]
+        self.paths = [str(cluster.root / f"device-{number}-{index}") for index in range(devices)]
+        self.write_config()
+
+    def write_config(self):
+        cluster = self.cluster
         self.config_path.write_text(f"""
 data = "{self.data}"
-devices = {paths}
+devices = {self.paths}
 device-size = "{cluster.device_size}"
 listen = "{self.host}:{self.listen}"
 admin = "{self.host}:{self.admin}"
@@ -73,7 +88,8 @@ cores = 1
 
 [cluster]
 name = "tests"
-node-name = "node-{number}"
+node-name = "{self.name}"
+rack = "{self.rack}"
 lease-ttl-s = {LEASE_TTL_S}
 
 [cluster.etcd]
@@ -88,8 +104,9 @@ class Cluster:
     """Everything of one cluster; `close` ends it all."""
 
     def __init__(self, root, nodes=3, devices=2, profile="2+1", partitions=64, device_size="256MiB", controllers=1,
-                 etcds=1, etcd_root=None, network=None):
+                 etcds=1, etcd_root=None, network=None, rebuild_after_s=600, racks=0):
         self.root, self.device_size, self.network = root, device_size, network
+        self.rebuild_after_s = rebuild_after_s
         root.mkdir(parents=True, exist_ok=True)
         self.key_path = root / "cluster-key"
         self.key_path.write_text(os.urandom(32).hex() + "\n")
@@ -101,7 +118,8 @@ class Cluster:
                     self.controller_config(index, profile, partitions, nodes)])
             for index in range(controllers)
         ]
-        self.nodes = [ClusterNode(self, number, devices) for number in range(1, nodes + 1)]
+        rack_of = (lambda number: f"rack-{number % racks}") if racks else (lambda _: "")
+        self.nodes = [ClusterNode(self, number, devices, rack_of(number)) for number in range(1, nodes + 1)]
 
     def place(self, name):
         """Address of a program, and what comes before its command."""
@@ -133,6 +151,7 @@ profile = "{profile}"
 partitions = {partitions}
 initial-nodes = {nodes}
 node-grace-s = 1
+rebuild-after-s = {self.rebuild_after_s}
 metrics-address = "{self.controller_metrics[index]}"
 
 [cluster]

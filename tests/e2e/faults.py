@@ -40,12 +40,19 @@ class Run:
         self.options = ["--rate", rate, "--clients", clients, "--hot-keys", hot_keys, "--seed", seed]
         self.history = self.root / "history.jsonl"
 
-    def start(self):
-        self.cluster = Cluster(
+    def make_cluster(self):
+        return Cluster(
             self.root, nodes=6, devices=2, profile="4+2", partitions=self.partitions, controllers=2, etcds=3,
             etcd_root=self.memory, network=self.network)
+
+    def before_clients(self):
+        """What is to be there before anything is recorded."""
+
+    def start(self):
+        self.cluster = self.make_cluster()
         self.cluster.start()
         self.wait_whole("after the start")
+        self.before_clients()
         nodes = [word for node in self.cluster.nodes for word in ("--node", node.endpoint)]
         command = [LOADGEN, "history", *nodes, "--bucket", BUCKET, "--out", self.history, *self.options]
         environment = {**os.environ, "AWS_ACCESS_KEY_ID": KEYS["QUARRY_ACCESS_KEY"],

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use quarry_clustermap::{DeviceId, Epoch, Incarnation, NodeId, PartitionId, PgId};
 use serde::{Deserialize, Serialize};
 
+use crate::Intent;
 use crate::accused::Accusation;
 
 /// Everything reported since the committed map.
@@ -32,6 +33,8 @@ pub struct Reports {
     pub joined: Vec<Joined>,
     /// Placement groups whose new members are whole.
     pub moved: Vec<GroupMoved>,
+    /// What operators ask for; checked.
+    pub intents: Vec<Intent>,
 }
 
 /// A primary's report that a joiner holds the partition's whole history.

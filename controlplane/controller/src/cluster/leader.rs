@@ -63,6 +63,7 @@ impl LeaderOptions {
             hot_profile,
             partition_count: partitions,
             rebuild_after_ms: self.rebuild_after_ms,
+            groups_per_device: quarry_planner::groups_per_device(hot_profile),
         }
     }
 }
@@ -190,16 +191,24 @@ impl<M: Metastore> Acting<M> {
     /// Looks, and does what is to be done. `true`: there may be more at once.
     async fn act(&mut self) -> Result<bool, ControllerError> {
         let left = self.metastore.range(REPORT_PREFIX).await?.entries;
-        let more = left.len() > REPORT_KEYS_MAX;
         let alive = self.metastore.range(ALIVE_PREFIX).await?.entries;
         self.controller.reload().await?;
         let mut base = self.fenced.clone();
-        let mut reports = Vec::new();
-        for entry in left.iter().take(REPORT_KEYS_MAX) {
-            reports.extend(parse::<Vec<Report>>(entry)?);
-            base = base.expect(&entry.key, Some(entry)).delete(&entry.key);
-        }
         let map = self.controller.known.as_ref().and_then(|known| known.map());
+        let removed = map.as_ref().map(|map| map.operations.removed_nodes.clone()).unwrap_or_default();
+        let (mut reports, mut handled, mut waits) = (Vec::new(), 0, false);
+        for entry in &left {
+            let told = parse::<Vec<Report>>(entry)?;
+            // The start of a removed node waits until somebody adds it again.
+            if told.iter().filter_map(starts).any(|node| removed.contains(&node)) {
+                waits = true;
+            } else if handled < REPORT_KEYS_MAX {
+                reports.extend(told);
+                base = base.expect(&entry.key, Some(entry)).delete(&entry.key);
+                handled += 1;
+            }
+        }
+        let more = waits || left.len() > REPORT_KEYS_MAX;
         let alive = nodes_of(&alive);
         self.numbers.reports_waiting.set(left.len() as u64);
         self.numbers.nodes_alive.set(alive.len() as u64);

@@ -24,7 +24,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Alive, NodeIdentity, Tables,
@@ -81,6 +81,8 @@ pub struct Member<M> {
     /// The leader has handled this start.
     registered: bool,
     started: Option<Instant>,
+    /// It was told that it was removed.
+    waits_to_be_added: bool,
     /// Devices that work as far as this node knows.
     working: BTreeSet<DeviceId>,
     held: Held,
@@ -114,6 +116,7 @@ impl<M: Metastore> Member<M> {
             hot_profile: founding.hot_profile,
             partition_count: founding.partitions,
             rebuild_after_ms: quarry_planner::REBUILD_AFTER_MS,
+            groups_per_device: 1,
         };
         // Nothing is planned here: neither is used.
         let unused = ControllerOptions { policy, clock_ms: || 0 };
@@ -128,6 +131,7 @@ impl<M: Metastore> Member<M> {
             sequence: 0,
             registered: false,
             started: None,
+            waits_to_be_added: false,
             working: BTreeSet::new(),
             held: Held::default(),
             stale: false,
@@ -390,6 +394,22 @@ impl<M: Metastore> Member<M> {
         }
     }
 
+    /// Whether the newest map says that this node was removed: then it waits to be added again.
+    fn is_removed(&mut self) -> bool {
+        let map = self.controller.known.as_ref().and_then(|known| known.map());
+        // Nor is there any going on with tables of before once it was added: a leader is there.
+        let removed = map.is_some_and(|map| map.operations.removed_nodes.contains(&self.node()))
+            || self.waits_to_be_added;
+        if removed && !std::mem::replace(&mut self.waits_to_be_added, true) {
+            let name = &self.options.identity.name;
+            error!(
+                event = "node_removed",
+                "this node was removed from the cluster: `quarryctl node add {name}` lets it join again"
+            );
+        }
+        removed
+    }
+
     async fn keep_tables(&mut self) {
         let Some(known) = &self.controller.known else { return };
         if let (Some(tables), Some(stored)) = (&mut self.options.tables, &known.stored)
@@ -402,7 +422,7 @@ impl<M: Metastore> Member<M> {
     /// A start that nobody handles goes on with tables of before, if there are any.
     async fn go_on_without(&mut self) {
         let late = self.started.is_some_and(|started| started.elapsed() >= self.options.patience);
-        if self.registered || !late {
+        if self.registered || !late || self.is_removed() {
             return;
         }
         let node = self.node();

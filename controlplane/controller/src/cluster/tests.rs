@@ -9,6 +9,7 @@ use quarry_clustermap::{
     ClusterId, ClusterMap, DeviceId, DeviceState, Epoch, Incarnation, NodeId, PartitionId, Tier,
 };
 use quarry_metastore::{Embedded, Metastore, Transaction};
+use quarry_planner::Intent;
 use tokio::{
     task::{JoinHandle, LocalSet, spawn_local},
     time::{sleep, timeout},
@@ -246,6 +247,30 @@ fn a_node_that_is_killed_is_back_at_once_and_its_older_run_ends() {
 }
 
 #[test]
+fn a_node_that_was_removed_joins_only_when_it_is_added_again() {
+    simulate(6, false, async |world| {
+        let _controller = world.controller("c1", 1);
+        let nodes = three(&world).await;
+        let empty = NodeRegistration { devices: Vec::new(), ..registration(4) };
+        let older = world.node(4, 1, None);
+        older.handle.register_node(empty).await.unwrap();
+        nodes[&1].handle.operate(Intent::RemoveNode(NodeId(4))).await.unwrap();
+        let newer = world.node(4, 2, None);
+        let mut registering = std::pin::pin!(newer.handle.register_node(registration(4)));
+        // Longer than the patience of a start that nobody handles.
+        assert!(timeout(4 * TTL, &mut registering).await.is_err(), "it joined by itself");
+        let map = world.map().await.unwrap();
+        assert!(!map.devices.contains_key(&device(4, 0)), "its devices are in the map");
+        // What others report goes on meanwhile.
+        timeout(TTL, nodes[&2].handle.device_failed(device(1, 0), "EIO".to_owned())).await.unwrap().unwrap();
+
+        nodes[&1].handle.operate(Intent::AddNode(NodeId(4))).await.unwrap();
+        let registered = timeout(TTL, registering).await.expect("it joins at once").unwrap();
+        assert!(registered.published.map.is_in(device(4, 0)));
+    });
+}
+
+#[test]
 fn without_a_leader_reports_wait_and_activations_do_not() {
     simulate(3, false, async |world| {
         let controller = world.controller("c1", 1);
@@ -325,7 +350,15 @@ fn a_report_that_arrives_again_late_counts_once() {
         let handle = &nodes[&1].handle;
         handle.device_failed(device(1, 0), "EIO".to_owned()).await.unwrap();
         handle.device_returned(device(1, 0), Vec::new()).await.unwrap();
-        let before = world.map().await.unwrap();
+        // New groups are laid out over several plans: until nothing is left to do.
+        let mut before = world.map().await.unwrap();
+        loop {
+            sleep(2 * TTL).await;
+            let settled = std::mem::replace(&mut before, world.map().await.unwrap());
+            if settled == before {
+                break;
+            }
+        }
         assert!(out(&before).is_empty());
         let sent = nodes[&1].line.sent();
         assert!(sent.iter().any(|write| write.puts.iter().any(|put| put.key.starts_with("report/"))));

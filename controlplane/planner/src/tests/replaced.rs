@@ -1,9 +1,9 @@
 //! Devices that are replaced, and groups that move.
 
-use quarry_clustermap::{DeviceId, DeviceState, Epoch, NodeId, PgId, PgState, PlacementGroup};
+use quarry_clustermap::{DeviceId, DeviceState, Epoch, JobKind, NodeId, PgId, PgState, PlacementGroup};
 
 use super::{World, device, golden};
-use crate::{DeviceObservation, GroupMoved, REBUILD_AFTER_MS, Reports};
+use crate::{DeviceObservation, GroupMoved, Intent, REBUILD_AFTER_MS, Reports};
 
 fn count(world: &World, state: PgState) -> usize {
     world.map().placement_groups.values().filter(|group| group.state == state).count()
@@ -179,10 +179,29 @@ fn without_a_device_to_take_them_the_reason_is_given_once() {
     assert_eq!(count(&world, PgState::Moving), 3);
 }
 
+/// A drain has filled the new member, which goes out before that is known: the former one has the position again.
+#[test]
+fn a_former_member_that_is_in_is_worth_more_than_a_report_of_one_that_is_out() {
+    let mut world = World::new("2+1", 4, 5, 1);
+    world.step(&[1], &[]);
+    let drain = Reports { intents: vec![Intent::DrainDevice(DeviceId(0xa))], ..Reports::default() };
+    world.step_reports(&drain);
+    let moving = world.map().placement_groups.iter().find(|(_, group)| group.state == PgState::Moving);
+    let (pg, group) = moving.map(|(pg, group)| (*pg, group.clone())).unwrap();
+    let (position, former) = group.rebuilding.first_key_value().map(|(at, former)| (*at, *former)).unwrap();
+    assert_eq!(former, DeviceId(0xa));
+    world.set_present(group.members[usize::from(position)].0, false);
+    let report = GroupMoved { pg, epoch: group.epoch };
+    world.step_reports(&Reports { moved: vec![report], ..Reports::default() });
+    let group = &world.map().placement_groups[&pg];
+    assert_eq!((group.members[usize::from(position)], group.state), (former, PgState::Moving));
+}
+
 #[test]
 fn a_device_that_is_in_or_unknown_is_not_replaced() {
     let mut world = World::new("2+1", 4, 3, 1);
     world.step(&[1], &[]);
+    world.map.as_mut().unwrap().operations.paused.insert(JobKind::Rebalance);
     for old in [0xa, 0xdead] {
         world.add_replacing(0xf, old);
         let plan = world.plan(&[], &[]).unwrap();

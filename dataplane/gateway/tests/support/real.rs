@@ -87,6 +87,7 @@ fn map() -> ClusterMap {
             joining: Vec::new(),
             lost: Default::default(),
         }],
+        operations: quarry_clustermap::Operations::default(),
         placement_groups: BTreeMap::from([(PgId(1), group)]),
     }
 }

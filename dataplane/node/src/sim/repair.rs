@@ -98,10 +98,26 @@ async fn all_whole(node: &Rc<NodeParts>, history: &History) {
     assert_eq!(node.cluster.metrics().shards_lost.get(), 0);
 }
 
+/// What a device holds of a partition that was moved off it is kept for ten minutes: now they are over.
+async fn forget_moved(node: &Rc<NodeParts>) {
+    let map = node.map();
+    for (id, device) in node.host.devices() {
+        for partition in device.store.partitions() {
+            let is_member = map.partition(partition).members().any(|member| member == id);
+            if !is_member && device.store.has_rows(partition) {
+                node.host.forget(id, partition).await.unwrap();
+            }
+        }
+    }
+}
+
 fn delete_all(mut node: Node, history: &History, machine: &Machine) {
     let keys = history.allowed_now().into_keys().collect();
     let uploads = history.uploads();
-    node.run(move |node| verify::delete_everything(node, keys, uploads));
+    node.run(move |node| async move {
+        verify::delete_everything(Rc::clone(&node), keys, uploads).await;
+        forget_moved(&node).await;
+    });
     node.shutdown();
     machine.devices.all().iter().for_each(verify::check_free_map);
 }
