@@ -9,3 +9,4 @@ pub(crate) mod mover;
 pub(crate) mod repair;
 pub(crate) mod room;
 pub(crate) mod scrub;
+pub(crate) mod tiers;

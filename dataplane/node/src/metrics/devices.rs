@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use quarry_clustermap::Tier;
 use quarry_meter::page::Page;
 use quarry_storage::{device::DeviceMeter, store::SharedStats};
 
 use super::{
     families::{
         CAPACITY, CHECKPOINT_BYTES, CHECKPOINTS, DEVICE_BYTES, DEVICE_ERRORS, DEVICE_SECONDS, FREE,
-        JOURNAL_BATCHES, JOURNAL_BYTES, JOURNAL_FLUSHES, JOURNAL_QUEUE, JOURNAL_RECORDS, QUARANTINED, USED,
+        JOURNAL_BATCHES, JOURNAL_BYTES, JOURNAL_FLUSHES, JOURNAL_QUEUE, JOURNAL_RECORDS, QUARANTINED,
+        TIER_CAPACITY, TIER_USED, USED,
     },
     requests::sum,
 };
@@ -41,6 +43,20 @@ impl DeviceSource {
         ] {
             page.count(family, &labels, value);
         }
+    }
+}
+
+/// Puts the space of each tier that has devices here on the page; `tier`: of a device that is in.
+pub(super) fn collect_tiers(devices: &[DeviceSource], tier: impl Fn(&str) -> Option<Tier>, page: &mut Page) {
+    for (wanted, name) in [(Tier::Hot, "hot"), (Tier::Cold, "cold")] {
+        let of_tier = || devices.iter().filter(|device| tier(&device.device) == Some(wanted));
+        if of_tier().next().is_none() {
+            continue;
+        }
+        let capacity: u64 = of_tier().map(|device| device.space.capacity_bytes()).sum();
+        let free: u64 = of_tier().map(|device| device.space.free_bytes()).sum();
+        page.count(&TIER_CAPACITY, &[("tier", name)], capacity);
+        page.count(&TIER_USED, &[("tier", name)], capacity.saturating_sub(free));
     }
 }
 

@@ -59,20 +59,22 @@ fn entry(
     let malformed = || damaged(row, RowProblem::Key);
     if list.listed == Listed::Uploads {
         let (_, key, upload) = rows::parse_upload(row).ok_or_else(malformed)?;
-        let Upload { created_ms, checksum, .. } = decode(row, value)?;
-        return Ok((Some(Entry::Upload { key, upload, created_ms, checksum }), next()));
+        let Upload { created_ms, checksum, attributes, .. } = decode(row, value)?;
+        let class = attributes.storage_class().map(str::to_owned);
+        return Ok((Some(Entry::Upload { key, upload, created_ms, checksum, class }), next()));
     }
     let (_, key, _) = rows::parse_version(row).ok_or_else(malformed)?;
     let manifest: Manifest = decode(row, value)?;
     let (version, is_marker) = (manifest.version_id(), manifest.kind.is_marker());
+    let class = manifest.attributes.storage_class().map(str::to_owned);
     let stored = summary(manifest);
     if list.listed == Listed::Versions {
         let is_latest = previous != Some(&key);
-        return Ok((Some(Entry::Version { key, version, is_latest, is_marker, stored }), next()));
+        return Ok((Some(Entry::Version { key, version, is_latest, is_marker, stored, class }), next()));
     }
     // Past the older versions of the key.
     let past = rows::versions(list.bucket, &key).1;
-    Ok(((!is_marker).then_some(Entry::Object { key, stored }), past))
+    Ok(((!is_marker).then_some(Entry::Object { key, stored, class }), past))
 }
 
 pub(super) async fn list<V: View>(state: &State<'_, V>, list: &List) -> Result<Reply, EvaluateError> {
