@@ -16,12 +16,18 @@ KEYS = {"QUARRY_ACCESS_KEY": "cluster-of-tests", "QUARRY_SECRET_KEY": "not-a-sec
 LEASE_TTL_S = 8
 
 
-def ctl(node, *words, output="json"):
-    """What quarryctl says, through this node."""
+def run_ctl(node, *words, output="table"):
+    """Runs quarryctl through this node, whatever comes of it."""
     command = [BINARIES / "quarryctl", "--admin", f"http://{node.host}:{node.admin}", "--output", output,
                "--token-file", node.data / "admin-token", *words]
     environment = {name: value for name, value in os.environ.items() if name != "QUARRY_ADMIN_TOKEN"}
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60, env=environment)
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60, env=environment,
+                          stdin=subprocess.DEVNULL)
+
+
+def ctl(node, *words, output="json"):
+    """What quarryctl says, through this node."""
+    done = run_ctl(node, *words, output=output)
     assert done.returncode == 0, (words, done.stdout, done.stderr)
     return json.loads(done.stdout) if output == "json" else done.stdout
 
@@ -87,8 +93,9 @@ class Cluster:
     """Everything of one cluster; `close` ends it all."""
 
     def __init__(self, root, nodes=3, devices=2, profile="2+1", partitions=64, device_size="256MiB", controllers=1,
-                 etcds=1, etcd_root=None, network=None):
+                 etcds=1, etcd_root=None, network=None, rebuild_after_s=600):
         self.root, self.device_size, self.network = root, device_size, network
+        self.rebuild_after_s = rebuild_after_s
         root.mkdir(parents=True, exist_ok=True)
         self.key_path = root / "cluster-key"
         self.key_path.write_text(os.urandom(32).hex() + "\n")
@@ -132,6 +139,7 @@ profile = "{profile}"
 partitions = {partitions}
 initial-nodes = {nodes}
 node-grace-s = 1
+rebuild-after-s = {self.rebuild_after_s}
 metrics-address = "{self.controller_metrics[index]}"
 
 [cluster]

@@ -13,6 +13,7 @@
 mod bucket;
 mod id;
 mod map;
+mod operations;
 mod placement;
 mod profile;
 
@@ -24,5 +25,6 @@ pub use id::{
 pub use map::{
     ClusterMap, DeviceEntry, DeviceState, MapError, NodeEntry, PartitionConfig, PgState, PlacementGroup, Tier,
 };
+pub use operations::{JobKind, Operations, UnknownJob};
 pub use placement::{PARTITIONS_CLUSTER, PARTITIONS_STANDALONE, partition_of};
 pub use profile::{ErasureProfile, ProfileError, SHARD_BLOCK_BYTES};

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ClusterId, DeviceId, Epoch, ErasureProfile, Incarnation, MapVersion, NodeId, PartitionId, PgId};
+use crate::{
+    ClusterId, DeviceId, Epoch, ErasureProfile, Incarnation, MapVersion, NodeId, Operations, PartitionId,
+    PgId,
+};
 
 /// A device class with its own profile and policy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -137,12 +140,31 @@ pub struct PlacementGroup {
 }
 
 impl PlacementGroup {
-    /// Positions that may lack shards: being rebuilt, or with a member that is out.
+    /// Positions that may lack shards: neither their member, nor the former one of a position that moves, is in and
+    /// whole.
     pub fn positions_not_whole(&self, map: &ClusterMap) -> usize {
-        let whole = |(position, device): &(usize, &DeviceId)| {
-            map.is_in(**device) && !self.rebuilding.keys().any(|at| usize::from(*at) == *position)
+        let whole = |position: &u8| match self.rebuilding.get(position) {
+            Some(former) => map.is_in(*former),
+            None => map.is_in(self.members[usize::from(*position)]),
         };
-        self.members.len() - self.members.iter().enumerate().filter(whole).count()
+        self.members.len() - (0_u8..).take(self.members.len()).filter(whole).count()
+    }
+
+    /// The device to read a position's shards from: the former member for as long as it is in and another one is being
+    /// filled in its place, else the member; `None` if neither is in.
+    pub fn holder(&self, map: &ClusterMap, position: u8) -> Option<DeviceId> {
+        let former = self.rebuilding.get(&position).filter(|former| map.is_in(**former));
+        former
+            .or_else(|| self.members.get(usize::from(position)).filter(|device| map.is_in(**device)))
+            .copied()
+    }
+
+    /// Former members of positions that move, which are in and hold what the new ones are still to get.
+    pub fn formers_in(&self, map: &ClusterMap) -> impl Iterator<Item = (u8, DeviceId)> {
+        self.rebuilding
+            .iter()
+            .map(|(position, former)| (*position, *former))
+            .filter(|(_, former)| map.is_in(*former))
     }
 }
 
@@ -163,6 +185,9 @@ pub struct ClusterMap {
     pub partitions: Vec<PartitionConfig>,
     /// Placement groups; a PG is kept as long as any manifest may name it.
     pub placement_groups: BTreeMap<PgId, PlacementGroup>,
+    /// What the operator has asked for.
+    #[serde(default)]
+    pub operations: Operations,
 }
 
 /// What [`ClusterMap::validate`] found.
@@ -211,6 +236,21 @@ impl ClusterMap {
     /// Whether a device is in the map and takes part.
     pub fn is_in(&self, device: DeviceId) -> bool {
         self.devices.get(&device).is_some_and(|entry| entry.state == DeviceState::In)
+    }
+
+    /// Whether a device is to be emptied: it, or its node, is drained.
+    pub fn is_leaving(&self, device: DeviceId) -> bool {
+        let of_node = |entry: &DeviceEntry| self.operations.draining_nodes.contains(&entry.node);
+        self.operations.draining_devices.contains(&device) || self.devices.get(&device).is_some_and(of_node)
+    }
+
+    /// How often placement groups and partitions name a device, as a member or as the former one of a move.
+    pub fn uses_of(&self, device: DeviceId) -> usize {
+        let groups = self.placement_groups.values();
+        let of_groups =
+            groups.flat_map(|group| group.members.iter().chain(group.rebuilding.values()).copied());
+        let of_partitions = self.partitions.iter().flat_map(PartitionConfig::members);
+        of_groups.chain(of_partitions).filter(|used| *used == device).count()
     }
 
     /// Open placement groups of a tier whose members are all in, with their profiles.
@@ -338,6 +378,7 @@ mod tests {
             devices: BTreeMap::from([(A, device.clone()), (B, device)]),
             partitions: vec![partition],
             placement_groups: BTreeMap::from([(PgId(0), group)]),
+            operations: Operations::default(),
         }
     }
 
@@ -378,10 +419,16 @@ mod tests {
         map.devices.get_mut(&B).unwrap().state = DeviceState::Out;
         let mut group = map.placement_groups[&PgId(0)].clone();
         assert_eq!(group.positions_not_whole(&map), 1);
-        group.rebuilding.insert(1, A);
+        group.rebuilding.insert(1, B);
         assert_eq!(group.positions_not_whole(&map), 1);
-        group.rebuilding.insert(0, A);
+        group.rebuilding.insert(0, B);
         assert_eq!(group.positions_not_whole(&map), 2);
+        group.rebuilding.insert(0, A);
+        assert_eq!(
+            (group.positions_not_whole(&map), group.holder(&map, 0)),
+            (1, Some(A)),
+            "the former one is in"
+        );
     }
 
     #[test]

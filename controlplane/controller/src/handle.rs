@@ -6,7 +6,7 @@ use async_channel::Sender;
 use futures::channel::oneshot;
 use quarry_clustermap::{BucketId, DeviceId, DocumentKind, Epoch, NodeId, PartitionId, PgId, Versioning};
 use quarry_identity::UserTable;
-use quarry_planner::{GroupMoved, Joined, Lagging};
+use quarry_planner::{GroupMoved, Intent, Joined, Lagging};
 
 use crate::{
     Bucket, ControllerError, NodeRegistration, Published, Registered, Reply, Report, Request,
@@ -132,6 +132,14 @@ impl ControllerHandle {
     /// [`ControllerError::NoMap`]; metastore errors.
     pub async fn node_left(&self, node: NodeId) -> Result<Published, ControllerError> {
         self.report(Report::Left { node }).await
+    }
+
+    /// Does what an operator asks for. In a cluster the leader checks it again, and only its log tells if it refuses.
+    ///
+    /// # Errors
+    /// [`ControllerError::Refused`], [`ControllerError::NoMap`]; metastore errors.
+    pub async fn operate(&self, intent: Intent) -> Result<Published, ControllerError> {
+        self.report(Report::Operate { intent }).await
     }
 
     /// A new primary is about to acknowledge its first record of an epoch. `Ok`: it may, also when asked again.

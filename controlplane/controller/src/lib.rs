@@ -171,6 +171,9 @@ pub enum ControllerError {
     /// A change of users, keys or policies is refused.
     #[error(transparent)]
     User(#[from] quarry_identity::UserError),
+    /// What an operator asks for cannot be done now.
+    #[error(transparent)]
+    Refused(#[from] quarry_planner::IntentError),
     /// No map can be made; every planning request of the batch fails with it.
     #[error("cannot plan: {0}")]
     Plan(#[from] PlanError),
@@ -287,6 +290,10 @@ enum Report {
     /// A node stops now.
     Left {
         node: NodeId,
+    },
+    /// An operator asks for something.
+    Operate {
+        intent: quarry_planner::Intent,
     },
     /// A node's lease has ended.
     NodeLost {

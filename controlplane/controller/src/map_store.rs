@@ -21,7 +21,7 @@ use std::{
 };
 
 use quarry_clustermap::{
-    ClusterId, ClusterMap, DeviceEntry, DeviceId, ErasureProfile, MapVersion, NodeEntry, NodeId,
+    ClusterId, ClusterMap, DeviceEntry, DeviceId, ErasureProfile, MapVersion, NodeEntry, NodeId, Operations,
     PartitionConfig, PgId, PlacementGroup,
 };
 use quarry_metastore::{
@@ -59,6 +59,8 @@ struct Head {
     cluster: ClusterId,
     version: MapVersion,
     hot_profile: ErasureProfile,
+    #[serde(default)]
+    operations: Operations,
     /// By name (`p00003`): the end of the key.
     leaves: BTreeMap<String, String>,
 }
@@ -211,6 +213,7 @@ fn assemble(head: &Head, leaves: &BTreeMap<String, Leaf>) -> ClusterMap {
         nodes: BTreeMap::new(),
         devices: BTreeMap::new(),
         partitions: Vec::new(),
+        operations: head.operations.clone(),
         placement_groups: BTreeMap::new(),
     };
     // In the order of their names: partitions are listed by id.
@@ -269,6 +272,7 @@ pub(crate) fn stage(old: Option<&StoredMap>, next: &ClusterMap, base: Transactio
         cluster: next.cluster,
         version: next.version,
         hot_profile: next.hot_profile,
+        operations: next.operations.clone(),
         leaves: BTreeMap::new(),
     };
     let mut leaves = BTreeMap::new();

@@ -45,10 +45,13 @@ pub(crate) fn decide_map(
                 false
             }
             Report::Joined(_) | Report::GroupMoved(_) | Report::Lagging(_) | Report::Avoid { .. } => true,
+            Report::Operate { .. } => true,
             Report::HandOver { .. } | Report::Left { .. } | Report::NodeLost { .. } | Report::Tick => true,
         };
         let result = if about_map && old.is_none() {
             Err(ControllerError::NoMap)
+        } else if let (Report::Operate { intent }, Some(map)) = (report, &old) {
+            intent.check(map).map(|()| folded.intents.push(*intent)).map_err(ControllerError::from)
         } else {
             fold(report, &mut inventory, &mut folded)
         };
@@ -116,7 +119,8 @@ fn fold(report: &Report, inventory: &mut Inventory, folded: &mut Reports) -> Res
         }
         Report::Joined(report) => folded.joined.push(*report),
         Report::GroupMoved(report) => folded.moved.push(*report),
-        Report::Tick => {}
+        // Checked against the map by the caller.
+        Report::Operate { .. } | Report::Tick => {}
     }
     Ok(())
 }

@@ -39,6 +39,7 @@ fn options() -> ControllerOptions {
         hot_profile: "4+2".parse().unwrap(),
         partition_count: 256,
         rebuild_after_ms: 10_000,
+        groups_per_device: 1,
     };
     ControllerOptions { policy, clock_ms: || NOW_MS.get() }
 }

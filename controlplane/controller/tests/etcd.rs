@@ -271,6 +271,7 @@ fn of_many_writers_each_commit_counts_once() {
             hot_profile: "2+2".parse().unwrap(),
             partition_count: 64,
             rebuild_after_ms: REBUILD_AFTER_MS,
+            groups_per_device: 1,
         };
         let mut handles = Vec::new();
         for _ in 0..3 {

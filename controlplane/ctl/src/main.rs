@@ -6,6 +6,7 @@
 mod client;
 mod noun;
 mod output;
+mod plan;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,12 @@ enum Noun {
     /// Nodes.
     #[command(subcommand)]
     Node(noun::node::Verb),
+    /// Devices.
+    #[command(subcommand)]
+    Device(noun::device::Verb),
+    /// Work in the background that moves data between devices.
+    #[command(subcommand)]
+    Job(noun::job::Verb),
     /// The cluster map: devices and placement groups.
     #[command(subcommand)]
     Map(noun::map::Verb),
@@ -64,6 +71,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.noun {
         Noun::Status => noun::status::run(&client, cli.output),
         Noun::Node(verb) => noun::node::run(verb, &client, cli.output),
+        Noun::Device(verb) => noun::device::run(verb, &client, cli.output),
+        Noun::Job(verb) => noun::job::run(verb, &client, cli.output),
         Noun::Map(verb) => noun::map::run(verb, &client, cli.output),
         Noun::Partition(verb) => noun::partition::run(verb, &client, cli.output),
         Noun::Metastore(_) => unreachable!("done above, without a node"),

@@ -14,7 +14,8 @@ pub(crate) enum Format {
     Json,
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
+/// A line, or several.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout(), "{text}")?)
 }
 

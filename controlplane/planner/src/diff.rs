@@ -3,7 +3,7 @@
 use std::fmt;
 
 use quarry_clustermap::{
-    ClusterMap, DeviceEntry, DeviceId, DeviceState, PartitionConfig, PgState, PlacementGroup,
+    ClusterMap, DeviceEntry, DeviceId, DeviceState, Operations, PartitionConfig, PgState, PlacementGroup,
 };
 
 /// Prints what differs, one line for each node, device, partition and placement group; nothing if the maps are equal.
@@ -30,6 +30,9 @@ impl fmt::Display for MapDiff<'_> {
         }
         if self.old.is_none_or(|old| old.hot_profile != new.hot_profile) {
             writeln!(f, "hot profile {}", new.hot_profile)?;
+        }
+        if self.old.is_none_or(|old| old.operations != new.operations) {
+            write!(f, "{}", Asked(&new.operations))?;
         }
         for (id, node) in &new.nodes {
             match self.old.and_then(|old| old.nodes.get(id)) {
@@ -64,6 +67,23 @@ impl fmt::Display for MapDiff<'_> {
             }
         }
         Ok(())
+    }
+}
+
+struct Asked<'a>(&'a Operations);
+
+impl fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Operations { draining_nodes, draining_devices, removed_nodes, paused, bytes_per_second } = self.0;
+        let mut line = |what: &str, names: Vec<String>| match names.is_empty() {
+            true => Ok(()),
+            false => writeln!(f, "{what} {}", names.join(" ")),
+        };
+        line("drained", draining_nodes.iter().map(ToString::to_string).collect())?;
+        line("drained", draining_devices.iter().map(ToString::to_string).collect())?;
+        line("removed", removed_nodes.iter().map(ToString::to_string).collect())?;
+        line("paused", paused.iter().map(ToString::to_string).collect())?;
+        line("budget in bytes/s", bytes_per_second.iter().map(ToString::to_string).collect())
     }
 }
 

@@ -1,57 +1,76 @@
-//! Failure domains: the broadest level at which enough distinct ones exist.
+//! Failure domains: how widely the members of one set (a placement group, the replicas of a partition) are spread.
 //!
-//! m+1 replicas (or k+m shards) are kept apart by rack if there are that many racks, else by node, else by device.
-//! The level is chosen per use and per plan, from the devices that are in.
+//! Racks hold nodes, nodes hold devices. A set has at most so many members on one rack and on one node as it must have
+//! to find room at all. Of the two, racks come first as long as the loss of a whole rack is survived by that; else nodes.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use quarry_clustermap::{ClusterMap, DeviceId, NodeId};
 
-/// What keeps two members of one set apart.
+/// The most members that a set may have on one rack, and on one node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Level {
-    Rack,
-    Node,
-    Device,
+pub(crate) struct Spread {
+    pub(crate) rack: usize,
+    pub(crate) node: usize,
 }
 
-/// One failure domain at some level.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Domain {
-    Rack(String),
-    Node(NodeId),
-    Device(DeviceId),
-}
-
-impl Level {
-    /// The broadest level with at least `needed` domains among `devices`; devices themselves if none has.
-    pub(crate) fn choose(map: &ClusterMap, devices: &[DeviceId], needed: usize) -> Self {
-        let enough = |level: &Self| {
-            devices.iter().map(|device| level.domain(map, *device)).collect::<BTreeSet<_>>().len() >= needed
-        };
-        [Self::Rack, Self::Node].into_iter().find(enough).unwrap_or(Self::Device)
-    }
-
-    /// The domain of a device in the map.
-    pub(crate) fn domain(self, map: &ClusterMap, device: DeviceId) -> Domain {
-        let node = map.devices[&device].node;
-        match self {
-            Self::Rack => Domain::Rack(map.nodes[&node].rack.clone()),
-            Self::Node => Domain::Node(node),
-            Self::Device => Domain::Device(device),
+impl Spread {
+    /// The widest spread of `width` members over `devices`, of which `spare` may be lost at once.
+    pub(crate) fn choose(map: &ClusterMap, devices: &[DeviceId], width: usize, spare: usize) -> Self {
+        let mut racks: BTreeMap<&str, BTreeMap<NodeId, usize>> = BTreeMap::new();
+        for device in devices {
+            let node = map.devices[device].node;
+            *racks.entry(&map.nodes[&node].rack).or_default().entry(node).or_default() += 1;
         }
+        let room = |rack: usize, node: usize| -> usize {
+            let of_rack =
+                |nodes: &BTreeMap<NodeId, usize>| nodes.values().map(|count| (*count).min(node)).sum();
+            racks.values().map(|nodes| rack.min(of_rack(nodes))).sum()
+        };
+        let least = |fits: &dyn Fn(usize) -> bool| (1..width).find(|limit| fits(*limit)).unwrap_or(width);
+        let rack = least(&|rack| room(rack, width) >= width);
+        if rack <= spare {
+            return Self { rack, node: least(&|node| room(rack, node) >= width) };
+        }
+        let node = least(&|node| room(width, node) >= width);
+        Self { rack: least(&|rack| room(rack, node) >= width), node }
+    }
+
+    /// Whether a set that has `taken` may have `device` too. Greedy use never gets stuck: as long as a set is not full,
+    /// some device is allowed.
+    pub(crate) fn allows(self, map: &ClusterMap, taken: &[DeviceId], device: DeviceId) -> bool {
+        let node = map.devices[&device].node;
+        let rack = &map.nodes[&node].rack;
+        let (mut on_rack, mut on_node) = (0, 0);
+        for other in taken.iter().filter_map(|device| map.devices.get(device)) {
+            on_node += usize::from(other.node == node);
+            on_rack += usize::from(map.nodes[&other.node].rack == *rack);
+        }
+        on_rack < self.rack && on_node < self.node && !taken.contains(&device)
     }
 }
 
-/// Devices ordered so that neighbours lie in different domains as far as possible: first one of each domain, then the
-/// second of each, and so on.
-pub(crate) fn interleave(map: &ClusterMap, devices: &[DeviceId], level: Level) -> Vec<DeviceId> {
-    let mut keyed: Vec<(usize, Domain, DeviceId)> = Vec::with_capacity(devices.len());
+/// Devices ordered so that neighbours lie in different domains as far as possible: first one of each node, the nodes of
+/// one rack apart, then the second of each, and so on.
+pub(crate) fn interleave(map: &ClusterMap, devices: &[DeviceId]) -> Vec<DeviceId> {
+    let mut nodes: BTreeMap<NodeId, usize> = BTreeMap::new();
+    let mut racks: BTreeMap<&str, Vec<NodeId>> = BTreeMap::new();
+    let mut keyed = Vec::with_capacity(devices.len());
     for device in devices {
-        let domain = level.domain(map, *device);
-        let rank = keyed.iter().filter(|(_, other, _)| *other == domain).count();
-        keyed.push((rank, domain, *device));
+        let node = map.devices[device].node;
+        let rank = nodes.entry(node).or_default();
+        let rack = racks.entry(&map.nodes[&node].rack).or_default();
+        if !rack.contains(&node) {
+            rack.push(node);
+        }
+        keyed.push((*rank, node, *device));
+        *rank += 1;
     }
-    keyed.sort();
+    racks.values_mut().for_each(|nodes| nodes.sort_unstable());
+    keyed.sort_by_key(|(rank, node, device)| {
+        let rack = map.nodes[node].rack.as_str();
+        let of_rack = racks[rack].iter().position(|other| other == node);
+        (*rank, of_rack, rack, *node, *device)
+    });
     keyed.into_iter().map(|(_, _, device)| device).collect()
 }

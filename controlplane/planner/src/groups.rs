@@ -14,8 +14,11 @@
 //! One plan may take several of these steps; the group then changes once, at one epoch. Nothing but the report takes a
 //! group out of `Moving`: not a device that returns, not a start of a node.
 //!
-//! With n devices in there are at least n open groups, and each device is in one of them. They are laid out as shifts of
-//! one pattern over the devices: every device stands once at every position, so it holds data and parity. Groups are
+//! With n devices in there are at least n groups that are open or about to be again, and each device is in one of them;
+//! in a cluster there are several times as many, so that devices can be evened out in small steps. They are laid out as
+//! shifts of patterns over the devices: every device stands as often at every position, so it holds data and parity; then,
+//! empty as they are, they are fitted to the devices' capacities. No node has more than m members of a group as long as
+//! there are enough nodes for k'+m at some k' up to k; the largest such k' is used. Groups are
 //! kept for ever (a manifest may name them) and opened again rather than made anew, so that a device that comes and goes
 //! does not grow the map.
 
@@ -24,9 +27,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use quarry_clustermap::{ClusterMap, DeviceId, ErasureProfile, PgId, PgState, PlacementGroup, Tier};
 
 use crate::{
-    Move, PlanInput, devices_in,
-    domain::{Level, interleave},
-    epoch_of, replace,
+    Move, PlanInput, devices_in, devices_staying,
+    domain::{Spread, interleave},
+    epoch_of, rebalance, replace,
 };
 
 /// Replaces members that are due; seals, opens and adds groups of the hot tier.
@@ -37,12 +40,12 @@ pub(crate) fn update(
     reasons: &mut Vec<String>,
 ) {
     replace::update(next, input, moves, reasons);
-    open_and_seal(next, reasons);
+    open_and_seal(next, input.policy.groups_per_device, reasons);
 }
 
-fn open_and_seal(next: &mut ClusterMap, reasons: &mut Vec<String>) {
-    let devices = devices_in(next, Tier::Hot);
-    let profile = profile_to_open(next.hot_profile, devices.len());
+fn open_and_seal(next: &mut ClusterMap, per_device: usize, reasons: &mut Vec<String>) {
+    let devices = devices_staying(next, Tier::Hot);
+    let profile = profile_to_open(next, &devices);
     match profile {
         None => reasons.push(format!("no placement group is open: {} hot devices are in", devices.len())),
         Some(profile) if profile != next.hot_profile => {
@@ -55,37 +58,51 @@ fn open_and_seal(next: &mut ClusterMap, reasons: &mut Vec<String>) {
     }
     seal_and_reopen(next, profile);
     let Some(profile) = profile else { return };
-    let members: BTreeSet<DeviceId> =
-        next.open_groups(Tier::Hot).flat_map(|(_, group)| group.members.iter().copied()).collect();
-    let every_device_used = devices.iter().all(|device| members.contains(device));
-    if every_device_used && next.open_groups(Tier::Hot).count() >= devices.len() {
-        return;
-    }
-    let present: BTreeSet<Vec<DeviceId>> =
+    let missing = missing(next, profile, &devices, per_device);
+    let mut present: BTreeSet<Vec<DeviceId>> =
         next.open_groups(Tier::Hot).map(|(_, group)| group.members.clone()).collect();
-    for members in layout(next, &devices, profile.total()) {
-        if !present.contains(&members) {
-            let id = PgId(next.placement_groups.keys().next_back().map_or(0, |last| last.0 + 1));
-            let epoch = epoch_of(next);
-            let group = PlacementGroup {
-                epoch,
-                tier: Tier::Hot,
-                profile,
-                members,
-                state: PgState::Open,
-                rebuilding: BTreeMap::new(),
-            };
-            next.placement_groups.insert(id, group);
-        }
+    let mut new = BTreeSet::new();
+    let patterns = layout(next, &devices, profile, missing.div_ceil(devices.len()));
+    for members in patterns.into_iter().filter(|members| present.insert(members.clone())).take(missing) {
+        let id = PgId(next.placement_groups.keys().next_back().map_or(0, |last| last.0 + 1));
+        let (epoch, tier, state, rebuilding) = (epoch_of(next), Tier::Hot, PgState::Open, BTreeMap::new());
+        next.placement_groups.insert(id, PlacementGroup { epoch, tier, profile, members, state, rebuilding });
+        new.insert(id);
     }
+    rebalance::place_new(next, &new);
 }
 
-/// The wanted profile, or the widest with the same m that the devices can hold; none below two data shards (or the
-/// wanted k, if that is one).
-fn profile_to_open(wanted: ErasureProfile, devices: usize) -> Option<ErasureProfile> {
-    let data = devices.checked_sub(wanted.parity())?.min(wanted.data());
-    let data = u8::try_from(data).expect("at most the wanted k, which is a u8");
-    (data >= wanted.data_shards.min(2)).then_some(ErasureProfile { data_shards: data, ..wanted })
+/// How many groups are to be added.
+fn missing(map: &ClusterMap, profile: ErasureProfile, devices: &[DeviceId], per_device: usize) -> usize {
+    // Those that move between devices that are in are open again soon.
+    let soon = |group: &&PlacementGroup| {
+        group.state != PgState::Sealed
+            && group.profile == profile
+            && group.members.iter().chain(group.rebuilding.values()).all(|device| map.is_in(*device))
+    };
+    let of_tier = || map.placement_groups.values().filter(|group| group.tier == Tier::Hot);
+    let used: BTreeSet<DeviceId> =
+        of_tier().filter(soon).flat_map(|group| group.members.iter().copied()).collect();
+    let usable = of_tier().filter(soon).count();
+    let all = of_tier().filter(|group| group.profile == profile).count();
+    let wanted = if profile == map.hot_profile { devices.len() * per_device } else { devices.len() };
+    // One that no group has is a device that has just come: with the groups it brings, it gets its place in some.
+    let unused = if devices.iter().all(|device| used.contains(device)) { 0 } else { devices.len() };
+    unused.max(devices.len().saturating_sub(usable)).max(wanted.saturating_sub(all))
+}
+
+/// The wanted profile, or the widest with the same m of which one node never has more than m shards; where no two data
+/// shards fit so, the widest that the devices can hold; none below two data shards (or the wanted k, if that is one).
+fn profile_to_open(map: &ClusterMap, devices: &[DeviceId]) -> Option<ErasureProfile> {
+    let wanted = map.hot_profile;
+    let most = devices.len().checked_sub(wanted.parity())?.min(wanted.data());
+    let least = wanted.data().min(2);
+    let survives = |data: &usize| {
+        Spread::choose(map, devices, data + wanted.parity(), wanted.parity()).node <= wanted.parity()
+    };
+    let data = (least..=most).rev().find(survives).or((most >= least).then_some(most))?;
+    let data_shards = u8::try_from(data).expect("at most the wanted k, which is a u8");
+    Some(ErasureProfile { data_shards, ..wanted })
 }
 
 fn seal_and_reopen(next: &mut ClusterMap, profile: Option<ErasureProfile>) {
@@ -107,31 +124,39 @@ fn seal_and_reopen(next: &mut ClusterMap, profile: Option<ErasureProfile>) {
     }
 }
 
-/// One group per device: shift `i` of a pattern of `width` offsets. Members share no failure domain at the broadest
-/// level that has enough of them.
-fn layout(map: &ClusterMap, devices: &[DeviceId], width: usize) -> Vec<Vec<DeviceId>> {
-    let level = Level::choose(map, devices, width);
-    let order = interleave(map, devices, level);
-    let offsets = offsets(order.len(), width);
-    let group = |shift: usize| {
-        let mut domains = BTreeSet::new();
+/// As many groups as devices for each pattern: shift `i` of it. Members are spread as widely as the devices are.
+fn layout(
+    map: &ClusterMap,
+    devices: &[DeviceId],
+    profile: ErasureProfile,
+    patterns: usize,
+) -> Vec<Vec<DeviceId>> {
+    let width = profile.total();
+    let spread = Spread::choose(map, devices, width, profile.parity());
+    let order = interleave(map, devices);
+    let mut uses = vec![0_usize; order.len()];
+    let group = |(offsets, shift): (Vec<usize>, usize)| {
         let mut members = Vec::with_capacity(width);
         for offset in &offsets {
             let mut candidates = (0..order.len()).map(|step| order[(shift + offset + step) % order.len()]);
-            let member = candidates.find(|device| domains.insert(level.domain(map, *device)));
-            members.push(member.expect("the level has enough domains"));
+            let member = candidates.find(|device| spread.allows(map, &members, *device));
+            members.push(member.expect("the spread leaves room for all"));
         }
         members
     };
-    (0..order.len()).map(group).collect()
+    let patterns = (0..patterns).map(|_| offsets(&mut uses, width));
+    patterns
+        .flat_map(|offsets| (0..order.len()).map(move |shift| (offsets.clone(), shift)))
+        .map(group)
+        .collect()
 }
 
-/// `width` offsets below `n` whose differences are as even as a greedy choice makes them: two devices share few groups,
-/// so what one lost is read back from all others.
-fn offsets(n: usize, width: usize) -> Vec<usize> {
+/// `width` offsets below the number of `uses`, whose differences are as even as a greedy choice makes them over all
+/// patterns: two devices share few groups, so what one lost is read back from all others.
+fn offsets(uses: &mut Vec<usize>, width: usize) -> Vec<usize> {
+    let n = uses.len();
     assert!(width <= n, "the profile was chosen for the devices");
     let mut chosen = vec![0_usize];
-    let mut uses = vec![0_usize; n];
     while chosen.len() < width {
         let cost = |candidate: usize| -> usize {
             let mut uses = uses.clone();

@@ -7,15 +7,20 @@
 //! - a partition with no in-sync replica left in keeps its entry as it is: whichever of them returns holds every
 //!   acknowledged record, and nobody else does;
 //! - a placement group's member changes only while the group is (from then on) moving, with that position listed as to
-//!   be rebuilt; only a report of its newest epoch ends that;
+//!   be rebuilt; only a report of its newest epoch ends that. A group made by the same plan is empty, and has no such list;
+//! - a partition has one member more than wanted only while that one joins;
 //! - a device leaves the map only when it is out, was replaced, and nothing names it.
 //!
 //! What fails is judged by the caller; here a device that is not present in the inventory is out.
 
+mod balance;
 mod diff;
 mod domain;
+mod forecast;
 mod groups;
+mod operations;
 mod partitions;
+mod rebalance;
 mod replace;
 mod reports;
 #[cfg(test)]
@@ -29,11 +34,20 @@ use quarry_clustermap::{
 };
 
 pub use diff::MapDiff;
+pub use forecast::{Forecast, forecast};
+pub use operations::{Intent, IntentError};
 pub use reports::{GroupMoved, Joined, Lagging, Reports};
 
 /// How long a device is out before others take its places, unless a new device is named for that: long enough for a
 /// restart of its host, short against the time between two failures.
 pub const REBUILD_AFTER_MS: u64 = 10 * 60 * 1000;
+/// Positions that a device should have in a cluster: then one is 2 % of what it holds.
+const POSITIONS_PER_DEVICE: usize = 50;
+
+/// How many placement groups a cluster should have for each device, so that devices can be evened out finely.
+pub fn groups_per_device(profile: ErasureProfile) -> usize {
+    POSITIONS_PER_DEVICE.div_ceil(profile.total())
+}
 
 /// Wanted state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,6 +60,8 @@ pub struct Policy {
     pub partition_count: u16,
     /// How long a device is out before others take its places; see [`REBUILD_AFTER_MS`].
     pub rebuild_after_ms: u64,
+    /// Placement groups of the wanted profile for each device, at least; see [`groups_per_device`].
+    pub groups_per_device: usize,
 }
 
 /// A node as observed.
@@ -217,17 +233,26 @@ pub fn plan(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
             nodes: BTreeMap::new(),
             devices: BTreeMap::new(),
             partitions: Vec::new(),
+            operations: quarry_clustermap::Operations::default(),
             placement_groups: BTreeMap::new(),
         },
     };
     let (mut moves, mut reasons) = (Vec::new(), Vec::new());
     observe(&mut next, input, &mut reasons);
+    for intent in &input.reports.intents {
+        intent.apply(&mut next, input.now_ms);
+        reasons.push(format!("asked for: {intent:?}"));
+    }
     if input.map.is_some() {
         partitions::update(&mut next, input, &mut moves, &mut reasons);
     } else {
         partitions::create(&mut next, input.policy.partition_count)?;
     }
     groups::update(&mut next, input, &mut moves, &mut reasons);
+    if input.map.is_some() {
+        rebalance::partitions(&mut next, input, &mut moves, &mut reasons);
+        rebalance::groups(&mut next, input, &mut moves, &mut reasons);
+    }
     replace::retire(&mut next, &mut reasons);
     next.validate().expect("a plan from a valid map is valid");
     let changed = input.map.is_none_or(|map| ClusterMap { version: map.version, ..next.clone() } != *map);
@@ -259,6 +284,7 @@ fn observe(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<Strin
             .insert(*id, NodeEntry { address: seen.address.clone(), rack: seen.rack.clone(), incarnation });
     }
     for id in &input.reports.started {
+        next.operations.removed_nodes.remove(id);
         if let Some(entry) = next.nodes.get_mut(id) {
             entry.incarnation = match input.reports.incarnations.get(id) {
                 Some(chosen) => entry.incarnation.max(*chosen),
@@ -315,6 +341,14 @@ fn set_present(entry: &mut DeviceEntry, present: bool, now_ms: u64, mut tell: im
 fn devices_in(map: &ClusterMap, tier: Tier) -> Vec<DeviceId> {
     let is_in = |entry: &DeviceEntry| entry.tier == tier && entry.state == DeviceState::In;
     map.devices.iter().filter(|(_, entry)| is_in(entry)).map(|(id, _)| *id).collect()
+}
+
+/// Devices of a tier that may take something new, in id order: those that are in and not to be emptied; all that are in
+/// if there are too few others for any data.
+fn devices_staying(map: &ClusterMap, tier: Tier) -> Vec<DeviceId> {
+    let all = devices_in(map, tier);
+    let staying: Vec<DeviceId> = all.iter().copied().filter(|device| !map.is_leaving(*device)).collect();
+    if staying.len() > map.hot_profile.parity() { staying } else { all }
 }
 
 /// The map's version as the epoch of what changes in it.

@@ -11,14 +11,17 @@
 //!                                      (kept, and marked, if no other has the history)
 //! ```
 //!
+//! A partition that moves a replica has one joiner more than it should have members; when that one is in sync, the member
+//! that is to go leaves. A replica that comes into sync becomes primary if it leads less than its share.
+//!
 //! A member that lags leaves too, unless it is the primary or the last one in sync; for a while it is not chosen again.
 //! The primary of a node that is about to stop is another in-sync replica, if there is one elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quarry_clustermap::{ClusterMap, DeviceId, PartitionConfig, PartitionId, Tier};
+use quarry_clustermap::{ClusterMap, DeviceEntry, DeviceId, PartitionConfig, PartitionId, Tier};
 
-use crate::{Joined, Move, PlanError, PlanInput, devices_in, domain::Level, epoch_of};
+use crate::{Joined, Move, PlanError, PlanInput, devices_in, devices_staying, domain::Spread, epoch_of};
 
 /// Gives the first map its partitions.
 pub(crate) fn create(next: &mut ClusterMap, partition_count: u16) -> Result<(), PlanError> {
@@ -58,6 +61,7 @@ pub(crate) fn update(
         let old = next.partitions[index].clone();
         let mut config = old.clone();
         accept_joiners(&mut config, partition, &joined, reasons);
+        placer.share_primary(next, &old, &mut config);
         // After the joiners: a replica that became whole and lost its history since is not whole.
         let concerned = demote_lost(&mut config, partition, input);
         let mut touched = !concerned.is_empty();
@@ -75,7 +79,7 @@ pub(crate) fn update(
         evict(&mut config, next);
         evict_lagging(&mut config, partition, (next, input), reasons);
         hand_over(&mut config, next, input);
-        trim(&mut config, wanted);
+        trim(&mut config, &old, wanted, next);
         placer.replace(&old, &config);
         while config.replicas.len() + config.joining.len() < wanted {
             let avoid = |device| is_avoided(input, partition, device);
@@ -193,9 +197,8 @@ fn is_avoided(input: &PlanInput<'_>, partition: PartitionId, device: DeviceId) -
 }
 
 fn hand_over(config: &mut PartitionConfig, next: &ClusterMap, input: &PlanInput<'_>) {
-    let leaving = |device: &DeviceId| {
-        next.devices.get(device).is_some_and(|entry| input.reports.leaving.contains(&entry.node))
-    };
+    let stops = |entry: &DeviceEntry| input.reports.leaving.contains(&entry.node);
+    let leaving = |device: &DeviceId| next.is_leaving(*device) || next.devices.get(device).is_some_and(stops);
     if leaving(&config.primary)
         && let Some(other) = config.replicas.iter().find(|device| !leaving(device))
     {
@@ -203,18 +206,34 @@ fn hand_over(config: &mut PartitionConfig, next: &ClusterMap, input: &PlanInput<
     }
 }
 
-/// Never more than the wanted number of members: joiners leave first, the primary never does.
-fn trim(config: &mut PartitionConfig, wanted: usize) {
-    while config.replicas.len() + config.joining.len() > wanted {
-        if config.joining.pop().is_none() {
-            let last = config.replicas.iter().rposition(|device| *device != config.primary);
-            config.replicas.remove(last.expect("more than one replica: one of them is not the primary"));
-        }
+/// Never more than the wanted number of members, but for one that joins to take another's place. Of the in-sync replicas
+/// of before, the one leaves that is to be emptied, stands too close to others, or is last in the order of preference; not
+/// the primary if another is there.
+fn trim(config: &mut PartitionConfig, old: &PartitionConfig, wanted: usize, next: &ClusterMap) {
+    let spread = Spread::choose(next, &devices_staying(next, Tier::Hot), wanted, wanted - 1);
+    while config.replicas.len() > wanted {
+        let crowded = |device: DeviceId| {
+            let others: Vec<DeviceId> =
+                config.replicas.iter().copied().filter(|other| *other != device).collect();
+            !spread.allows(next, &others, device)
+        };
+        let others = config.replicas.iter().enumerate().filter(|(_, device)| **device != config.primary);
+        let last = others.max_by_key(|(position, device)| {
+            (next.is_leaving(**device), crowded(**device), old.replicas.contains(device), *position)
+        });
+        let (position, _) = last.expect("more than one replica: one of them is not the primary");
+        config.replicas.remove(position);
+    }
+    let room = if config.replicas.len() == wanted { 1 } else { wanted - config.replicas.len() };
+    config.joining.truncate(room);
+    if config.replicas.len() == wanted {
+        config.joining.retain(|device| !next.is_leaving(*device));
     }
 }
 
 /// Counts who holds what, and picks the least loaded device each time.
 struct Placer {
+    /// Those that may take something new.
     devices: Vec<DeviceId>,
     members: BTreeMap<DeviceId, usize>,
     primaries: BTreeMap<DeviceId, usize>,
@@ -225,15 +244,32 @@ struct Placer {
 impl Placer {
     fn new(map: &ClusterMap) -> Self {
         let mut placer = Self {
-            devices: devices_in(map, Tier::Hot),
+            devices: devices_staying(map, Tier::Hot),
             members: BTreeMap::new(),
             primaries: BTreeMap::new(),
             follows: BTreeMap::new(),
         };
-        for device in map.partitions.iter().flat_map(PartitionConfig::members) {
-            *placer.members.entry(device).or_default() += 1;
+        for config in &map.partitions {
+            config.members().for_each(|device| *placer.members.entry(device).or_default() += 1);
+            *placer.primaries.entry(config.primary).or_default() += 1;
         }
         placer
+    }
+
+    /// A replica that has just become whole leads the partition if it leads too few for its capacity.
+    fn share_primary(&mut self, map: &ClusterMap, old: &PartitionConfig, config: &mut PartitionConfig) {
+        let count = |device: DeviceId| self.primaries.get(&device).copied().unwrap_or_default() as u128;
+        let capacity = |device: DeviceId| u128::from(map.devices[&device].capacity_bytes.max(1));
+        for device in config.replicas.clone().into_iter().filter(|device| !old.replicas.contains(device)) {
+            let now = config.primary;
+            if map.is_in(device) && (count(device) + 1) * capacity(now) < count(now) * capacity(device) {
+                config.primary = device;
+            }
+        }
+        if config.primary != old.primary {
+            self.primaries.entry(old.primary).and_modify(|count| *count -= 1);
+            *self.primaries.entry(config.primary).or_default() += 1;
+        }
     }
 
     fn load(&self, device: DeviceId) -> usize {
@@ -241,7 +277,7 @@ impl Placer {
     }
 
     fn first_members(&mut self, map: &ClusterMap, wanted: usize) -> Vec<DeviceId> {
-        let level = Level::choose(map, &self.devices, wanted);
+        let level = Spread::choose(map, &self.devices, wanted, wanted - 1);
         let count = |device: &DeviceId| self.primaries.get(device).copied().unwrap_or_default();
         let primary = *self
             .devices
@@ -271,10 +307,9 @@ impl Placer {
         &'a self,
         map: &'a ClusterMap,
         taken: &'a [DeviceId],
-        level: Level,
+        level: Spread,
     ) -> impl Iterator<Item = DeviceId> + 'a {
-        let domains: BTreeSet<_> = taken.iter().map(|device| level.domain(map, *device)).collect();
-        self.devices.iter().copied().filter(move |device| !domains.contains(&level.domain(map, *device)))
+        self.devices.iter().copied().filter(move |device| level.allows(map, taken, *device))
     }
 
     /// The members of a partition are no longer those of `old` but those of `new`.
@@ -300,7 +335,8 @@ impl Placer {
             let free = self.candidates(map, &taken, level).filter(|device| !avoid(*device));
             free.min_by_key(|device| (self.load(*device), *device))
         };
-        let device = pick(Level::choose(map, &self.devices, wanted)).or_else(|| pick(Level::Device))?;
+        let widest = Spread::choose(map, &self.devices, wanted, wanted - 1);
+        let device = pick(widest).or_else(|| pick(Spread { rack: usize::MAX, node: usize::MAX }))?;
         *self.members.entry(device).or_default() += 1;
         Some(device)
     }

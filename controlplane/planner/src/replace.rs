@@ -6,7 +6,8 @@
 //! earlier choice, and its report, no longer count.
 //!
 //! A position changes hands when
-//! - its last whole holder is in again before the move is done: it needs the least work;
+//! - its last whole holder is in again before the move is done, or is in when the one that was to follow it is out: it
+//!   needs the least work;
 //! - a new device names the one that is out: its owner knows that it will not return, so this happens at once and in
 //!   every group, even in one that lost more than parity covers;
 //! - its member is out for longer than the policy allows: the least loaded device of the tier takes it, in a failure
@@ -16,9 +17,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quarry_clustermap::{ClusterMap, DeviceId, DeviceState, Epoch, PgId, PgState, PlacementGroup};
+use quarry_clustermap::{ClusterMap, DeviceId, DeviceState, Epoch, JobKind, PgId, PgState, PlacementGroup};
 
-use crate::{Move, PlanInput, devices_in, domain::Level, epoch_of};
+use crate::{Move, PlanInput, devices_staying, domain::Spread, epoch_of};
 
 /// Ends moves, and gives positions new members.
 pub(crate) fn update(
@@ -30,9 +31,11 @@ pub(crate) fn update(
     // Before the reports of this very plan: they may be older than what makes the move start over.
     renew(next, input);
     finish(next, input, reasons);
-    reinstate(next, moves);
+    reinstate(next, input, moves);
     replace_named(next, input, moves, reasons);
-    replace_due(next, input, moves, reasons);
+    if !next.operations.paused.contains(&JobKind::Repair) {
+        replace_due(next, input, moves, reasons);
+    }
 }
 
 /// Removes devices that were replaced and that nothing names any more.
@@ -66,13 +69,15 @@ fn finish(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<String
     }
 }
 
-/// The last whole holder of a position is in again: it takes it back.
-fn reinstate(next: &mut ClusterMap, moves: &mut Vec<Move>) {
+/// The last whole holder of a position is in again, or the one that was to follow it is out: it takes the position back.
+fn reinstate(next: &mut ClusterMap, input: &PlanInput<'_>, moves: &mut Vec<Move>) {
     for pg in moving(next) {
         for (position, device) in next.placement_groups[&pg].rebuilding.clone() {
             let group = &next.placement_groups[&pg];
             let same_tier = next.devices[&device].tier == group.tier;
-            if next.is_in(device) && same_tier && !group.members.contains(&device) {
+            let is_back = input.map.is_some_and(|map| !map.is_in(device)) && !next.is_leaving(device);
+            let alone = !next.is_in(group.members[usize::from(position)]);
+            if next.is_in(device) && (is_back || alone) && same_tier && !group.members.contains(&device) {
                 give(next, pg, position, device, moves);
             }
         }
@@ -174,7 +179,7 @@ fn positions_of(map: &ClusterMap, device: DeviceId) -> Vec<(PgId, u8)> {
 }
 
 /// A position gets a new member, and is to be rebuilt.
-fn give(next: &mut ClusterMap, pg: PgId, position: u8, device: DeviceId, moves: &mut Vec<Move>) {
+pub(crate) fn give(next: &mut ClusterMap, pg: PgId, position: u8, device: DeviceId, moves: &mut Vec<Move>) {
     let epoch: Epoch = epoch_of(next);
     let group = next.placement_groups.get_mut(&pg).expect("the caller found it in the map");
     let old = std::mem::replace(&mut group.members[usize::from(position)], device);
@@ -182,7 +187,7 @@ fn give(next: &mut ClusterMap, pg: PgId, position: u8, device: DeviceId, moves: 
     group.rebuilding.entry(position).or_insert(old);
     (group.state, group.epoch) = (PgState::Moving, epoch);
     if let Some(entry) = next.devices.get_mut(&old) {
-        entry.replaced = entry.state == DeviceState::Out;
+        entry.replaced |= entry.state == DeviceState::Out;
     }
     moves.push(Move::Rebuild { pg, position, device });
 }
@@ -214,21 +219,22 @@ impl Load {
 
     /// The least loaded device that may take a position: as far from the other members as the devices allow.
     fn candidate(&self, map: &ClusterMap, group: &PlacementGroup, position: u8) -> Option<DeviceId> {
-        let devices = devices_in(map, group.tier);
+        let devices = devices_staying(map, group.tier);
         let others = group.members.iter().enumerate().filter(|(at, _)| *at != usize::from(position));
         let others: Vec<DeviceId> =
             others.map(|(_, device)| *device).filter(|device| map.devices.contains_key(device)).collect();
         let former: BTreeSet<DeviceId> = group.rebuilding.values().copied().collect();
-        let pick = |level: Level| {
-            let taken: BTreeSet<_> = others.iter().map(|device| level.domain(map, *device)).collect();
+        let total = group.profile.total();
+        let widest = Spread::choose(map, &devices, total, group.profile.parity());
+        let pick = |spread: Spread| {
             let free = devices.iter().copied().filter(|device| {
                 !group.members.contains(device)
                     && !former.contains(device)
-                    && !taken.contains(&level.domain(map, *device))
+                    && spread.allows(map, &others, *device)
             });
             free.min_by_key(|device| (self.relative(map, *device), *device))
         };
-        [Level::choose(map, &devices, group.profile.total()), Level::Node, Level::Device]
+        [widest, Spread { rack: total, ..widest }, Spread { rack: total, node: total }]
             .into_iter()
             .find_map(pick)
     }

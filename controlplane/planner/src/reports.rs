@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use quarry_clustermap::{DeviceId, Epoch, Incarnation, NodeId, PartitionId, PgId};
 use serde::{Deserialize, Serialize};
 
+use crate::Intent;
+
 /// Everything reported since the committed map.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Reports {
@@ -28,6 +30,8 @@ pub struct Reports {
     pub joined: Vec<Joined>,
     /// Placement groups whose new members are whole.
     pub moved: Vec<GroupMoved>,
+    /// What operators ask for; checked.
+    pub intents: Vec<Intent>,
 }
 
 /// A primary's report that a joiner holds the partition's whole history.

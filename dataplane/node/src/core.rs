@@ -212,6 +212,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     let background = spawner(queues.background);
     background(Box::pin(jobs::freer::run(Rc::clone(&host), Rc::clone(&cluster))));
     background(Box::pin(jobs::leftovers::run(Rc::clone(&host), Rc::clone(&cluster))));
+    background(Box::pin(jobs::strays::run(Rc::clone(&host), Rc::clone(&cluster))));
     if shared.peers.is_some() {
         background(Box::pin(jobs::room::run(Rc::clone(&host), Rc::clone(&cluster))));
     }

@@ -63,6 +63,7 @@ impl Membership {
             hot_profile: config.profile,
             partition_count: PARTITIONS_STANDALONE,
             rebuild_after_ms: REBUILD_AFTER_MS,
+            groups_per_device: 1,
         }
     }
 }

@@ -159,6 +159,7 @@ fn map(random: &mut Random) -> ClusterMap {
         nodes: BTreeMap::from([(NodeId(1), node)]),
         devices: members.iter().map(|id| (*id, device(random))).collect(),
         partitions: random.list(5, partition),
+        operations: quarry_clustermap::Operations::default(),
         placement_groups: (0..3).map(|id| (PgId(id), group(random))).collect(),
     }
 }

@@ -63,6 +63,7 @@ impl LeaderOptions {
             hot_profile,
             partition_count: partitions,
             rebuild_after_ms: self.rebuild_after_ms,
+            groups_per_device: quarry_planner::groups_per_device(hot_profile),
         }
     }
 }

@@ -114,6 +114,7 @@ impl<M: Metastore> Member<M> {
             hot_profile: founding.hot_profile,
             partition_count: founding.partitions,
             rebuild_after_ms: quarry_planner::REBUILD_AFTER_MS,
+            groups_per_device: 1,
         };
         // Nothing is planned here: neither is used.
         let unused = ControllerOptions { policy, clock_ms: || 0 };

@@ -8,6 +8,7 @@ use std::{
 
 use quarry_clustermap::{
     ClusterMap, DeviceId, DeviceState, Epoch, Incarnation, MapVersion, NodeId, PartitionId, PgState,
+    PlacementGroup,
 };
 use quarry_metastore::Metastore;
 use serde::Serialize;
@@ -90,6 +91,12 @@ pub struct StatusView {
     pub partitions: BTreeMap<&'static str, usize>,
     /// Partitions with a replica that is being filled.
     pub partitions_with_joiner: usize,
+    /// `full`, or `reduced` while a placement group or a partition could bear fewer losses than its profile promises.
+    pub redundancy: &'static str,
+    /// Partitions with fewer in-sync replicas than wanted.
+    pub partitions_short: usize,
+    /// Placement groups with a position that cannot be read.
+    pub groups_short: usize,
     /// Placement groups that take blobs.
     pub groups_open: usize,
     /// Placement groups that take none.
@@ -196,7 +203,13 @@ impl ClusterView {
         views.iter().for_each(|view| *partitions.entry(view.state).or_default() += 1);
         let in_state = |state| map.placement_groups.values().filter(|group| group.state == state).count();
         let devices_out = map.devices.values().filter(|entry| entry.state == DeviceState::Out).count();
-        let silent = self.nodes.iter().filter(|node| !node.alive).map(|node| node.name.clone());
+        let wanted = map.hot_profile.metadata_replicas();
+        let partitions_short = map.partitions.iter().filter(|config| config.replicas.len() < wanted).count();
+        let short = |group: &&PlacementGroup| group.positions_not_whole(map) > 0;
+        let groups_short = map.placement_groups.values().filter(short).count();
+        let is_removed = |node: &NodeView| map.operations.removed_nodes.contains(&node.node);
+        let members = || self.nodes.iter().filter(|node| !is_removed(node));
+        let silent = members().filter(|node| !node.alive).map(|node| node.name.clone());
         Some(StatusView {
             cluster: map.cluster.to_string(),
             profile: map.hot_profile.to_string(),
@@ -204,12 +217,15 @@ impl ClusterView {
             leader: self.leader.clone(),
             controllers: self.controllers.len(),
             reports_waiting: self.reports_waiting,
-            nodes: self.nodes.len(),
+            nodes: members().count(),
             nodes_not_alive: silent.collect(),
             devices_in: map.devices.len() - devices_out,
             devices_out,
             partitions,
             partitions_with_joiner: views.iter().filter(|view| !view.joining.is_empty()).count(),
+            redundancy: if partitions_short + groups_short == 0 { "full" } else { "reduced" },
+            partitions_short,
+            groups_short,
             groups_open: in_state(PgState::Open),
             groups_sealed: in_state(PgState::Sealed),
             groups_moving: in_state(PgState::Moving),

@@ -60,6 +60,7 @@ pub(crate) fn large(nodes: u32, devices: u64, partitions: u64, groups: u32) -> C
             .map(|index| (device(index), entry(1 + u32::try_from(index / devices).unwrap())))
             .collect(),
         partitions: (0..partitions).map(partition).collect(),
+        operations: quarry_clustermap::Operations::default(),
         placement_groups: (0..groups).map(|index| (PgId(index), group(index))).collect(),
     }
 }

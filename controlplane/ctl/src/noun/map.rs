@@ -18,7 +18,8 @@ pub(crate) enum Verb {
 pub(crate) fn run(verb: Verb, client: &Client, format: Format) -> anyhow::Result<()> {
     match verb {
         Verb::Devices => {
-            let columns = ["device", "node", "state", "tier", "capacity_bytes", "location"];
+            let columns =
+                ["device", "node", "state", "drained", "places", "tier", "capacity_bytes", "location"];
             output::rows(&client.get("/admin/devices")?, &columns, format)
         }
         Verb::Groups => {

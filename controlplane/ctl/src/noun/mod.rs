@@ -1,5 +1,7 @@
 //! One file per noun.
 
+pub(crate) mod device;
+pub(crate) mod job;
 pub(crate) mod key;
 pub(crate) mod map;
 pub(crate) mod metastore;

@@ -5,7 +5,7 @@ use crate::{
     output::{self, Format},
 };
 
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 18] = [
     "cluster",
     "profile",
     "map_version",
@@ -18,6 +18,9 @@ const FIELDS: [&str; 15] = [
     "devices_out",
     "partitions",
     "partitions_with_joiner",
+    "redundancy",
+    "partitions_short",
+    "groups_short",
     "groups_open",
     "groups_sealed",
     "groups_moving",

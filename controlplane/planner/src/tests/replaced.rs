@@ -1,6 +1,6 @@
 //! Devices that are replaced, and groups that move.
 
-use quarry_clustermap::{DeviceId, DeviceState, Epoch, NodeId, PgId, PgState, PlacementGroup};
+use quarry_clustermap::{DeviceId, DeviceState, Epoch, JobKind, NodeId, PgId, PgState, PlacementGroup};
 
 use super::{World, device, golden};
 use crate::{DeviceObservation, GroupMoved, REBUILD_AFTER_MS, Reports};
@@ -183,6 +183,7 @@ fn without_a_device_to_take_them_the_reason_is_given_once() {
 fn a_device_that_is_in_or_unknown_is_not_replaced() {
     let mut world = World::new("2+1", 4, 3, 1);
     world.step(&[1], &[]);
+    world.map.as_mut().unwrap().operations.paused.insert(JobKind::Rebalance);
     for old in [0xa, 0xdead] {
         world.add_replacing(0xf, old);
         let plan = world.plan(&[], &[]).unwrap();

@@ -94,6 +94,7 @@ fn map() -> ClusterMap {
             joining: Vec::new(),
             lost: Default::default(),
         }],
+        operations: quarry_clustermap::Operations::default(),
         placement_groups: BTreeMap::from([
             (PgId(1), group(Tier::Hot, DeviceId(1))),
             (COLD_GROUP, group(Tier::Cold, DeviceId(2))),

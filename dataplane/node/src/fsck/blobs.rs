@@ -120,7 +120,10 @@ impl<'m> Blobs<'m> {
         let group = self.map.placement_groups.get(&row.pg);
         let position = usize::from(row.shard.0);
         let member = group.and_then(|group| group.members.get(position));
-        if member != Some(&device) || position >= blob.profile.total() {
+        // Read, and not freed, until the one that follows is whole.
+        let former =
+            group.and_then(|group| group.rebuilding.get(&row.shard.0)).filter(|former| **former == device);
+        if former.is_none() && member != Some(&device) || position >= blob.profile.total() {
             findings.add(Class::MisplacedShard, || {
                 let belongs = member.map_or("nowhere".into(), DeviceId::to_string);
                 format!("{} is on {device}, belongs on {belongs}", name(row))

@@ -9,4 +9,5 @@ pub(crate) mod mover;
 pub(crate) mod repair;
 pub(crate) mod room;
 pub(crate) mod scrub;
+pub(crate) mod strays;
 pub(crate) mod tiers;

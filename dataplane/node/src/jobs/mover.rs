@@ -1,23 +1,27 @@
-//! Fills the new members of groups that move: a device was replaced, and its shards are made anew from the others.
+//! Fills the new members of groups that move: from the device that had the position before if that is in, else from the
+//! others. Of several groups, those go first that can least afford another loss.
 //!
 //! Order:
-//! 1. every member that is in is fenced at the group's epoch: what older writers had acknowledged is listed from then
+//! 1. every member, and former member of a position that moves, that is in is fenced at the group's epoch: what older writers had acknowledged is listed from then
 //!    on, what they had not is refused;
 //! 2. the members' shard lists are merged, never manifests: also a blob whose commit is under way gets its shard;
 //! 3. each position to rebuild of each blob is repaired; when all are, the control plane is told, and the group opens.
 //!
 //! Nothing is kept between runs: a restart begins again, and skips what is whole.
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
 
 use quarry_clustermap::{
-    BlobId, ClusterMap, DeviceId, PartitionId, PgId, PgState, PlacementGroup, ShardIndex,
+    BlobId, ClusterMap, DeviceId, JobKind, PartitionId, PgId, PgState, PlacementGroup, ShardIndex,
 };
 use quarry_object::{
     cluster::Cluster,
     peer::{LIST_SHARDS_MAX, PeerFault, PeerRequest, PeerResponse, ShardEntry, ShardName},
     repair::{Budget, RepairError, Suspect},
-    stripe::shard_index,
     transport::Address,
 };
 
@@ -38,10 +42,14 @@ pub(crate) async fn run<P: Platform>(cluster: Rc<NodeCluster<P>>, budget: Rc<Bud
             let device = position.and_then(|position| group.members.get(position));
             pg.0 as usize % cores == core && device.is_some_and(|device| cluster.has(*device))
         };
-        let moving = map
+        budget.set(map.operations.bytes_per_second.map(|bytes| bytes / cores as u64));
+        let held = |group: &PlacementGroup| map.operations.paused.contains(&job_of(&map, group));
+        let mut moving: Vec<(&PgId, &PlacementGroup)> = map
             .placement_groups
             .iter()
-            .filter(|(pg, group)| group.state == PgState::Moving && mine(pg, group));
+            .filter(|(pg, group)| group.state == PgState::Moving && mine(pg, group) && !held(group))
+            .collect();
+        moving.sort_by_key(|(pg, group)| (spare(&map, group), **pg));
         for (pg, group) in moving {
             let group_move = Move { cluster: &cluster, budget: &budget, map: &map, pg: *pg, group };
             match group_move.run().await {
@@ -56,6 +64,23 @@ pub(crate) async fn run<P: Platform>(cluster: Rc<NodeCluster<P>>, budget: Rc<Bud
         }
         cluster.sleep(EVERY).await;
     }
+}
+
+/// The job that a group's move belongs to.
+pub(crate) fn job_of(map: &ClusterMap, group: &PlacementGroup) -> JobKind {
+    let formers = || group.rebuilding.values();
+    if formers().any(|former| !map.is_in(*former)) {
+        JobKind::Repair
+    } else if formers().any(|former| map.is_leaving(*former)) {
+        JobKind::Drain
+    } else {
+        JobKind::Rebalance
+    }
+}
+
+/// How many more losses a group's blobs survive.
+fn spare(map: &ClusterMap, group: &PlacementGroup) -> usize {
+    group.profile.parity().saturating_sub(group.positions_not_whole(map))
 }
 
 /// Why a group is not whole yet; it is tried again.
@@ -79,17 +104,15 @@ struct Move<'m, P: Platform> {
 
 impl<P: Platform> Move<'_, P> {
     async fn run(&self) -> Result<(), NotYet> {
-        let members = self.group.members.iter().enumerate();
-        let members: Vec<(ShardIndex, DeviceId)> = members
-            .filter(|(_, device)| self.map.is_in(**device))
-            .map(|(index, device)| (shard_index(index), *device))
-            .collect();
-        for (_, device) in &members {
+        let members = self.group.members.iter().copied().filter(|device| self.map.is_in(*device));
+        let formers = self.group.formers_in(self.map).map(|(_, former)| former);
+        let members: BTreeSet<DeviceId> = members.chain(formers).collect();
+        for device in &members {
             let fence = PeerRequest::FenceGroup { pg: self.pg, epoch: self.group.epoch };
             self.ask(*device, fence).await?;
         }
         let mut lists = Vec::new();
-        for (_, device) in &members {
+        for device in &members {
             lists.push(Listing { device: *device, page: Vec::new(), after: None, ended: false });
         }
         let mut failed: Option<(u64, ShardName, RepairError)> = None;

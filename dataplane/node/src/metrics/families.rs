@@ -77,8 +77,9 @@ families! {
     BLOBS_COLLECTED = counter("quarry_blob_collected_total", "Shards of blobs without manifest freed");
     BLOBS_SHORT = gauge("quarry_blobs_by_missing_shards", "Blobs that lack shards, as of the last look at them");
     BACKLOG = gauge("quarry_repair_backlog_shards", "Shards that wait for repair or are being repaired");
-    REPAIRED = counter("quarry_repair_shards_total", "Shards made anew from the others");
+    REPAIRED = counter("quarry_repair_shards_total", "Shards made anew from the others, or copied to a new member");
     REPAIRED_BYTES = counter("quarry_repair_bytes_total", "Bytes of shards made anew");
+    STRAYS = counter("quarry_strays_freed_total", "Shards freed because another device has their position now");
     LOST = counter("quarry_repair_lost_total", "Shards that could not be made anew: too few others are whole");
     SCRUB_BYTES = counter("quarry_scrub_bytes_total", "Bytes that the scrub has read");
     SCRUB_DAMAGE = counter("quarry_scrub_damage_total", "Missing or damaged shards that the scrub has found");

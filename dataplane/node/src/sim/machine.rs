@@ -155,6 +155,7 @@ impl Machine {
             hot_profile: self.profile,
             partition_count: PARTITIONS,
             rebuild_after_ms: REBUILD_AFTER_MS,
+            groups_per_device: 1,
         };
         let options = ControllerOptions { policy, clock_ms: || 0 };
         let (controller, handle) = Controller::new(Embedded::open(directory.path()).unwrap(), options);
@@ -417,6 +418,7 @@ fn start_tasks(
     }));
     spawn(Box::pin(jobs::freer::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster))));
     spawn(Box::pin(jobs::leftovers::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster))));
+    spawn(Box::pin(jobs::strays::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster))));
     let budget = Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND));
     spawn(Box::pin(jobs::mover::run(Rc::clone(&parts.cluster), Rc::clone(&budget))));
     spawn(Box::pin(jobs::repair::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster), budget)));

@@ -9,9 +9,10 @@
 use std::{cell::Cell, rc::Rc, time::Duration};
 
 use futures::{StreamExt, future::join_all};
-use quarry_clustermap::{DeviceId, NodeId};
+use quarry_clustermap::{DeviceId, NodeId, PgState};
 use quarry_linearizable::Action;
 use quarry_object::api::{ApiError, Attributes, Conditions, ListEntry, ListRequest, ObjectStore, Selector};
+use quarry_planner::Intent;
 
 use super::{
     Doing, Random,
@@ -140,13 +141,20 @@ async fn list(node: &RunningNode) -> Option<Result<Vec<(String, u64)>, ApiError>
     listed.map(|listed| listed.map(Iterator::collect))
 }
 
-/// Kills, stops, starts and cuts, for a while.
-async fn faults(world: Rc<World>, random: Random, over: Rc<Cell<bool>>) {
-    let any = || NodeId(1 + u32::try_from(random.below(u64::from(NODES))).expect("few nodes"));
+/// Kills, stops, starts and cuts, for a while; if `drains`, operators drain devices and take that back meanwhile.
+async fn faults(world: Rc<World>, random: Random, over: Rc<Cell<bool>>, drains: bool) {
+    let any = || NodeId(1 + u32::try_from(random.below(u64::from(world.node_count))).expect("few nodes"));
     let some = |most_ms| Duration::from_millis(random.below(most_ms));
     world.network.loss_permille.set(LOSS_PERMILLE);
     for _ in 0..4 {
         world.timer.sleep(some(1500)).await;
+        if drains {
+            let device = DeviceId(random.below(u64::from(world.node_count) * 2));
+            let drain = random.below(3) > 0;
+            world
+                .operate(if drain { Intent::DrainDevice(device) } else { Intent::UndrainDevice(device) })
+                .await;
+        }
         match random.below(8) {
             0 | 1 => {
                 let node = any();
@@ -184,7 +192,7 @@ async fn faults(world: Rc<World>, random: Random, over: Rc<Cell<bool>>) {
 }
 
 fn cut_off(world: &World, alone: NodeId) {
-    for other in (1..=NODES).map(NodeId).filter(|other| *other != alone) {
+    for other in (1..=world.node_count).map(NodeId).filter(|other| *other != alone) {
         world.network.cut(alone, other);
         world.network.cut(other, alone);
     }
@@ -252,7 +260,7 @@ async fn delete_everything(world: &World, random: &Random) {
 
 /// All nodes, and the bucket.
 async fn start(world: &World) {
-    for node in (1..=NODES).map(NodeId) {
+    for node in (1..=world.node_count).map(NodeId) {
         world.start(node).await;
     }
     world.wait_until_serving().await;
@@ -262,6 +270,37 @@ async fn start(world: &World) {
     world.timer.sleep(Duration::from_secs(1)).await;
 }
 
+/// All devices but one are undrained; that one becomes empty.
+async fn empty_one(world: &World) {
+    let last = u64::from(world.node_count) * 2 - 1;
+    for device in (0..last).map(DeviceId) {
+        world.operate(Intent::UndrainDevice(device)).await;
+    }
+    world.operate(Intent::DrainDevice(DeviceId(last))).await;
+    let mut uses = 0;
+    for _ in 0..240 {
+        world.timer.sleep(Duration::from_secs(1)).await;
+        let map = world.running()[0].1.host.map();
+        uses = map.uses_of(DeviceId(last));
+        if uses == 0 && map.placement_groups.values().all(|group| group.state != PgState::Moving) {
+            return;
+        }
+    }
+    panic!("the drained device still has {uses} places");
+}
+
+/// What a run is like.
+#[derive(Clone, Copy)]
+struct Kind {
+    nodes: u32,
+    /// Primaries serve under leases only.
+    leased: bool,
+    /// Devices are drained and undrained meanwhile, and one at the end.
+    drains: bool,
+}
+
+const CRASHES: Kind = Kind { nodes: NODES, leased: true, drains: false };
+
 /// What a run showed.
 type Outcome = Result<(u64, u64), String>;
 
@@ -269,11 +308,11 @@ type Outcome = Result<(u64, u64), String>;
 ///
 /// # Errors
 /// No order explains what clients saw.
-fn live(seed: u64, leased: bool) -> Outcome {
+fn live(seed: u64, kind: Kind) -> Outcome {
     let _doing = Doing(format!("seed {seed}"));
     let mut executor = Executor::new();
-    let world = World::new(NODES, |_| DEVICE_BYTES, (executor.timer(), executor.spawn()), seed);
-    if !leased {
+    let world = World::new(kind.nodes, |_| DEVICE_BYTES, (executor.timer(), executor.spawn()), seed);
+    if !kind.leased {
         world.leases.set(None);
     }
     let (started, noted) = (Rc::clone(&world), Rc::new(Observed::default()));
@@ -282,14 +321,19 @@ fn live(seed: u64, leased: bool) -> Outcome {
         start(&started).await;
         let random = Random::new(seed);
         let over = Rc::new(Cell::new(false));
-        let injecting = faults(Rc::clone(&started), Random::new(random.next()), Rc::clone(&over));
+        let injecting =
+            faults(Rc::clone(&started), Random::new(random.next()), Rc::clone(&over), kind.drains);
         let clients = (0..CLIENTS).map(|_| {
             let (world, observed, over) = (Rc::clone(&started), Rc::clone(&observed), Rc::clone(&over));
             Client { world, observed, random: Random::new(random.next()), over }.run()
         });
         futures::join!(injecting, join_all(clients));
         check(&started, &observed).await;
-        if leased {
+        if kind.drains {
+            empty_one(&started).await;
+            check(&started, &observed).await;
+        }
+        if kind.leased {
             delete_everything(&started, &random).await;
         }
         for (node, _) in started.running() {
@@ -305,20 +349,29 @@ fn live(seed: u64, leased: bool) -> Outcome {
 fn nodes_that_crash_and_links_that_are_cut_lose_nothing_and_show_nothing_old() {
     let (mut acknowledged, mut submitted) = (0, 0);
     for seed in seeds(4) {
-        let (of_seed, all) = live(seed, true).unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));
+        let (of_seed, all) = live(seed, CRASHES).unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));
         (acknowledged, submitted) = (acknowledged + of_seed, submitted + all);
     }
     assert!(acknowledged > submitted / 4, "{acknowledged} of {submitted} changes were acknowledged");
     assert!(acknowledged < submitted, "no fault was felt");
 }
 
+/// Positions and replicas move between devices while nodes crash: nothing is lost, and no shard is left where it was.
+#[test]
+fn devices_that_are_drained_while_nodes_crash_become_empty_and_lose_nothing() {
+    for seed in seeds(3) {
+        let kind = Kind { nodes: 4, drains: true, ..CRASHES };
+        live(seed, kind).unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));
+    }
+}
+
 /// Primaries that ask for no leases show old versions: that is what the clients above would see.
 #[test]
 fn without_leases_a_seed_shows_an_old_version() {
     const STALE_SEED: u64 = 6;
-    let problem = live(STALE_SEED, false).expect_err("nobody saw anything old");
+    let problem = live(STALE_SEED, Kind { leased: false, ..CRASHES }).expect_err("nobody saw anything old");
     assert!(problem.contains("not linearizable"), "{problem}");
-    live(STALE_SEED, true).expect("an order explains what is seen under leases");
+    live(STALE_SEED, CRASHES).expect("an order explains what is seen under leases");
 }
 
 /// A primary refuses what a replica on another node could not take: none is lost for want of room, and deletes work.

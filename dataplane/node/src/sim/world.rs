@@ -24,7 +24,7 @@ use quarry_object::objects::{ObjectOptions, Objects};
 use quarry_object::repair::Budget;
 use quarry_partition::{LeaseTimes, Payload};
 use quarry_planner::{
-    DeviceObservation, Inventory, NodeObservation, PlanInput, Policy, REBUILD_AFTER_MS, Reports, plan,
+    DeviceObservation, Intent, Inventory, NodeObservation, PlanInput, Policy, REBUILD_AFTER_MS, Reports, plan,
 };
 use quarry_storage::{
     device::{BufferPool, SimDevice},
@@ -98,6 +98,7 @@ pub(super) struct World {
     /// Pools outlive the node, as buffers that the world still holds do.
     buffers: BufferPool,
     device_bytes: SizeOf,
+    pub(super) node_count: u32,
     /// Nodes that hear nothing of the control plane, and that it does not hear.
     deaf: Rc<RefCell<BTreeSet<NodeId>>>,
     /// Of primaries; `None`: they serve without.
@@ -119,6 +120,7 @@ fn policy() -> Policy {
         hot_profile: "4+2".parse().unwrap(),
         partition_count: PARTITIONS,
         rebuild_after_ms: REBUILD_AFTER_MS,
+        groups_per_device: 1,
     }
 }
 
@@ -174,6 +176,7 @@ impl World {
             nodes: RefCell::default(),
             buffers: BufferPool::new(BUFFERS).unwrap(),
             device_bytes,
+            node_count: nodes,
             deaf: Rc::default(),
             leases: Cell::new(Some(LeaseTimes::new(LEASE_MS))),
             seed,
@@ -214,6 +217,11 @@ impl World {
             }
             self.handle.device_failed(id, "its node is gone".into()).await.unwrap();
         }
+    }
+
+    /// An operator asks for something.
+    pub(super) async fn operate(&self, intent: Intent) {
+        self.handle.operate(intent).await.unwrap();
     }
 
     /// The control plane takes a node for gone that runs.
@@ -373,6 +381,7 @@ impl World {
             (Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND)), || (Rc::clone(host), Rc::clone(cluster)));
         spawn(Box::pin(jobs::freer::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::leftovers::run(pair().0, pair().1)));
+        spawn(Box::pin(jobs::strays::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::room::run(pair().0, pair().1)));
         spawn(Box::pin(jobs::mover::run(pair().1, Rc::clone(&budget))));
         spawn(Box::pin(jobs::repair::run(pair().0, pair().1, budget)));

@@ -243,11 +243,11 @@ impl<C: Cluster> Source<C> {
         open.boxed_local().shared()
     }
 
-    /// The device that holds a shard by the newest map, unless it is out.
+    /// The device that holds a shard by the newest map, unless it is out; while a position moves, the former one.
     fn device_of(&self, shard: ShardIndex) -> Option<DeviceId> {
         let map = self.cluster.map();
         let group = map.placement_groups.get(&self.blob.pg)?;
-        group.members.get(usize::from(shard.0)).copied().filter(|device| map.is_in(*device))
+        group.holder(&map, shard.0)
     }
 
     fn forget(&self, shard: ShardIndex, opening: &Opening<C::Opened>) {

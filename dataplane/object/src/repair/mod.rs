@@ -1,7 +1,8 @@
 //! One shard made anew from the others.
 //!
 //! All shards of a blob have one length, and coding works byte by byte across them, so a shard follows from any k
-//! others at the same offsets: no manifest is needed, only the placement group and the length.
+//! others at the same offsets: no manifest is needed, only the placement group and the length. While a position moves from
+//! a device that is in, its shard is copied from there: one read instead of k; decoding is for what is not whole there.
 //!
 //! Order, so that a delete and a repair never leave a shard behind:
 //! 1. the sources are opened (and pinned), then space is reserved under the shard's name;
@@ -125,6 +126,10 @@ pub async fn repair_shard<C: Cluster>(
         Err(error) => return Err(error.into()),
     };
     let mut sources = Sources::open(cluster, &name, group).await;
+    let former = match group.holder(&map, name.shard.0).filter(|former| *former != device) {
+        Some(former) => cluster.open_shard(former, name.pg, name.blob, name.shard).await.ok(),
+        None => None,
+    };
     // Whole is what its own checksums say, and as long as the others: it may be of another time.
     if let Some(open) = &known
         && (sources.check_enough().is_err() || sources.agreed() == (open.len_bytes, open.owner))
@@ -132,7 +137,9 @@ pub async fn repair_shard<C: Cluster>(
     {
         return Ok(Repaired::Healthy);
     }
-    if let Err(error) = sources.check_enough() {
+    let enough = sources.check_enough();
+    let former = former.filter(|open| enough.is_err() || sources.agreed() == (open.len_bytes, open.owner));
+    if let (Err(error), None) = (enough, &former) {
         // While a blob is being freed, its shards go one after the other.
         let owner = known.map(|open| open.owner).or(sources.owner()).or(suspect.owner);
         let Some(owner) = owner else { return Ok(Repaired::Gone) };
@@ -142,7 +149,8 @@ pub async fn repair_shard<C: Cluster>(
             None => Err(RepairError::Unavailable),
         };
     }
-    let (len_bytes, owner) = sources.agreed();
+    let agreed = |open: &OpenShard<C::Opened>| (open.len_bytes, open.owner);
+    let (len_bytes, owner) = former.as_ref().map_or_else(|| sources.agreed(), agreed);
     let request =
         ReserveShard { pg: name.pg, epoch: group.epoch, blob: name.blob, shard: name.shard, len_bytes };
     let reserved = cluster.reserve_shard(device, request).await?;
@@ -154,7 +162,8 @@ pub async fn repair_shard<C: Cluster>(
         }
     }
     let expected = known.filter(|open| open.len_bytes == len_bytes).map(|open| open.checksums);
-    match job.rebuild(&mut sources, &reserved, len_bytes, expected.as_deref()).await {
+    let from = Origin { former: former.as_ref(), others: &mut sources };
+    match job.rebuild(from, &reserved, len_bytes, expected.as_deref()).await {
         Ok(checksums) => {
             cluster.commit_shard(reserved, owner, checksums).await?;
             Ok(Repaired::Rebuilt { bytes: len_bytes })
@@ -164,6 +173,13 @@ pub async fn repair_shard<C: Cluster>(
             Err(error)
         }
     }
+}
+
+/// Where the bytes come from.
+struct Origin<'f, 'j, C: Cluster> {
+    /// The same shard on the device that had the position before.
+    former: Option<&'f OpenShard<C::Opened>>,
+    others: &'f mut Sources<'j, C>,
 }
 
 struct Job<'j, C: Cluster> {
@@ -200,10 +216,33 @@ impl<C: Cluster> Job<'_, C> {
         Ok(true)
     }
 
+    /// One verified window: a copy if there is a former one that is good, else decoded.
+    async fn window(
+        &self,
+        from: &mut Origin<'_, '_, C>,
+        offset: u64,
+        len: usize,
+    ) -> Result<IoBuf, RepairError> {
+        if let Some(open) = from.former {
+            self.budget.spend(&**self.cluster, 2 * len as u64).await;
+            let mut buf = self.cluster.buffers().take().await;
+            buf.set_len(len);
+            let (result, buf) = self.cluster.read_shard(&open.handle, offset, buf).await;
+            if result.is_ok() && verify(self.name.blob, self.name.shard, offset, &buf, &open.checksums) {
+                return Ok(buf);
+            }
+            from.former = None;
+            // Another may have become readable, or none may be left to decode from.
+            from.others.check_enough()?;
+        }
+        self.budget.spend(&**self.cluster, len as u64 * (from.others.needed() as u64 + 1)).await;
+        from.others.decode(offset, len).await
+    }
+
     /// Writes every window of the new copy; its checksums.
     async fn rebuild(
         &self,
-        sources: &mut Sources<'_, C>,
+        mut from: Origin<'_, '_, C>,
         reserved: &C::Reserved,
         len_bytes: u64,
         expected: Option<&[u32]>,
@@ -211,8 +250,7 @@ impl<C: Cluster> Job<'_, C> {
         let (blob, shard) = (self.name.blob, self.name.shard);
         let mut checksums = Vec::new();
         for (offset, len) in windows(len_bytes) {
-            self.budget.spend(&**self.cluster, len as u64 * (sources.needed() as u64 + 1)).await;
-            let buf: IoBuf = sources.decode(offset, len).await?;
+            let buf = self.window(&mut from, offset, len).await?;
             if expected.is_some_and(|expected| !verify(blob, shard, offset, &buf, expected)) {
                 return Err(RepairError::Contradiction);
             }

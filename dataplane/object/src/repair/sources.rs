@@ -30,14 +30,13 @@ impl<'j, C: Cluster> Sources<'j, C> {
     pub(super) async fn open(cluster: &'j Rc<C>, name: &ShardName, group: &PlacementGroup) -> Self {
         let map = cluster.map();
         let codec = Codec::new(group.profile).expect("a map holds valid profiles only");
-        let others = group.members.iter().enumerate().map(|(index, device)| (shard_index(index), *device));
-        let others = others.filter(|(shard, _)| *shard != name.shard);
-        let opened = join_all(others.map(|(shard, device)| {
-            let is_in = map.is_in(device);
+        let others = (0..group.members.len()).map(shard_index).filter(|shard| *shard != name.shard);
+        let opened = join_all(others.map(|shard| {
+            let holder = group.holder(&map, shard.0);
             async move {
-                let opened = match is_in {
-                    true => cluster.open_shard(device, name.pg, name.blob, shard).await,
-                    false => Err(PeerError::DeviceOut),
+                let opened = match holder {
+                    Some(device) => cluster.open_shard(device, name.pg, name.blob, shard).await,
+                    None => Err(PeerError::DeviceOut),
                 };
                 (shard, opened)
             }

@@ -59,6 +59,7 @@ fn devices(map: &ClusterMap) -> Value {
     let device = |(id, entry): (&DeviceId, &quarry_clustermap::DeviceEntry)| {
         json!({
             "device": id.to_string(), "node": entry.node, "state": entry.state, "tier": entry.tier,
+            "drained": map.is_leaving(*id), "places": map.uses_of(*id),
             "capacity_bytes": entry.capacity_bytes, "location": entry.location,
         })
     };

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod identity;
+mod operate;
 mod token;
 
 use std::{
@@ -24,7 +25,7 @@ use quarry_identity::UserTable;
 use quarry_storage::device::{FaultMode, FaultSwitch};
 
 pub(crate) use self::token::AdminToken;
-use crate::{audit::AuditSink, cluster::Progress, jobs::scrub::ScrubBoard, metrics::Metrics};
+use crate::{audit::AuditSink, cluster::Progress, jobs::scrub::ScrubBoard, metrics::Metrics, runtime::clock};
 
 /// Connections at once; a scraper and a few people need a handful.
 const CONNECTIONS_MAX: usize = 64;
@@ -52,6 +53,7 @@ pub(crate) struct AdminState {
     scrub: ScrubBoard,
     users: Mutex<Arc<UserTable>>,
     access: AdminAccess,
+    pace: operate::Pace,
 }
 
 /// What guarded requests need.
@@ -81,6 +83,7 @@ impl AdminState {
             scrub,
             users: Mutex::default(),
             access,
+            pace: operate::Pace::default(),
         })
     }
 
@@ -95,7 +98,10 @@ impl AdminState {
     }
 
     pub(super) fn set_published(&self, Published { map, users, .. }: Published) {
-        *self.map.lock().expect("nothing panics under this lock") = Some(map);
+        let old = self.map.lock().expect("nothing panics under this lock").replace(Arc::clone(&map));
+        if let Some(old) = old {
+            self.pace.note(&old, &map, clock::unix_ms());
+        }
         self.set_users(users);
     }
 
@@ -182,9 +188,13 @@ async fn answer_guarded(
         );
     };
     let path = parts.uri.path().strip_prefix(GUARDED_PREFIX).unwrap_or_default();
-    let (status, value) = match cluster::answer(controller, parts.method.as_str(), path).await {
+    let (body, method) = (body.to_bytes(), parts.method.as_str());
+    let (status, value) = match cluster::answer(controller, method, path).await {
         Some(answer) => answer,
-        None => identity::answer(state, controller, &parts.method, path, &body.to_bytes()).await,
+        None => match operate::answer(state, controller, (method, path, &body)).await {
+            Some(answer) => answer,
+            None => identity::answer(state, controller, &parts.method, path, &body).await,
+        },
     };
     respond(status, "application/json", format!("{value}\n"))
 }

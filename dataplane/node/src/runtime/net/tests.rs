@@ -51,6 +51,7 @@ fn map(addresses: &[(u32, String)]) -> ClusterMap {
         nodes: addresses.iter().map(|(id, address)| (NodeId(*id), node(address))).collect(),
         devices: addresses.iter().map(|(id, _)| (DeviceId(u64::from(*id)), device(*id))).collect(),
         partitions: Vec::new(),
+        operations: quarry_clustermap::Operations::default(),
         placement_groups: BTreeMap::new(),
     }
 }
