@@ -15,7 +15,7 @@ pub struct Tiering {
 }
 
 /// The automatic policy: what is not read goes to cold when hot fills up, what is read often comes back.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TierPolicy {
     /// Whether it acts; off by default.
@@ -32,7 +32,8 @@ pub struct TierPolicy {
     pub cool_down_s: u64,
     /// Smaller versions stay where they are: the move costs more than it saves.
     pub size_bytes_min: u64,
-    /// Bytes per second that its moves may read and write on each node.
+    /// Bytes per second that moves between tiers may read and write on each node: also those of lifecycle rules, and
+    /// with the policy off.
     pub bytes_per_second: u64,
 }
 
@@ -55,7 +56,9 @@ impl Default for TierPolicy {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TierPolicyError {
     /// The watermarks are not in order.
-    #[error("the watermarks are {low} and {high} percent: the low one must be below the high one, and that at most 95")]
+    #[error(
+        "the watermarks are {low} and {high} percent: the low one must be below the high one, and that at most 95"
+    )]
     Watermarks {
         /// As given.
         low: u8,
@@ -99,8 +102,8 @@ mod tests {
         let policy = TierPolicy::default();
         assert!(!policy.enabled);
         assert_eq!(policy.check(), Ok(()));
-        assert!(TierPolicy { low_percent: 80, ..policy.clone() }.check().is_err());
-        assert!(TierPolicy { high_percent: 96, ..policy.clone() }.check().is_err());
+        assert!(TierPolicy { low_percent: 80, ..policy }.check().is_err());
+        assert!(TierPolicy { high_percent: 96, ..policy }.check().is_err());
         assert!(TierPolicy { cool_down_s: 0, ..policy }.check().is_err());
     }
 }

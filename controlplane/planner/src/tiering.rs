@@ -128,9 +128,8 @@ pub fn plan_tiers<T: Clone + Ord>(
     for candidate in wanted {
         let room = |plan: &Planning<T>| plan.used_bytes + plan.needs(candidate) <= high;
         while !room(&plan) {
-            let less = |victim: &&Candidate<T>| {
-                victim.reads_per_hour * ROOM_FACTOR <= candidate.reads_per_hour
-            };
+            let less =
+                |victim: &&Candidate<T>| victim.reads_per_hour * ROOM_FACTOR <= candidate.reads_per_hour;
             let Some(victim) = victims.next_if(less) else { break };
             if !plan.add(victim, Tier::Cold) {
                 return plan.moves;

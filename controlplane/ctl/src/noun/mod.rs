@@ -9,4 +9,5 @@ pub(crate) mod node;
 pub(crate) mod partition;
 pub(crate) mod policy;
 pub(crate) mod status;
+pub(crate) mod tier;
 pub(crate) mod user;

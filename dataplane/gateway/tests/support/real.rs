@@ -95,6 +95,7 @@ fn map() -> ClusterMap {
             lost: Default::default(),
         }],
         operations: quarry_clustermap::Operations::default(),
+        tiering: quarry_clustermap::Tiering::default(),
         placement_groups: BTreeMap::from([
             (PgId(1), group(Tier::Hot, DeviceId(1))),
             (COLD_GROUP, group(Tier::Cold, DeviceId(2))),

@@ -1,6 +1,6 @@
 //! Devices of this node: what each core asked of them, their space and their stores.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use quarry_clustermap::Tier;
 use quarry_meter::page::Page;
@@ -46,17 +46,26 @@ impl DeviceSource {
     }
 }
 
-/// Puts the space of each tier that has devices here on the page; `tier`: of a device that is in.
-pub(super) fn collect_tiers(devices: &[DeviceSource], tier: impl Fn(&str) -> Option<Tier>, page: &mut Page) {
-    for (wanted, name) in [(Tier::Hot, "hot"), (Tier::Cold, "cold")] {
-        let of_tier = || devices.iter().filter(|device| tier(&device.device) == Some(wanted));
-        if of_tier().next().is_none() {
-            continue;
-        }
-        let capacity: u64 = of_tier().map(|device| device.space.capacity_bytes()).sum();
-        let free: u64 = of_tier().map(|device| device.space.free_bytes()).sum();
-        page.count(&TIER_CAPACITY, &[("tier", name)], capacity);
-        page.count(&TIER_USED, &[("tier", name)], capacity.saturating_sub(free));
+/// Space of each tier that has devices here, and how much of it is used; `tier`: of a device that is in.
+pub(super) fn tiers(
+    devices: &[DeviceSource],
+    tier: impl Fn(&str) -> Option<Tier>,
+) -> BTreeMap<&'static str, (u64, u64)> {
+    let mut sums = BTreeMap::new();
+    for device in devices {
+        let Some(tier) = tier(&device.device) else { continue };
+        let (capacity, used): &mut (u64, u64) = sums.entry(tier.name()).or_default();
+        *capacity += device.space.capacity_bytes();
+        *used += device.space.capacity_bytes().saturating_sub(device.space.free_bytes());
+    }
+    sums
+}
+
+/// Puts the space of each tier on the page.
+pub(super) fn collect_tiers(tiers: &BTreeMap<&'static str, (u64, u64)>, page: &mut Page) {
+    for (tier, (capacity, used)) in tiers {
+        page.count(&TIER_CAPACITY, &[("tier", tier)], *capacity);
+        page.count(&TIER_USED, &[("tier", tier)], *used);
     }
 }
 

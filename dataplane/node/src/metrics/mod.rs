@@ -40,7 +40,7 @@ use crate::{
     audit::AuditCounts,
     cluster::Repairs,
     host::DeviceSpace,
-    jobs::scrub::ScrubBoard,
+    jobs::{scrub::ScrubBoard, tiers::TierBoard},
     runtime::{clock, net::LinkStats, pulse::CorePulse},
 };
 
@@ -72,6 +72,8 @@ pub(crate) struct Metrics {
     pub(crate) uploads_expired: IntCounter,
     pub(crate) moves_failed: IntCounter,
     moves: MoveCounts,
+    /// What the tier policy of each core sees.
+    pub(crate) tiers: TierBoard,
     pub(crate) shards_rebuilt: IntCounter,
     pub(crate) rebuilt_bytes: IntCounter,
     pub(crate) strays_freed: IntCounter,
@@ -112,6 +114,7 @@ impl Metrics {
             blobs_collected: register(&registry, &families::BLOBS_COLLECTED)?,
             moves_failed: register(&registry, &families::TIER_FAILED)?,
             moves: MoveCounts::default(),
+            tiers: TierBoard::default(),
             shards_rebuilt: register(&registry, &families::REPAIRED)?,
             rebuilt_bytes: register(&registry, &families::REPAIRED_BYTES)?,
             strays_freed: register(&registry, &families::STRAYS)?,
@@ -195,6 +198,12 @@ impl Metrics {
         Arc::clone(lock(&self.links).entry((node, class)).or_default())
     }
 
+    /// Space of each tier of this node, and how much of it is used.
+    pub(crate) fn tier_space(&self) -> BTreeMap<&'static str, (u64, u64)> {
+        let map = lock(&self.map);
+        devices::tiers(&lock(&self.device_sources), |device| map.tier(device))
+    }
+
     /// The map in use.
     pub(crate) fn set_map(&self, map: &quarry_clustermap::ClusterMap) {
         *lock(&self.map) = MapNumbers::of(map);
@@ -213,10 +222,7 @@ impl Metrics {
         }
         self.buckets.collect(&mut page);
         lock(&self.device_sources).iter().for_each(|device| device.collect(&mut page));
-        {
-            let map = lock(&self.map);
-            devices::collect_tiers(&lock(&self.device_sources), |device| map.tier(device), &mut page);
-        }
+        devices::collect_tiers(&self.tier_space(), &mut page);
         for (device, meters) in &*lock(&self.device_meters) {
             devices::collect_operations(&device.to_string(), meters, &mut page);
         }

@@ -99,7 +99,8 @@ impl<C: Cluster + Metadata> Objects<C> {
         }
         let blob = match write_blob(&self.cluster, tier, partition, &mut body).await {
             // Both are known before the first byte of the body is taken.
-            Err(WriteError::NoGroup | WriteError::OutOfSpace) if tier != Tier::Hot => {
+            Err(error @ (WriteError::NoGroup | WriteError::OutOfSpace)) if tier != Tier::Hot => {
+                tracing::debug!(event = "tier_takes_nothing", tier = tier.name(), %error);
                 write_blob(&self.cluster, Tier::Hot, partition, &mut body).await?
             }
             written => written?,

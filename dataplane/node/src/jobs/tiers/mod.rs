@@ -3,14 +3,23 @@
 //! [`transitions`] gives versions the classes that lifecycle rules say, and brings to the cold tier what has a cold class
 //! and lies on hot: because there was no cold tier when it was written, or no room on it.
 //!
-//! Each core walks the rows of its partitions after a start, when a new day has begun, when the rules of a bucket have
+//! [`policy`] moves what is read often up and what is not read down, if the cluster's policy says so; [`watch`] counts
+//! reads for it, and [`board`] shows what it sees.
+//!
+//! For the transitions each core walks the rows of its partitions after a start, when a new day has begun, when the rules of a bucket have
 //! changed, and when the cold tier opens or closes. A store without cold devices and without transitions walks nothing.
 
+mod access;
+mod board;
+mod policy;
+#[cfg(test)]
+mod simulated;
 mod transitions;
+mod watch;
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
-use quarry_clustermap::{BucketId, Tier};
+use quarry_clustermap::{BucketId, PartitionId, Tier};
 use quarry_object::{
     cluster::Cluster,
     repair::Budget,
@@ -19,7 +28,12 @@ use quarry_object::{
 };
 use quarry_partition::command::{Command, Lookup, Manifest, Reply};
 
-pub(crate) use self::transitions::{Transitions, pass};
+pub(crate) use self::{
+    board::{TierBoard, TierReport},
+    policy::{Cursor, ROUND_S, Round},
+    transitions::{Transitions, pass_over},
+    watch::Watch,
+};
 use crate::{
     cluster::NodeCluster,
     host::{CoreHost, PartitionHost},
@@ -27,32 +41,88 @@ use crate::{
     platform::Platform,
 };
 
+/// Pause between looks whether anybody wants to see a plan.
+const LOOK: Duration = Duration::from_secs(1);
 /// Pause between looks whether there is anything to do.
 const CHECK: Duration = Duration::from_secs(10);
 /// Pause after a pass that could not do everything; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_secs(10);
 const RETRY_MAX: Duration = Duration::from_secs(640);
 const DAY_MS: u64 = 24 * 3600 * 1000;
-/// Bytes per second that moves may read and write on a node: what client traffic hardly notices on one device.
-pub(crate) const BYTES_PER_SECOND: u64 = 64 << 20;
 
 /// Runs until the core stops.
-pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeCluster<P>>, budget: Rc<Budget>) {
-    let mut done = None;
-    let mut retry = RETRY_MIN;
+pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeCluster<P>>) {
+    let (core, cores) = cluster.core();
+    let budget = Rc::new(Budget::new(1));
+    let cursor = Cursor::default();
+    let mut transitions = Due::default();
+    let (mut round_at, mut answered) = (cluster.monotonic(), 0);
     loop {
-        let now_ms = cluster.now_ms();
-        let transitions = Transitions::of(&cluster);
-        let due = (now_ms / DAY_MS, transitions.revision(), is_open(&cluster.map(), Tier::Cold));
-        if done != Some(due) && transitions.may_do_something() {
-            if pass(&host, &cluster, &budget, now_ms).await {
-                (done, retry) = (Some(due), RETRY_MIN);
-            } else {
-                cluster.sleep(retry).await;
-                retry = (retry * 2).min(RETRY_MAX);
+        let policy = cluster.map().tiering.policy;
+        let (now, now_ms) = (cluster.monotonic(), cluster.now_ms());
+        budget.set(Some(policy.bytes_per_second / cores as u64));
+        host.watch().set_on(policy.enabled);
+        if policy.enabled {
+            let served: Vec<_> = host.primaries().iter().map(|partition| partition.partition()).collect();
+            host.watch().set_partitions(&served, now_ms);
+        }
+        transitions.look(&host, &cluster, &budget).await;
+        let board = &cluster.metrics().tiers;
+        let wish = board.wished();
+        let (is_asked, is_time) = (wish > answered, policy.enabled && now >= round_at);
+        if is_asked || is_time {
+            let (host, cluster, budget, cursor) = (&host, &cluster, &budget, &cursor);
+            let is_dry = is_asked;
+            let report = Round { host, cluster, budget, cursor, policy, now_ms, is_dry }.run().await;
+            board.report(core, TierReport { wish, ..report });
+            answered = wish;
+            if !is_dry {
+                round_at = now + Duration::from_secs(ROUND_S);
             }
         }
-        cluster.sleep(CHECK).await;
+        cluster.sleep(LOOK).await;
+    }
+}
+
+/// When transitions are looked at next.
+#[derive(Default)]
+struct Due {
+    /// What each partition's last whole pass was for: the day, the rules, and whether there was a cold tier. One that is
+    /// not served here, or not yet, has none.
+    done: BTreeMap<PartitionId, (u64, u64, bool)>,
+    again_at: Duration,
+    retry: Option<Duration>,
+}
+
+impl Due {
+    async fn look<P: Platform>(
+        &mut self,
+        host: &Rc<CoreHost<P>>,
+        cluster: &Rc<NodeCluster<P>>,
+        budget: &Rc<Budget>,
+    ) {
+        if cluster.monotonic() < self.again_at {
+            return;
+        }
+        let now_ms = cluster.now_ms();
+        let transitions = Transitions::of(cluster);
+        let due = (now_ms / DAY_MS, transitions.revision(), is_open(&cluster.map(), Tier::Cold));
+        let served = host.primaries();
+        self.done.retain(|partition, _| served.iter().any(|replica| replica.partition() == *partition));
+        let mut is_complete = true;
+        for partition in served.iter().filter(|_| transitions.may_do_something()) {
+            if self.done.get(&partition.partition()) == Some(&due) {
+                continue;
+            }
+            if pass_over(partition, &transitions, cluster, budget, now_ms).await {
+                self.done.insert(partition.partition(), due);
+            } else {
+                is_complete = false;
+            }
+        }
+        let retry = self.retry.map_or(RETRY_MIN, |last| (last * 2).min(RETRY_MAX));
+        self.retry = (!is_complete).then_some(retry);
+        self.again_at = cluster.monotonic() + self.retry.unwrap_or(CHECK);
     }
 }
 

@@ -13,12 +13,7 @@ use quarry_object::{
 use quarry_partition::command::{DecodedRow, Manifest, decode_row};
 
 use super::{Mover, Wanted};
-use crate::{
-    cluster::NodeCluster,
-    host::{CoreHost, PartitionHost},
-    metrics::Moves,
-    platform::Platform,
-};
+use crate::{cluster::NodeCluster, host::PartitionHost, metrics::Moves, platform::Platform};
 
 /// Rows taken from the index at once, as in the scrub.
 const BATCH: usize = 64;
@@ -110,21 +105,16 @@ impl Transitions {
     }
 }
 
-/// Does once what is due at `now_ms`; `false`: something could not be done.
-pub(crate) async fn pass<P: Platform>(
-    host: &Rc<CoreHost<P>>,
+/// Does once what is due in a partition at `now_ms`; `false`: something could not be done.
+pub(crate) async fn pass_over<P: Platform>(
+    partition: &Rc<PartitionHost<P>>,
+    transitions: &Transitions,
     cluster: &Rc<NodeCluster<P>>,
     budget: &Rc<Budget>,
     now_ms: u64,
 ) -> bool {
-    let transitions = Transitions::of(cluster);
-    let mut complete = true;
-    for partition in host.primaries() {
-        let mover = Mover { cluster, budget, partition: &partition };
-        let walk = Walk { mover, transitions: &transitions, partition: &partition, now_ms };
-        complete &= walk.run().await;
-    }
-    complete
+    let mover = Mover { cluster, budget, partition };
+    Walk { mover, transitions, partition, now_ms }.run().await
 }
 
 /// One walk over the versions of a partition.
