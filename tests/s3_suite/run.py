@@ -148,7 +148,7 @@ FEATURES = [
     ("object lock (not built)", r"object_lock|retention|legal_hold"),
     ("bucket logging (not built)", r"logging"),
     ("IAM REST interface (not built)", r"iam_|user_policy|group_policy|role_policy|account_|_role|_group_|test_verify|same_account|cross_account"),
-    ("storage classes and transitions (not built)", r"transition|cloud|restore|storage_class"),
+    ("classes that need a restore (not built)", r"transition|cloud|restore|storage_class"),
     ("Ceph extensions (not built)", r"append|usage|head_extended|unordered|torrent"),
     ("lifecycle", r"lifecycle"),
     ("forms (POST object)", r"post_object"),

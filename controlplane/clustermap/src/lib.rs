@@ -16,6 +16,7 @@ mod map;
 mod operations;
 mod placement;
 mod profile;
+mod tiering;
 
 pub use bucket::{BucketConfig, DOCUMENT_BYTES_MAX, DocumentKind, Versioning};
 pub use id::{
@@ -28,3 +29,4 @@ pub use map::{
 pub use operations::{JobKind, Operations, UnknownJob};
 pub use placement::{PARTITIONS_CLUSTER, PARTITIONS_STANDALONE, partition_of};
 pub use profile::{ErasureProfile, ProfileError, SHARD_BLOCK_BYTES};
+pub use tiering::{TierPolicy, TierPolicyError, Tiering};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClusterId, DeviceId, Epoch, ErasureProfile, Incarnation, MapVersion, NodeId, Operations, PartitionId,
-    PgId,
+    PgId, Tiering,
 };
 
 /// A device class with its own profile and policy.
@@ -17,6 +17,20 @@ pub enum Tier {
     Hot,
     /// HDD: blobs that policy or lifecycle moved down.
     Cold,
+}
+
+impl Tier {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Hot, Self::Cold];
+
+    /// For people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hot => "hot",
+            Self::Cold => "cold",
+        }
+    }
 }
 
 /// Whether a device takes part.
@@ -188,6 +202,9 @@ pub struct ClusterMap {
     /// What the operator has asked for.
     #[serde(default)]
     pub operations: Operations,
+    /// How data is spread over tiers.
+    #[serde(default)]
+    pub tiering: Tiering,
 }
 
 /// What [`ClusterMap::validate`] found.
@@ -236,6 +253,14 @@ impl ClusterMap {
     /// Whether a device is in the map and takes part.
     pub fn is_in(&self, device: DeviceId) -> bool {
         self.devices.get(&device).is_some_and(|entry| entry.state == DeviceState::In)
+    }
+
+    /// The profile wanted for new blobs of a tier.
+    pub fn wanted_profile(&self, tier: Tier) -> ErasureProfile {
+        match tier {
+            Tier::Hot => self.hot_profile,
+            Tier::Cold => self.tiering.cold_profile.unwrap_or(self.hot_profile),
+        }
     }
 
     /// Whether a device is to be emptied: it, or its node, is drained.
@@ -379,6 +404,7 @@ mod tests {
             partitions: vec![partition],
             placement_groups: BTreeMap::from([(PgId(0), group)]),
             operations: Operations::default(),
+            tiering: Tiering::default(),
         }
     }
 

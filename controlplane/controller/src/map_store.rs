@@ -22,7 +22,7 @@ use std::{
 
 use quarry_clustermap::{
     ClusterId, ClusterMap, DeviceEntry, DeviceId, ErasureProfile, MapVersion, NodeEntry, NodeId, Operations,
-    PartitionConfig, PgId, PlacementGroup,
+    PartitionConfig, PgId, PlacementGroup, Tiering,
 };
 use quarry_metastore::{
     Entry, Metastore, MetastoreError, Revision, TRANSACTION_BYTES_MAX, TRANSACTION_OPERATIONS_MAX,
@@ -61,6 +61,8 @@ struct Head {
     hot_profile: ErasureProfile,
     #[serde(default)]
     operations: Operations,
+    #[serde(default)]
+    tiering: Tiering,
     /// By name (`p00003`): the end of the key.
     leaves: BTreeMap<String, String>,
 }
@@ -214,6 +216,7 @@ fn assemble(head: &Head, leaves: &BTreeMap<String, Leaf>) -> ClusterMap {
         devices: BTreeMap::new(),
         partitions: Vec::new(),
         operations: head.operations.clone(),
+        tiering: head.tiering.clone(),
         placement_groups: BTreeMap::new(),
     };
     // In the order of their names: partitions are listed by id.
@@ -273,6 +276,7 @@ pub(crate) fn stage(old: Option<&StoredMap>, next: &ClusterMap, base: Transactio
         version: next.version,
         hot_profile: next.hot_profile,
         operations: next.operations.clone(),
+        tiering: next.tiering.clone(),
         leaves: BTreeMap::new(),
     };
     let mut leaves = BTreeMap::new();

@@ -37,6 +37,7 @@ fn options() -> ControllerOptions {
     let policy = Policy {
         cluster: ClusterId([7; 16]),
         hot_profile: "4+2".parse().unwrap(),
+        cold_profile: None,
         partition_count: 256,
         rebuild_after_ms: 10_000,
         groups_per_device: 1,

@@ -269,6 +269,7 @@ fn of_many_writers_each_commit_counts_once() {
         let policy = Policy {
             cluster: ClusterId([7; 16]),
             hot_profile: "2+2".parse().unwrap(),
+            cold_profile: None,
             partition_count: 64,
             rebuild_after_ms: REBUILD_AFTER_MS,
             groups_per_device: 1,

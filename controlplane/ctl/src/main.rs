@@ -43,6 +43,9 @@ enum Noun {
     /// Work in the background that moves data between devices.
     #[command(subcommand)]
     Job(noun::job::Verb),
+    /// Hot and cold devices, and what moves between them.
+    #[command(subcommand)]
+    Tier(noun::tier::Verb),
     /// The cluster map: devices and placement groups.
     #[command(subcommand)]
     Map(noun::map::Verb),
@@ -73,6 +76,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Noun::Node(verb) => noun::node::run(verb, &client, cli.output),
         Noun::Device(verb) => noun::device::run(verb, &client, cli.output),
         Noun::Job(verb) => noun::job::run(verb, &client, cli.output),
+        Noun::Tier(verb) => noun::tier::run(verb, &client, cli.output),
         Noun::Map(verb) => noun::map::run(verb, &client, cli.output),
         Noun::Partition(verb) => noun::partition::run(verb, &client, cli.output),
         Noun::Metastore(_) => unreachable!("done above, without a node"),

@@ -31,6 +31,27 @@ impl fmt::Display for MapDiff<'_> {
         if self.old.is_none_or(|old| old.hot_profile != new.hot_profile) {
             writeln!(f, "hot profile {}", new.hot_profile)?;
         }
+        let tiering = |map: &ClusterMap| (map.tiering.cold_profile, map.tiering.policy.enabled);
+        if let Some(old) = self.old.filter(|old| old.tiering != new.tiering) {
+            let ((cold_before, was_on), (cold, is_on)) = (tiering(old), tiering(new));
+            if let Some(cold) = cold.filter(|_| cold != cold_before) {
+                writeln!(f, "cold profile {cold}")?;
+            }
+            let state = |on| if on { "on" } else { "off" };
+            let policy = &new.tiering.policy;
+            writeln!(
+                f,
+                "tier policy {} -> {}: from {} % down to {} %, idle {} s, {} reads an hour, cool-down {} s, {} bytes/s",
+                state(was_on),
+                state(is_on),
+                policy.high_percent,
+                policy.low_percent,
+                policy.idle_s,
+                policy.promote_reads_per_hour,
+                policy.cool_down_s,
+                policy.bytes_per_second,
+            )?;
+        }
         if self.old.is_none_or(|old| old.operations != new.operations) {
             write!(f, "{}", Asked(&new.operations))?;
         }

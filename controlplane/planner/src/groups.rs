@@ -14,7 +14,7 @@
 //! One plan may take several of these steps; the group then changes once, at one epoch. Nothing but the report takes a
 //! group out of `Moving`: not a device that returns, not a start of a node.
 //!
-//! With n devices in there are at least n groups that are open or about to be again, and each device is in one of them;
+//! Each tier has groups of its own devices, in the profile wanted for it. With n devices in there are at least n groups that are open or about to be again, and each device is in one of them;
 //! in a cluster there are several times as many, so that devices can be evened out in small steps. They are laid out as
 //! shifts of patterns over the devices: every device stands as often at every position, so it holds data and parity; then,
 //! empty as they are, they are fitted to the devices' capacities. No node has more than m members of a group as long as
@@ -32,7 +32,7 @@ use crate::{
     epoch_of, rebalance, replace,
 };
 
-/// Replaces members that are due; seals, opens and adds groups of the hot tier.
+/// Replaces members that are due; seals, opens and adds groups of each tier.
 pub(crate) fn update(
     next: &mut ClusterMap,
     input: &PlanInput<'_>,
@@ -40,52 +40,62 @@ pub(crate) fn update(
     reasons: &mut Vec<String>,
 ) {
     replace::update(next, input, moves, reasons);
-    open_and_seal(next, input.policy.groups_per_device, reasons);
+    for tier in Tier::ALL {
+        open_and_seal(next, tier, input.policy.groups_per_device, reasons);
+    }
 }
 
-fn open_and_seal(next: &mut ClusterMap, per_device: usize, reasons: &mut Vec<String>) {
-    let devices = devices_staying(next, Tier::Hot);
-    let profile = profile_to_open(next, &devices);
+fn open_and_seal(next: &mut ClusterMap, tier: Tier, per_device: usize, reasons: &mut Vec<String>) {
+    if tier != Tier::Hot && next.devices.values().all(|entry| entry.tier != tier) {
+        return;
+    }
+    let devices = devices_staying(next, tier);
+    let (name, count) = (tier.name(), devices.len());
+    let profile = profile_to_open(next, tier, &devices);
     match profile {
-        None => reasons.push(format!("no placement group is open: {} hot devices are in", devices.len())),
-        Some(profile) if profile != next.hot_profile => {
+        None => reasons.push(format!("no placement group is open: {count} {name} devices are in")),
+        Some(profile) if profile != next.wanted_profile(tier) => {
             reasons.push(format!(
-                "{} hot devices are in: new blobs have the fallback profile {profile}",
-                devices.len()
+                "{count} {name} devices are in: new blobs have the fallback profile {profile}"
             ));
         }
         Some(_) => {}
     }
-    seal_and_reopen(next, profile);
+    seal_and_reopen(next, tier, profile);
     let Some(profile) = profile else { return };
-    let missing = missing(next, profile, &devices, per_device);
+    let missing = missing(next, (tier, profile), &devices, per_device);
     let mut present: BTreeSet<Vec<DeviceId>> =
-        next.open_groups(Tier::Hot).map(|(_, group)| group.members.clone()).collect();
+        next.open_groups(tier).map(|(_, group)| group.members.clone()).collect();
     let mut new = BTreeSet::new();
     let patterns = layout(next, &devices, profile, missing.div_ceil(devices.len()));
     for members in patterns.into_iter().filter(|members| present.insert(members.clone())).take(missing) {
         let id = PgId(next.placement_groups.keys().next_back().map_or(0, |last| last.0 + 1));
-        let (epoch, tier, state, rebuilding) = (epoch_of(next), Tier::Hot, PgState::Open, BTreeMap::new());
+        let (epoch, state, rebuilding) = (epoch_of(next), PgState::Open, BTreeMap::new());
         next.placement_groups.insert(id, PlacementGroup { epoch, tier, profile, members, state, rebuilding });
         new.insert(id);
     }
-    rebalance::place_new(next, &new);
+    rebalance::place_new(next, tier, &new);
 }
 
 /// How many groups are to be added.
-fn missing(map: &ClusterMap, profile: ErasureProfile, devices: &[DeviceId], per_device: usize) -> usize {
+fn missing(
+    map: &ClusterMap,
+    (tier, profile): (Tier, ErasureProfile),
+    devices: &[DeviceId],
+    per_device: usize,
+) -> usize {
     // Those that move between devices that are in are open again soon.
     let soon = |group: &&PlacementGroup| {
         group.state != PgState::Sealed
             && group.profile == profile
             && group.members.iter().chain(group.rebuilding.values()).all(|device| map.is_in(*device))
     };
-    let of_tier = || map.placement_groups.values().filter(|group| group.tier == Tier::Hot);
+    let of_tier = || map.placement_groups.values().filter(|group| group.tier == tier);
     let used: BTreeSet<DeviceId> =
         of_tier().filter(soon).flat_map(|group| group.members.iter().copied()).collect();
     let usable = of_tier().filter(soon).count();
     let all = of_tier().filter(|group| group.profile == profile).count();
-    let wanted = if profile == map.hot_profile { devices.len() * per_device } else { devices.len() };
+    let wanted = if profile == map.wanted_profile(tier) { devices.len() * per_device } else { devices.len() };
     // One that no group has is a device that has just come: with the groups it brings, it gets its place in some.
     let unused = if devices.iter().all(|device| used.contains(device)) { 0 } else { devices.len() };
     unused.max(devices.len().saturating_sub(usable)).max(wanted.saturating_sub(all))
@@ -93,8 +103,8 @@ fn missing(map: &ClusterMap, profile: ErasureProfile, devices: &[DeviceId], per_
 
 /// The wanted profile, or the widest with the same m of which one node never has more than m shards; where no two data
 /// shards fit so, the widest that the devices can hold; none below two data shards (or the wanted k, if that is one).
-fn profile_to_open(map: &ClusterMap, devices: &[DeviceId]) -> Option<ErasureProfile> {
-    let wanted = map.hot_profile;
+fn profile_to_open(map: &ClusterMap, tier: Tier, devices: &[DeviceId]) -> Option<ErasureProfile> {
+    let wanted = map.wanted_profile(tier);
     let most = devices.len().checked_sub(wanted.parity())?.min(wanted.data());
     let least = wanted.data().min(2);
     let survives = |data: &usize| {
@@ -105,10 +115,10 @@ fn profile_to_open(map: &ClusterMap, devices: &[DeviceId]) -> Option<ErasureProf
     Some(ErasureProfile { data_shards, ..wanted })
 }
 
-fn seal_and_reopen(next: &mut ClusterMap, profile: Option<ErasureProfile>) {
+fn seal_and_reopen(next: &mut ClusterMap, tier: Tier, profile: Option<ErasureProfile>) {
     let epoch = epoch_of(next);
-    let devices: BTreeSet<DeviceId> = devices_in(next, Tier::Hot).into_iter().collect();
-    for group in next.placement_groups.values_mut().filter(|group| group.tier == Tier::Hot) {
+    let devices: BTreeSet<DeviceId> = devices_in(next, tier).into_iter().collect();
+    for group in next.placement_groups.values_mut().filter(|group| group.tier == tier) {
         let fit =
             Some(group.profile) == profile && group.members.iter().all(|device| devices.contains(device));
         let state = match group.state {

@@ -26,6 +26,7 @@ mod replace;
 mod reports;
 #[cfg(test)]
 mod tests;
+mod tiering;
 
 use std::collections::BTreeMap;
 
@@ -39,6 +40,7 @@ pub use diff::MapDiff;
 pub use forecast::{Forecast, forecast};
 pub use operations::{Intent, IntentError};
 pub use reports::{GroupMoved, Joined, Lagging, Reports};
+pub use tiering::{Candidate, Fill, TierMove, plan_tiers};
 
 /// How long a device is out before others take its places, unless a new device is named for that: long enough for a
 /// restart of its host, short against the time between two failures.
@@ -58,6 +60,8 @@ pub struct Policy {
     pub cluster: ClusterId,
     /// Profile wanted for new blobs of the hot tier; metadata has m+1 replicas.
     pub hot_profile: ErasureProfile,
+    /// Profile wanted for new blobs of the cold tier; `None`: what the map says.
+    pub cold_profile: Option<ErasureProfile>,
     /// Number of partitions of the first map; later maps keep theirs.
     pub partition_count: u16,
     /// How long a device is out before others take its places; see [`REBUILD_AFTER_MS`].
@@ -236,10 +240,12 @@ pub fn plan(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
             devices: BTreeMap::new(),
             partitions: Vec::new(),
             operations: quarry_clustermap::Operations::default(),
+            tiering: quarry_clustermap::Tiering::default(),
             placement_groups: BTreeMap::new(),
         },
     };
     let (mut moves, mut reasons) = (Vec::new(), Vec::new());
+    next.tiering.cold_profile = input.policy.cold_profile.or(next.tiering.cold_profile);
     observe(&mut next, input, &mut reasons);
     for intent in &input.reports.intents {
         intent.apply(&mut next, input.now_ms);
@@ -253,7 +259,9 @@ pub fn plan(input: &PlanInput<'_>) -> Result<Plan, PlanError> {
     groups::update(&mut next, input, &mut moves, &mut reasons);
     if input.map.is_some() {
         rebalance::partitions(&mut next, input, &mut moves, &mut reasons);
-        rebalance::groups(&mut next, input, &mut moves, &mut reasons);
+        for tier in Tier::ALL {
+            rebalance::groups(&mut next, tier, input, &mut moves, &mut reasons);
+        }
     }
     replace::retire(&mut next, &mut reasons);
     next.validate().expect("a plan from a valid map is valid");
@@ -294,10 +302,11 @@ fn observe(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<Strin
             reasons.push(format!("{id} started: {}", entry.incarnation));
         }
     }
+    settle_tiers(next, input, reasons);
     for (id, seen) in &input.inventory.devices {
         match next.devices.get_mut(id) {
             Some(entry) => {
-                (entry.node, entry.tier) = (seen.node, seen.tier);
+                entry.node = seen.node;
                 (entry.capacity_bytes, entry.location) = (seen.capacity_bytes, seen.location.clone());
             }
             None if seen.present => {
@@ -319,6 +328,23 @@ fn observe(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<Strin
         set_present(entry, input.is_present(*id), input.now_ms, |what| {
             reasons.push(format!("{id} is {what}"))
         });
+    }
+}
+
+/// A device goes to another tier only while nothing is on it.
+fn settle_tiers(next: &mut ClusterMap, input: &PlanInput<'_>, reasons: &mut Vec<String>) {
+    for (id, seen) in &input.inventory.devices {
+        let Some(tier) = next.devices.get(id).map(|entry| entry.tier) else { continue };
+        if tier == seen.tier {
+            continue;
+        }
+        if next.uses_of(*id) > 0 {
+            let (tier, wanted) = (tier.name(), seen.tier.name());
+            reasons
+                .push(format!("{id} stays {tier}, it is in use: drain and remove it to have it as {wanted}"));
+        } else if let Some(entry) = next.devices.get_mut(id) {
+            entry.tier = seen.tier;
+        }
     }
 }
 
@@ -349,7 +375,7 @@ fn devices_in(map: &ClusterMap, tier: Tier) -> Vec<DeviceId> {
 fn devices_staying(map: &ClusterMap, tier: Tier) -> Vec<DeviceId> {
     let all = devices_in(map, tier);
     let staying: Vec<DeviceId> = all.iter().copied().filter(|device| !map.is_leaving(*device)).collect();
-    if staying.len() > map.hot_profile.parity() { staying } else { all }
+    if staying.len() > map.wanted_profile(tier).parity() { staying } else { all }
 }
 
 /// The map's version as the epoch of what changes in it.

@@ -1,6 +1,9 @@
 //! What operators ask for: checked against the map first, then part of it.
 
-use quarry_clustermap::{ClusterMap, DeviceId, DeviceState, Incarnation, JobKind, NodeId};
+use quarry_clustermap::{
+    ClusterMap, DeviceId, DeviceState, ErasureProfile, Incarnation, JobKind, NodeId, TierPolicy,
+    TierPolicyError,
+};
 use serde::{Deserialize, Serialize};
 
 /// One request.
@@ -27,6 +30,10 @@ pub enum Intent {
     Resume(JobKind),
     /// Bytes per second of the jobs on each node; `None`: what the node's configuration says.
     Budget(Option<u64>),
+    /// Profile wanted for new blobs of the cold tier.
+    ColdProfile(ErasureProfile),
+    /// What moves between tiers by itself.
+    TierPolicy(TierPolicy),
 }
 
 /// Why a request is refused.
@@ -41,6 +48,9 @@ pub enum IntentError {
     /// It may join: it was not removed.
     #[error("{0} was not removed: start it, and it joins")]
     NotRemoved(NodeId),
+    /// The policy could not work.
+    #[error(transparent)]
+    Policy(#[from] TierPolicyError),
     /// It still takes data.
     #[error("{0} is in use: drain it first")]
     InUse(DeviceId),
@@ -75,6 +85,7 @@ impl Intent {
                 Err(IntentError::UnknownDevice(device))
             }
             Self::RemoveDevice(device) => removable(map, device),
+            Self::TierPolicy(policy) => Ok(policy.check()?),
             Self::RemoveNode(node) => {
                 devices_of(map, node).into_iter().try_for_each(|device| removable(map, device))
             }
@@ -94,6 +105,8 @@ impl Intent {
             Self::Pause(job) => drop(operations.paused.insert(job)),
             Self::Resume(job) => drop(operations.paused.remove(&job)),
             Self::Budget(bytes) => operations.bytes_per_second = bytes,
+            Self::ColdProfile(profile) => next.tiering.cold_profile = Some(profile),
+            Self::TierPolicy(policy) => next.tiering.policy = policy,
             Self::RemoveDevice(device) => give_up(next, device, now_ms),
             Self::RemoveNode(node) => {
                 devices_of(next, node).into_iter().for_each(|device| give_up(next, device, now_ms));

@@ -50,8 +50,13 @@ fn repairs(next: &ClusterMap, input: &PlanInput<'_>) -> bool {
 }
 
 /// All groups of a tier, for balancing: `movable` says which may change.
-fn group_sets(map: &ClusterMap, devices: &[DeviceId], movable: impl Fn(PgId) -> bool) -> Vec<Set<PgId>> {
-    let groups = map.placement_groups.iter().filter(|(_, group)| group.tier == Tier::Hot);
+fn group_sets(
+    map: &ClusterMap,
+    tier: Tier,
+    devices: &[DeviceId],
+    movable: impl Fn(PgId) -> bool,
+) -> Vec<Set<PgId>> {
+    let groups = map.placement_groups.iter().filter(|(_, group)| group.tier == tier);
     let sets = groups.map(|(pg, group)| {
         let spread = Spread::choose(map, devices, group.profile.total(), group.profile.parity());
         Set { key: *pg, members: group.members.clone(), spread, movable: movable(*pg) }
@@ -60,10 +65,10 @@ fn group_sets(map: &ClusterMap, devices: &[DeviceId], movable: impl Fn(PgId) -> 
 }
 
 /// New groups are empty: they take their share at once.
-pub(crate) fn place_new(next: &mut ClusterMap, new: &BTreeSet<PgId>) {
+pub(crate) fn place_new(next: &mut ClusterMap, tier: Tier, new: &BTreeSet<PgId>) {
     let map = next.clone();
-    let devices = devices_staying(&map, Tier::Hot);
-    let sets = group_sets(&map, &devices, |pg| new.contains(&pg));
+    let devices = devices_staying(&map, tier);
+    let sets = group_sets(&map, tier, &devices, |pg| new.contains(&pg));
     let mut balance = Balance::new(&map, devices, sets);
     // Each step brings devices nearer to their shares; the bound is never met.
     for _ in 0..new.len() * 32 {
@@ -74,18 +79,19 @@ pub(crate) fn place_new(next: &mut ClusterMap, new: &BTreeSet<PgId>) {
     }
 }
 
-/// Starts moves of positions.
+/// Starts moves of positions in a tier.
 pub(crate) fn groups(
     next: &mut ClusterMap,
+    tier: Tier,
     input: &PlanInput<'_>,
     moves: &mut Vec<Move>,
     reasons: &mut Vec<String>,
 ) {
     let map = next.clone();
-    let devices = devices_staying(&map, Tier::Hot);
+    let devices = devices_staying(&map, tier);
     let planned =
         map.placement_groups.values().filter(|group| group.formers_in(&map).next().is_some()).count();
-    let mut open = map.open_groups(Tier::Hot).count();
+    let mut open = map.open_groups(tier).count();
     let limit = (map.placement_groups.len() / GROUPS_PER_MOVE).clamp(1, GROUP_MOVES_MAX);
     let mut room = limit.saturating_sub(planned);
     let movable = |pg: PgId| {
@@ -93,7 +99,7 @@ pub(crate) fn groups(
         group.state != PgState::Moving && group.members.iter().all(|device| map.is_in(*device))
     };
     let jobs = jobs(&map, input);
-    let mut balance = Balance::new(&map, devices.clone(), group_sets(&map, &devices, movable));
+    let mut balance = Balance::new(&map, devices.clone(), group_sets(&map, tier, &devices, movable));
     let mut started = 0_usize;
     while room > 0 {
         let Some(step) = balance.next(&jobs) else { break };

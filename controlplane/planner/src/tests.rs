@@ -5,6 +5,7 @@ mod grow;
 mod histories;
 mod lost;
 mod replaced;
+mod tiers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,6 +22,7 @@ fn policy(profile: &str, partition_count: u16) -> Policy {
     Policy {
         cluster: ClusterId([7; 16]),
         hot_profile: profile.parse().unwrap(),
+        cold_profile: None,
         partition_count,
         rebuild_after_ms: REBUILD_AFTER_MS,
         groups_per_device: 1,

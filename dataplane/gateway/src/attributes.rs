@@ -11,6 +11,7 @@ use http::header::{
 use http::{HeaderMap, HeaderValue};
 use quarry_object::api::{Attributes, ObjectInfo, Tags};
 use quarry_object::lifecycle::{EXPIRES_ATTRIBUTE, own_expiry_ms};
+use quarry_object::tier::{CLASS_DEFAULT, CLASSES, STORAGE_CLASS_HEADER};
 use s3s::dto::{Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
@@ -20,19 +21,8 @@ use crate::tags;
 const USER_PREFIX: &str = "x-amz-meta-";
 /// What S3 answers for an object that was stored without a type.
 const DEFAULT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("binary/octet-stream");
-/// Not returned: S3 leaves the header out for its default class.
-const DEFAULT_STORAGE_CLASS: &str = "STANDARD";
-const STORAGE_CLASS: HeaderName = HeaderName::from_static("x-amz-storage-class");
+const STORAGE_CLASS: HeaderName = HeaderName::from_static(STORAGE_CLASS_HEADER);
 const TAGGING: HeaderName = HeaderName::from_static("x-amz-tagging");
-/// Classes that need no restore before a read. All mean the same here; the name is kept.
-const STORAGE_CLASSES: [&str; 6] = [
-    DEFAULT_STORAGE_CLASS,
-    "REDUCED_REDUNDANCY",
-    "STANDARD_IA",
-    "ONEZONE_IA",
-    "INTELLIGENT_TIERING",
-    "GLACIER_IR",
-];
 const WEBSITE_REDIRECT: HeaderName = HeaderName::from_static("x-amz-website-redirect-location");
 
 /// When the object is over: an HTTP date, or seconds from when it is written.
@@ -66,7 +56,7 @@ pub(crate) fn from_request(headers: &HeaderMap, user_bytes_max: usize) -> S3Resu
             }
             value = without_aws_chunked(&value);
         }
-        if name == STORAGE_CLASS && !value.is_empty() && !STORAGE_CLASSES.contains(&value.as_str()) {
+        if name == STORAGE_CLASS && !value.is_empty() && !CLASSES.contains(&value.as_str()) {
             return Err(refuse(
                 S3ErrorCode::InvalidStorageClass,
                 "the storage class is not one of this store",
@@ -132,7 +122,7 @@ pub(crate) fn own_expiry_header(info: &ObjectInfo) -> Option<(HeaderName, Header
 
 /// The storage class of an object.
 pub(crate) fn storage_class(attributes: &Attributes) -> &str {
-    attributes.headers.get(STORAGE_CLASS.as_str()).map_or(DEFAULT_STORAGE_CLASS, String::as_str)
+    attributes.headers.get(STORAGE_CLASS.as_str()).map_or(CLASS_DEFAULT, String::as_str)
 }
 
 /// `aws-chunked` is framing of the request, not an encoding of the object.
@@ -147,7 +137,8 @@ pub(crate) fn to_response(attributes: &Attributes) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for name in SYSTEM {
         let Some(value) = attributes.headers.get(name.as_str()) else { continue };
-        if name == STORAGE_CLASS && value == DEFAULT_STORAGE_CLASS {
+        // S3 leaves the header out for its default class.
+        if name == STORAGE_CLASS && value == CLASS_DEFAULT {
             continue;
         }
         if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {

@@ -14,7 +14,7 @@ use s3s::dto::{
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use crate::access::ownership;
-use crate::attributes::timestamp;
+use crate::attributes::{storage_class, timestamp};
 use crate::backend::Core;
 use crate::checksum::listed;
 use crate::conditions::etag;
@@ -183,6 +183,7 @@ fn split(page: ListPage, encoding: Encoding, owner: Option<&Owner>) -> (Vec<Obje
 
 fn described(info: ObjectInfo, encoding: Encoding, owner: Option<&Owner>) -> Object {
     let (checksum_algorithm, checksum_type) = listed(&info.checksums);
+    let class = storage_class(&info.attributes).to_owned();
     Object {
         checksum_algorithm,
         checksum_type,
@@ -191,7 +192,7 @@ fn described(info: ObjectInfo, encoding: Encoding, owner: Option<&Owner>) -> Obj
         last_modified: Some(timestamp(info.last_modified_ms)),
         owner: owner.cloned(),
         size: i64::try_from(info.size_bytes).ok(),
-        storage_class: Some(ObjectStorageClass::from_static(ObjectStorageClass::STANDARD)),
+        storage_class: Some(ObjectStorageClass::from(class)),
         ..Object::default()
     }
 }

@@ -5,6 +5,7 @@ use quarry_object::api::{
     ChecksumAlgorithm as Algorithm, CompletedPart, Completion, ListEntry, ListRequest, ObjectStore, PartInfo,
     PartsPage, UploadChecksum,
 };
+use quarry_object::tier::CLASS_DEFAULT;
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, ChecksumAlgorithm, ChecksumType, CommonPrefix,
     CompleteMultipartUploadInput, CompleteMultipartUploadOutput, CreateMultipartUploadInput,
@@ -148,7 +149,7 @@ pub(crate) async fn list_parts<S: ObjectStore>(
         Some(asked) => usize::try_from(asked).map_err(|_| refused("max-parts"))?.min(PAGE_MAX),
     };
     let listed = core.store.list_parts(&input.bucket, &input.key, &input.upload_id, after, limit);
-    let PartsPage { parts, truncated, checksum } = listed.await.map_err(from_api)?;
+    let PartsPage { parts, truncated, checksum, class } = listed.await.map_err(from_api)?;
     let (checksum_algorithm, checksum_type) = named(checksum);
     let next = parts.last().map(|part| i32::from(part.number));
     let Owner { display_name: name, id } = owner(core, &input.bucket)?;
@@ -165,7 +166,7 @@ pub(crate) async fn list_parts<S: ObjectStore>(
         next_part_number_marker: next,
         part_number_marker: Some(i32::from(after)),
         parts: Some(parts.into_iter().map(described).collect()),
-        storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
+        storage_class: Some(StorageClass::from(class.unwrap_or_else(|| CLASS_DEFAULT.to_owned()))),
         ..ListPartsOutput::default()
     }))
 }
@@ -294,7 +295,7 @@ pub(crate) async fn list_uploads<S: ObjectStore>(
     };
     for entry in page.entries {
         match entry {
-            ListEntry::Upload { key, upload, created_ms, checksum } => {
+            ListEntry::Upload { key, upload, created_ms, checksum, class } => {
                 let (checksum_algorithm, checksum_type) = named(checksum);
                 output.uploads.get_or_insert_default().push(MultipartUpload {
                     checksum_algorithm,
@@ -306,7 +307,9 @@ pub(crate) async fn list_uploads<S: ObjectStore>(
                     }),
                     key: Some(encoding.name(&key)),
                     owner: Some(owner.clone()),
-                    storage_class: Some(StorageClass::from_static(StorageClass::STANDARD)),
+                    storage_class: Some(StorageClass::from(
+                        class.unwrap_or_else(|| CLASS_DEFAULT.to_owned()),
+                    )),
                     upload_id: Some(upload),
                 });
             }

@@ -7,7 +7,7 @@ use s3s::dto::{
 };
 use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
-use crate::attributes::timestamp;
+use crate::attributes::{storage_class, timestamp};
 use crate::backend::Core;
 use crate::checksum::listed;
 use crate::conditions::etag;
@@ -90,7 +90,7 @@ fn add(output: &mut ListObjectVersionsOutput, entry: ListEntry, encoding: Encodi
         }
         ListEntry::Version { info, is_latest, is_marker: false } => {
             let (checksum_algorithm, checksum_type) = listed(&info.checksums);
-            let class = ObjectVersionStorageClass::from_static(ObjectVersionStorageClass::STANDARD);
+            let class = ObjectVersionStorageClass::from(storage_class(&info.attributes).to_owned());
             output.versions.get_or_insert_default().push(ObjectVersion {
                 checksum_algorithm,
                 checksum_type,

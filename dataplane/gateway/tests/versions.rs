@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod support;
+#[path = "versions/tiers.rs"]
+mod tiers;
 
 use std::future::pending;
 use std::rc::Rc;
@@ -10,6 +12,7 @@ use std::rc::Rc;
 use quarry_clustermap::Versioning;
 use quarry_gateway::{Gateway, Limits};
 use quarry_object::metadata::Metadata as _;
+use quarry_object::objects::Objects;
 use support::client::{connect, exchange, run, signed_with};
 use support::gateway_with;
 use support::real::{RealCluster, real_store};
@@ -17,6 +20,7 @@ use support::real::{RealCluster, real_store};
 struct Bench {
     gateway: Gateway,
     cluster: Rc<RealCluster>,
+    store: Rc<Objects<RealCluster>>,
 }
 
 /// An answer, head and body.
@@ -63,8 +67,8 @@ impl Answer {
 impl Bench {
     async fn new(versioning: Versioning) -> Self {
         let (cluster, store) = real_store();
-        let gateway = gateway_with(Rc::default(), Limits::default(), store);
-        let bench = Self { gateway, cluster };
+        let gateway = gateway_with(Rc::default(), Limits::default(), Rc::clone(&store));
+        let bench = Self { gateway, cluster, store };
         bench.ask("PUT", "/bucket", &[], b"").await.is(200);
         bench.cluster.set_versioning("bucket", versioning).await.unwrap();
         bench

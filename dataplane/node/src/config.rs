@@ -1,19 +1,20 @@
 //! Configuration: flags over file over defaults, validated whole before any device is opened.
 
+mod size;
+
 use std::{
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
-use quarry_clustermap::ErasureProfile;
+use quarry_clustermap::{ErasureProfile, Tier};
 use quarry_controller::cluster::EtcdConfig;
 use quarry_gateway::{Domains, ObjectOwnership};
 use serde::Deserialize;
 
+pub(crate) use self::size::Bytes;
 use crate::{audit::AuditConfig, runtime::tls::TlsFiles};
 
 /// An S3-compatible object store.
@@ -71,12 +72,18 @@ pub(crate) struct RunArgs {
     /// A raw block device or a file; repeat for each. Default: six files in the data directory.
     #[arg(long = "device")]
     pub(crate) devices: Vec<PathBuf>,
+    /// As --device, of the cold tier: for data of the classes STANDARD_IA, ONEZONE_IA and GLACIER_IR.
+    #[arg(long = "cold-device", value_name = "PATH")]
+    pub(crate) cold_devices: Vec<PathBuf>,
     /// Size of device files that are created, for example 4GiB.
     #[arg(long)]
     pub(crate) device_size: Option<Bytes>,
     /// Erasure profile k+m of new blobs, for example 4+2.
     #[arg(long)]
     pub(crate) profile: Option<ErasureProfile>,
+    /// Erasure profile k+m of new blobs of the cold tier. Default: that of the others.
+    #[arg(long)]
+    pub(crate) cold_profile: Option<ErasureProfile>,
     /// Address of the S3 endpoint.
     #[arg(long)]
     pub(crate) listen: Option<SocketAddr>,
@@ -171,8 +178,10 @@ struct ConfigFile {
     standalone: bool,
     data: Option<PathBuf>,
     devices: Vec<PathBuf>,
+    cold_devices: Vec<PathBuf>,
     device_size: Option<Bytes>,
     profile: Option<String>,
+    cold_profile: Option<String>,
     listen: Option<SocketAddr>,
     tls_certificate: Option<PathBuf>,
     tls_key: Option<PathBuf>,
@@ -226,10 +235,14 @@ pub(crate) struct Config {
     pub(crate) data: PathBuf,
     /// Where the devices are; empty: six files in `data`, made at the first start.
     pub(crate) devices: Vec<PathBuf>,
+    /// Devices of the cold tier.
+    pub(crate) cold_devices: Vec<PathBuf>,
     /// Size of device files that are created.
     pub(crate) device_size_bytes: u64,
     /// Erasure profile of new blobs.
     pub(crate) profile: ErasureProfile,
+    /// Erasure profile of new blobs of the cold tier, if it is said.
+    pub(crate) cold_profile: Option<ErasureProfile>,
     /// S3 endpoint.
     pub(crate) listen: SocketAddr,
     /// Certificate and key of the S3 endpoint; `None`: plain HTTP.
@@ -299,6 +312,8 @@ pub(crate) enum ConfigError {
     NoData,
     #[error("profile {profile} needs {needed} devices, {given} are given")]
     TooFewDevices { profile: ErasureProfile, needed: usize, given: usize },
+    #[error("profile {profile} of the cold tier needs {needed} cold devices, {given} are given")]
+    TooFewColdDevices { profile: ErasureProfile, needed: usize, given: usize },
     #[error("tls-certificate and tls-key belong together: set both or neither")]
     HalfTls,
     #[error("device {} is listed twice", path.display())]
@@ -354,6 +369,10 @@ impl Config {
             (None, Some(text)) => text.parse()?,
             (None, None) => ErasureProfile::new(4, 2).expect("4+2 is in range"),
         };
+        let cold_profile = match (args.cold_profile, &file.cold_profile) {
+            (None, Some(text)) => Some(text.parse()?),
+            (given, _) => given,
+        };
         let tls = match (
             args.tls_certificate.clone().or(file.tls_certificate),
             args.tls_key.clone().or(file.tls_key),
@@ -367,6 +386,12 @@ impl Config {
         let config = Self {
             data: args.data.clone().or(file.data).ok_or(ConfigError::NoData)?,
             devices,
+            cold_devices: if args.cold_devices.is_empty() {
+                file.cold_devices
+            } else {
+                args.cold_devices.clone()
+            },
+            cold_profile,
             device_size_bytes: args
                 .device_size
                 .or(file.device_size)
@@ -420,9 +445,14 @@ impl Config {
         if self.cluster.is_none() && given < needed {
             return Err(ConfigError::TooFewDevices { profile: self.profile, needed, given });
         }
-        for (index, path) in self.devices.iter().enumerate() {
-            if self.devices[..index].contains(path) {
-                return Err(ConfigError::DeviceTwice { path: path.clone() });
+        let (profile, given) = (self.cold_profile.unwrap_or(self.profile), self.cold_devices.len());
+        if self.cluster.is_none() && (1..profile.total()).contains(&given) {
+            return Err(ConfigError::TooFewColdDevices { profile, needed: profile.total(), given });
+        }
+        let all: Vec<&PathBuf> = self.devices.iter().chain(&self.cold_devices).collect();
+        for (index, path) in all.iter().enumerate() {
+            if all[..index].contains(path) {
+                return Err(ConfigError::DeviceTwice { path: path.to_path_buf() });
             }
         }
         self.validate_cluster()?;
@@ -465,6 +495,11 @@ impl Config {
         Ok(())
     }
 
+    /// The tier of the device at a path.
+    pub(crate) fn tier_of(&self, path: &Path) -> Tier {
+        if self.cold_devices.iter().any(|cold| cold == path) { Tier::Cold } else { Tier::Hot }
+    }
+
     /// The address that other nodes use; empty for a standalone node.
     pub(crate) fn peer_address(&self) -> String {
         let given = self.cluster.as_ref().and_then(|cluster| cluster.peer_address);
@@ -498,65 +533,9 @@ fn to_usize(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
-/// A size with its unit, `4GiB`, `32KiB`, `512MiB`, or plain bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(try_from = "String")]
-pub(crate) struct Bytes(pub(crate) u64);
-
-/// A size that cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a size; write for example 4GiB, 512MiB, 32KiB or 4096B")]
-pub(crate) struct SizeError(String);
-
-const UNITS: [(&str, u64); 5] =
-    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
-
-impl FromStr for Bytes {
-    type Err = SizeError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = || SizeError(text.chars().take(32).collect());
-        let (number, unit) = UNITS
-            .iter()
-            .find_map(|(suffix, unit)| text.strip_suffix(suffix).map(|rest| (rest, *unit)))
-            .unwrap_or((text, 1));
-        let number: u64 = number.trim().parse().map_err(|_| refuse())?;
-        number.checked_mul(unit).map(Self).ok_or_else(refuse)
-    }
-}
-
-impl TryFrom<String> for Bytes {
-    type Error = SizeError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (suffix, unit) = UNITS
-            .iter()
-            .find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit))
-            .unwrap_or(&("B", 1));
-        write!(f, "{}{suffix}", self.0 / unit)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_round_trip_and_nonsense_is_refused() {
-        for text in ["4GiB", "512MiB", "32KiB", "1TiB", "7B", "0B"] {
-            assert_eq!(text.parse::<Bytes>().unwrap().to_string(), text);
-        }
-        assert_eq!("4096".parse::<Bytes>().unwrap().0, 4096);
-        for text in ["", "GiB", "4GB", "-1B", "1.5GiB", "99999999999TiB"] {
-            assert!(text.parse::<Bytes>().is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn refuses_what_cannot_work() {
@@ -573,6 +552,18 @@ mod tests {
         assert!(matches!(Config::load(&RunArgs::default()), Err(ConfigError::NotStandalone)));
         let twice = RunArgs { devices: vec!["a".into(), "a".into()], ..args("1+0", 1) };
         assert!(matches!(Config::load(&twice), Err(ConfigError::DeviceTwice { .. })));
+        let cold = |devices: usize, profile: Option<&str>| RunArgs {
+            cold_devices: (0..devices).map(|i| format!("cold-{i}").into()).collect(),
+            cold_profile: profile.map(|profile| profile.parse().unwrap()),
+            ..args("2+1", 3)
+        };
+        assert!(matches!(Config::load(&cold(2, None)), Err(ConfigError::TooFewColdDevices { .. })));
+        assert!(Config::load(&cold(2, Some("1+1"))).is_ok());
+        let config = Config::load(&cold(3, None)).unwrap();
+        assert_eq!(config.tier_of(Path::new("cold-1")), Tier::Cold);
+        assert_eq!(config.tier_of(Path::new("device-1")), Tier::Hot);
+        let both = RunArgs { cold_devices: vec!["device-0".into()], ..cold(1, Some("1+0")) };
+        assert!(matches!(Config::load(&both), Err(ConfigError::DeviceTwice { .. })));
     }
 
     #[test]

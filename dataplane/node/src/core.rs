@@ -223,6 +223,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     let budget = Rc::new(Budget::new(shared.config.repair_bytes_per_second / shared.config.cores as u64));
     background(Box::pin(jobs::mover::run(Rc::clone(&cluster), Rc::clone(&budget))));
     background(Box::pin(jobs::repair::run(Rc::clone(&host), Rc::clone(&cluster), budget)));
+    background(Box::pin(jobs::tiers::run(Rc::clone(&host), Rc::clone(&cluster))));
     background(Box::pin(jobs::scrub::run(
         Rc::clone(&host),
         Rc::clone(&cluster),

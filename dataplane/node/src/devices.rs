@@ -70,11 +70,13 @@ pub(crate) enum DevicesError {
 
 /// Where the devices are.
 pub(crate) fn paths(config: &Config) -> Vec<PathBuf> {
-    if !config.devices.is_empty() {
-        return config.devices.clone();
-    }
-    let directory = config.data.join("devices");
-    (0..DEFAULT_DEVICE_COUNT).map(|index| directory.join(format!("device-{index}"))).collect()
+    let hot = if config.devices.is_empty() {
+        let directory = config.data.join("devices");
+        (0..DEFAULT_DEVICE_COUNT).map(|index| directory.join(format!("device-{index}"))).collect()
+    } else {
+        config.devices.clone()
+    };
+    hot.into_iter().chain(config.cold_devices.iter().cloned()).collect()
 }
 
 /// Opens every device, and formats what is new. Devices that the map knows and that cannot be used are left out. `map` is

@@ -35,7 +35,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-use quarry_clustermap::{ClusterMap, DeviceState, NodeId, Tier};
+use quarry_clustermap::{ClusterMap, DeviceState, NodeId};
 use quarry_controller::{DeviceReport, NodeRegistration, Registered, StoredMap};
 use quarry_metastore::Embedded;
 
@@ -244,7 +244,7 @@ fn some_return(map: Option<&ClusterMap>, found: &[FoundDevice]) -> bool {
 fn registration(config: &Config, node: NodeId, found: &[FoundDevice]) -> NodeRegistration {
     let report = |device: &FoundDevice| DeviceReport {
         device: device.id,
-        tier: Tier::Hot,
+        tier: config.tier_of(&device.path),
         capacity_bytes: device.file.size_bytes(),
         location: device.path.display().to_string(),
         found: true,

@@ -61,6 +61,7 @@ impl Membership {
         Policy {
             cluster,
             hot_profile: config.profile,
+            cold_profile: config.cold_profile,
             partition_count: PARTITIONS_STANDALONE,
             rebuild_after_ms: REBUILD_AFTER_MS,
             groups_per_device: 1,

@@ -100,7 +100,7 @@ pub struct ObjectInfo {
     pub etag: String,
     /// Unix milliseconds; strictly grows per key.
     pub last_modified_ms: u64,
-    /// Stored attributes. Empty in listings.
+    /// Stored attributes. In listings only the storage class.
     pub attributes: Attributes,
     /// Stored checksums, as in [`BodyDigests`]. Empty in listings.
     pub checksums: BTreeMap<String, String>,
@@ -243,6 +243,8 @@ pub enum ListEntry {
         created_ms: u64,
         /// As announced.
         checksum: Option<UploadChecksum>,
+        /// The storage class of the object to be, if it was given one.
+        class: Option<String>,
     },
     /// A rolled-up prefix, with its delimiter.
     Prefix(String),
@@ -316,6 +318,8 @@ pub struct PartsPage {
     pub truncated: bool,
     /// As announced when the upload began.
     pub checksum: Option<UploadChecksum>,
+    /// The storage class of the object to be, if it was given one.
+    pub class: Option<String>,
 }
 
 /// What a copy changes.

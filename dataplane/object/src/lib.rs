@@ -13,6 +13,7 @@ pub mod repair;
 pub mod stripe;
 #[cfg(test)]
 mod test_cluster;
+pub mod tier;
 pub mod transport;
 pub mod writer;
 

@@ -3,6 +3,8 @@
 //! Pure: the object layer asks it at every read, the gateway for its headers, and the node's job before it deletes, so
 //! that all three agree. An object is gone at its time, whether or not the job has come by.
 //!
+//! Transitions to other storage classes are carried out by the node's job alone (`tier`); reads do not look at them.
+//!
 //! Times are Unix milliseconds. A rule in days ends, as in S3, at the first midnight (UTC) that is not before the
 //! creation plus the days; dates and an object's own time are exact.
 
@@ -13,6 +15,10 @@ use serde::{Deserialize, Serialize};
 const DAY_MS: u64 = 24 * 3600 * 1000;
 /// An upload that no rule covers is given up after so long.
 pub const UPLOAD_DAYS_DEFAULT: u32 = 7;
+/// Smaller objects change their class only by rules that speak of sizes, as in S3.
+pub const TRANSITION_BYTES_MIN: u64 = 128 << 10;
+/// Classes that a transition may lead to, in the order in which it may: never back.
+pub const LADDER: [&str; 4] = ["STANDARD_IA", "INTELLIGENT_TIERING", "ONEZONE_IA", "GLACIER_IR"];
 /// The attribute with an object's own time: Unix milliseconds in decimal, or `+` and seconds from when it was written.
 pub const EXPIRES_ATTRIBUTE: &str = "x-quarry-expires";
 
@@ -42,6 +48,43 @@ pub struct Rule {
     /// Uploads are aborted so many days after they began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub abort_upload_days: Option<u32>,
+    /// Classes that current versions get.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub transitions: Vec<Transition>,
+    /// Classes that noncurrent versions get.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub noncurrent_transitions: Vec<NoncurrentTransition>,
+}
+
+/// A class that current versions get.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Transition {
+    /// When.
+    pub at: TransitionTime,
+    /// Which.
+    pub class: String,
+}
+
+/// When a current version gets another class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransitionTime {
+    /// So many days after it was written.
+    Days(u32),
+    /// At this time, and later ones at once.
+    AtMs(u64),
+}
+
+/// A class that noncurrent versions get.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NoncurrentTransition {
+    /// So many days after they were replaced.
+    pub days: u32,
+    /// So many of the newest stay as they are whatever their age.
+    #[serde(default)]
+    pub keep: u32,
+    /// Which.
+    pub class: String,
 }
 
 /// Everything that is given must hold.
@@ -121,6 +164,12 @@ impl Filter {
             && self.smaller_than_bytes.is_none_or(|bytes| object.size_bytes < bytes)
     }
 
+    /// As [`Filter::matches`]; as in S3, small objects stay where they are unless the filter speaks of sizes.
+    fn takes_transition(&self, object: &Candidate<'_>) -> bool {
+        let speaks_of_sizes = self.larger_than_bytes.is_some() || self.smaller_than_bytes.is_some();
+        self.matches(object) && (speaks_of_sizes || object.size_bytes >= TRANSITION_BYTES_MIN)
+    }
+
     /// How many things it asks for.
     #[must_use]
     pub fn conditions(&self) -> usize {
@@ -194,11 +243,60 @@ impl Lifecycle {
         midnight_after(began_ms, days.unwrap_or(UPLOAD_DAYS_DEFAULT))
     }
 
+    /// The class that a current version is to have at `now_ms`: that of the latest transition that is due.
+    #[must_use]
+    pub fn transition(&self, object: &Candidate<'_>, now_ms: u64) -> Option<&str> {
+        let rules = self.enabled().filter(|rule| rule.filter.takes_transition(object));
+        let due = rules.flat_map(|rule| &rule.transitions).map(|transition| {
+            let at_ms = match transition.at {
+                TransitionTime::Days(days) => midnight_after(object.last_modified_ms, days),
+                TransitionTime::AtMs(at_ms) => at_ms.max(object.last_modified_ms),
+            };
+            (at_ms, transition.class.as_str())
+        });
+        latest(due, now_ms)
+    }
+
+    /// As [`Lifecycle::transition`] of a noncurrent version that was replaced at `replaced_ms` and has `newer` noncurrent
+    /// versions above it.
+    #[must_use]
+    pub fn noncurrent_transition(
+        &self,
+        object: &Candidate<'_>,
+        (replaced_ms, newer): (u64, u32),
+        now_ms: u64,
+    ) -> Option<&str> {
+        let rules = self.enabled().filter(|rule| rule.filter.takes_transition(object));
+        let transitions =
+            rules.flat_map(|rule| &rule.noncurrent_transitions).filter(|transition| newer >= transition.keep);
+        let due = transitions
+            .map(|transition| (midnight_after(replaced_ms, transition.days), transition.class.as_str()));
+        latest(due, now_ms)
+    }
+
     /// Whether any rule could do anything to objects that exist.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.enabled().all(|rule| rule.expiration.is_none() && rule.noncurrent.is_none())
     }
+
+    /// Whether any rule gives objects another class.
+    #[must_use]
+    pub fn has_transitions(&self) -> bool {
+        self.enabled().any(|rule| !rule.transitions.is_empty() || !rule.noncurrent_transitions.is_empty())
+    }
+}
+
+/// The last of what is due; of two at the same time the one further down the ladder.
+fn latest<'c>(due: impl Iterator<Item = (u64, &'c str)>, now_ms: u64) -> Option<&'c str> {
+    let due = due.filter(|(at_ms, _)| *at_ms <= now_ms);
+    due.max_by_key(|(at_ms, class)| (*at_ms, rank(class))).map(|(_, class)| class)
+}
+
+/// Where a class stands on the ladder: transitions only lead down, so from a lower rank to a higher one.
+#[must_use]
+pub fn rank(class: &str) -> usize {
+    LADDER.iter().position(|known| *known == class).map_or(0, |position| position + 1)
 }
 
 /// The first midnight not before `from_ms` plus so many days.
@@ -316,6 +414,57 @@ mod tests {
         assert_eq!(own_expiry_ms(Some("17"), 5), Some(17));
         assert_eq!(own_expiry_ms(Some("+17"), 5), Some(17_005));
         assert_eq!(own_expiry_ms(Some("soon"), 5), None);
+    }
+
+    fn transitions(list: &[(TransitionTime, &str)]) -> Lifecycle {
+        let transition =
+            |(at, class): &(TransitionTime, &str)| Transition { at: *at, class: (*class).to_owned() };
+        let transitions = list.iter().map(transition).collect();
+        Lifecycle { rules: vec![Rule { enabled: true, transitions, ..Rule::default() }] }
+    }
+
+    #[test]
+    fn the_latest_transition_that_is_due_decides() {
+        use TransitionTime::{AtMs, Days};
+        let none = BTreeMap::new();
+        let object =
+            Candidate { key: "k", size_bytes: TRANSITION_BYTES_MIN, last_modified_ms: NOON, tags: &none };
+        let rules = transitions(&[(Days(1), "STANDARD_IA"), (Days(3), "GLACIER_IR")]);
+        assert_eq!(rules.transition(&object, 102 * DAY_MS - 1), None);
+        assert_eq!(rules.transition(&object, 102 * DAY_MS), Some("STANDARD_IA"));
+        assert_eq!(rules.transition(&object, 104 * DAY_MS), Some("GLACIER_IR"));
+        let same = transitions(&[(AtMs(7), "GLACIER_IR"), (AtMs(9), "STANDARD_IA")]);
+        assert_eq!(same.transition(&object, NOON), Some("GLACIER_IR"), "both are due from the beginning");
+        assert_eq!(same.transition(&object, NOON - 1), None, "not before it was written");
+        assert!(rules.has_transitions() && rules.is_idle(), "reads need not look at it");
+
+        let small = Candidate { size_bytes: TRANSITION_BYTES_MIN - 1, ..object };
+        assert_eq!(rules.transition(&small, 104 * DAY_MS), None);
+        let mut sized = rules.clone();
+        sized.rules[0].filter.larger_than_bytes = Some(0);
+        assert_eq!(sized.transition(&small, 104 * DAY_MS), Some("GLACIER_IR"));
+        let mut disabled = rules.clone();
+        disabled.rules[0].enabled = false;
+        assert_eq!(disabled.transition(&object, 104 * DAY_MS), None);
+    }
+
+    #[test]
+    fn noncurrent_transitions_spare_the_newest() {
+        let noncurrent = vec![NoncurrentTransition { days: 1, keep: 2, class: "STANDARD_IA".to_owned() }];
+        let rule = Rule { enabled: true, noncurrent_transitions: noncurrent, ..Rule::default() };
+        let rules = Lifecycle { rules: vec![rule] };
+        let none = BTreeMap::new();
+        let object = Candidate { key: "k", size_bytes: 1 << 20, last_modified_ms: 0, tags: &none };
+        assert_eq!(rules.noncurrent_transition(&object, (NOON, 1), 200 * DAY_MS), None);
+        assert_eq!(rules.noncurrent_transition(&object, (NOON, 2), 102 * DAY_MS), Some("STANDARD_IA"));
+        assert_eq!(rules.noncurrent_transition(&object, (NOON, 2), 102 * DAY_MS - 1), None);
+        assert_eq!(rules.transition(&object, 200 * DAY_MS), None);
+        assert_eq!(Lifecycle::parse(&rules.to_document()).unwrap(), rules);
+    }
+
+    #[test]
+    fn ranks_follow_the_ladder() {
+        assert!(rank("STANDARD") < rank("STANDARD_IA") && rank("STANDARD_IA") < rank("GLACIER_IR"));
     }
 
     #[test]

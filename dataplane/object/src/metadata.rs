@@ -74,7 +74,9 @@ impl From<Refusal> for ApiError {
             Refusal::PreconditionFailed => Self::PreconditionFailed,
             Refusal::NotModified { etag, last_modified_ms } => Self::NotModified { etag, last_modified_ms },
             Refusal::WriterRevoked { .. } => Self::Unavailable { reason: refusal.to_string() },
-            Refusal::BlobInUse { .. } => Self::Internal { detail: refusal.to_string() },
+            Refusal::BlobInUse { .. } | Refusal::VersionChanged => {
+                Self::Internal { detail: refusal.to_string() }
+            }
             Refusal::AttributesTooLarge | Refusal::InvalidRequest { .. } => {
                 Self::InvalidRequest { problem: refusal.to_string() }
             }

@@ -221,6 +221,7 @@ fn test_map(profile: &str, devices: u64, groups: u32) -> ClusterMap {
         devices: (0..devices).map(|id| (DeviceId(id), device.clone())).collect(),
         partitions: Vec::new(),
         operations: quarry_clustermap::Operations::default(),
+        tiering: quarry_clustermap::Tiering::default(),
         placement_groups: (0..groups).map(|pg| (PgId(pg), group(u64::from(pg)))).collect(),
     };
     map.validate().unwrap();

@@ -160,6 +160,7 @@ fn map(random: &mut Random) -> ClusterMap {
         devices: members.iter().map(|id| (*id, device(random))).collect(),
         partitions: random.list(5, partition),
         operations: quarry_clustermap::Operations::default(),
+        tiering: quarry_clustermap::Tiering::default(),
         placement_groups: (0..3).map(|id| (PgId(id), group(random))).collect(),
     }
 }

@@ -9,10 +9,11 @@ use quarry_partition::{
     BlobRef, Entry, Envelope, FRAME_HEADER_BYTES, Message, Payload, Row,
     checksum::ChecksumAlgorithm,
     command::{
-        BlobOwner, Command, Complete, CompletePart, CompletedUpload, Conditions, Content, Framed, List,
-        Listed, Lookup, Manifest, NullVersion, ObjectPart, Origin, Outcome, Pairs, Part, PartEntry,
+        BlobOwner, BlobSwap, Command, Complete, CompletePart, CompletedUpload, Conditions, Content, Framed,
+        List, Listed, Lookup, Manifest, NullVersion, ObjectPart, Origin, Outcome, Pairs, Part, PartEntry,
         PartRange, PartRun, Position, Put, PutPart, Refusal, Reply, RevokedWriter, Segment, SegmentRun,
-        Stored, StoredAttributes, Upload, UploadChecksum, UploadId, VersionId, VersionKind, decode_row,
+        Stored, StoredAttributes, SwapBlobs, Upload, UploadChecksum, UploadId, VersionId, VersionKind,
+        decode_row,
     },
 };
 
@@ -271,8 +272,16 @@ fn content(random: &mut Random) -> Content {
 pub(crate) fn command(random: &mut Random) -> Command {
     let (bucket, key, upload) = (BucketId(random.number()), random.text(30), UploadId(random.array()));
     match random.below(10) {
-        0 => match random.below(4) {
+        0 => match random.below(5) {
             0 => Command::Head(lookup(random)),
+            3 => Command::SwapBlobs(SwapBlobs {
+                bucket,
+                key,
+                version_ms: random.number(),
+                origin: Origin::Upload(upload),
+                swaps: random.list(4, |random| BlobSwap { from: blob_id(random), to: blob(random) }),
+                headers: random.list(3, |random| (random.text(9), random.maybe(|random| random.text(9)))),
+            }),
             1 => Command::ObjectParts { lookup: lookup(random), after: 3, limit: 9 },
             2 => Command::SetHeader {
                 bucket,
@@ -372,19 +381,23 @@ fn reply(random: &mut Random) -> Reply {
                 last_modified_ms: 5,
                 checksums: pairs(random),
             };
-            Reply::Parts { parts: random.list(5, part), truncated: true, checksum: random.maybe(checksum) }
+            let (parts, checksum) = (random.list(5, part), random.maybe(checksum));
+            Reply::Parts { parts, truncated: true, checksum, class: random.maybe(|random| random.text(9)) }
         }
         4 => Reply::Blobs { blobs: random.list(9, blob), truncated: false },
         5 => Reply::Page {
             entries: random.list(6, |random| match random.below(3) {
-                0 => {
-                    quarry_partition::command::Entry::Object { key: random.text(20), stored: stored(random) }
-                }
+                0 => quarry_partition::command::Entry::Object {
+                    key: random.text(20),
+                    stored: stored(random),
+                    class: random.maybe(|random| random.text(9)),
+                },
                 1 => quarry_partition::command::Entry::Upload {
                     key: random.text(20),
                     upload: UploadId(random.array()),
                     created_ms: random.number(),
                     checksum: random.maybe(checksum),
+                    class: None,
                 },
                 _ => quarry_partition::command::Entry::Version {
                     key: random.text(20),
@@ -392,6 +405,7 @@ fn reply(random: &mut Random) -> Reply {
                     is_latest: random.below(2) == 0,
                     is_marker: random.below(2) == 0,
                     stored: stored(random),
+                    class: None,
                 },
             }),
             truncated: true,

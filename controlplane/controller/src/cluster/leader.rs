@@ -61,6 +61,7 @@ impl LeaderOptions {
         Policy {
             cluster: id,
             hot_profile,
+            cold_profile: None,
             partition_count: partitions,
             rebuild_after_ms: self.rebuild_after_ms,
             groups_per_device: quarry_planner::groups_per_device(hot_profile),

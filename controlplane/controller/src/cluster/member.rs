@@ -114,6 +114,7 @@ impl<M: Metastore> Member<M> {
         let policy = Policy {
             cluster: founding.id,
             hot_profile: founding.hot_profile,
+            cold_profile: None,
             partition_count: founding.partitions,
             rebuild_after_ms: quarry_planner::REBUILD_AFTER_MS,
             groups_per_device: 1,

@@ -61,6 +61,7 @@ pub(crate) fn large(nodes: u32, devices: u64, partitions: u64, groups: u32) -> C
             .collect(),
         partitions: (0..partitions).map(partition).collect(),
         operations: quarry_clustermap::Operations::default(),
+        tiering: quarry_clustermap::Tiering::default(),
         placement_groups: (0..groups).map(|index| (PgId(index), group(index))).collect(),
     }
 }

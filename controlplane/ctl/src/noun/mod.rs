@@ -10,4 +10,5 @@ pub(crate) mod partition;
 pub(crate) mod policy;
 mod rebuild;
 pub(crate) mod status;
+pub(crate) mod tier;
 pub(crate) mod user;

@@ -16,7 +16,7 @@ use s3s::dto::{
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 use sha2::{Digest as _, Sha256};
 
-use super::{ID_BYTES_MAX, read, remove, tagging, write};
+use super::{ID_BYTES_MAX, read, remove, tagging, transitions, write};
 use crate::attributes::{http_date, timestamp, unix_ms};
 use crate::backend::Core;
 use crate::error::refuse;
@@ -27,7 +27,7 @@ const RULES_MAX: usize = 1000;
 const TAGS_MAX: usize = 10;
 const KEY_BYTES_MAX: usize = 1024;
 /// Versions that a rule may keep, as in S3.
-const KEEP_MAX: u32 = 100;
+pub(super) const KEEP_MAX: u32 = 100;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 const EXPIRATION: HeaderName = HeaderName::from_static("x-amz-expiration");
 
@@ -92,11 +92,11 @@ pub(crate) fn expiration<S: ObjectStore>(
     Some((EXPIRATION, HeaderValue::try_from(text).ok()?))
 }
 
-fn malformed(problem: &'static str) -> S3Error {
+pub(super) fn malformed(problem: &'static str) -> S3Error {
     refuse(S3ErrorCode::MalformedXML, problem)
 }
 
-fn invalid(problem: &'static str) -> S3Error {
+pub(super) fn invalid(problem: &'static str) -> S3Error {
     refuse(S3ErrorCode::InvalidArgument, problem)
 }
 
@@ -106,9 +106,6 @@ fn positive<T: TryInto<u32>>(number: T, problem: &'static str) -> S3Result<u32> 
 }
 
 fn from_xml(rule: LifecycleRule, at: usize) -> S3Result<Rule> {
-    if rule.transitions.is_some() || rule.noncurrent_version_transitions.is_some() {
-        return Err(refuse(S3ErrorCode::NotImplemented, "transitions to other classes are not implemented"));
-    }
     let enabled = match rule.status.as_str() {
         ExpirationStatus::ENABLED => true,
         ExpirationStatus::DISABLED => false,
@@ -132,8 +129,13 @@ fn from_xml(rule: LifecycleRule, at: usize) -> S3Result<Rule> {
         expiration: rule.expiration.map(expiration_from_xml).transpose()?.flatten(),
         noncurrent: rule.noncurrent_version_expiration.map(noncurrent_from_xml).transpose()?,
         abort_upload_days: rule.abort_incomplete_multipart_upload.map(abort_from_xml).transpose()?,
+        transitions: transitions::from_xml(rule.transitions.unwrap_or_default())?,
+        noncurrent_transitions: transitions::noncurrent_from_xml(
+            rule.noncurrent_version_transitions.unwrap_or_default(),
+        )?,
         filter,
     };
+    transitions::check_rule(&checked)?;
     let by_key_only = checked.filter.tags.is_empty()
         && checked.filter.larger_than_bytes.is_none()
         && checked.filter.smaller_than_bytes.is_none();
@@ -145,7 +147,12 @@ fn from_xml(rule: LifecycleRule, at: usize) -> S3Result<Rule> {
             "uploads and delete markers have neither tags nor sizes that a rule could ask for",
         ));
     }
-    if checked.expiration.is_none() && checked.noncurrent.is_none() && checked.abort_upload_days.is_none() {
+    let acts = checked.expiration.is_some()
+        || checked.noncurrent.is_some()
+        || checked.abort_upload_days.is_some()
+        || !checked.transitions.is_empty()
+        || !checked.noncurrent_transitions.is_empty();
+    if !acts {
         return Err(refuse(S3ErrorCode::InvalidRequest, "a rule must have at least one action"));
     }
     Ok(checked)
@@ -211,16 +218,14 @@ fn expiration_from_xml(given: LifecycleExpiration) -> S3Result<Option<Expiration
             let days = positive(days, "'Days' for the Expiration action must be a positive integer")?;
             Ok(Some(Expiration::Days(days)))
         }
-        (None, Some(date), None) => {
-            let at_ms = unix_ms(date);
-            if !at_ms.is_multiple_of(DAY_MS) {
-                return Err(invalid("'Date' must be at midnight GMT"));
-            }
-            Ok(Some(Expiration::AtMs(at_ms)))
-        }
+        (None, Some(date), None) => Ok(Some(Expiration::AtMs(midnight(unix_ms(date))?))),
         (None, None, Some(marker)) => Ok(marker.then_some(Expiration::LoneDeleteMarker)),
         _ => Err(malformed("an expiration has exactly one of Days, Date and ExpiredObjectDeleteMarker")),
     }
+}
+
+pub(super) fn midnight(at_ms: u64) -> S3Result<u64> {
+    if at_ms.is_multiple_of(DAY_MS) { Ok(at_ms) } else { Err(invalid("'Date' must be at midnight GMT")) }
 }
 
 fn noncurrent_from_xml(given: NoncurrentVersionExpiration) -> S3Result<Noncurrent> {
@@ -271,10 +276,10 @@ fn to_xml(rule: Rule) -> LifecycleRule {
         filter,
         id: Some(rule.id),
         noncurrent_version_expiration,
-        noncurrent_version_transitions: None,
+        noncurrent_version_transitions: transitions::noncurrent_to_xml(rule.noncurrent_transitions),
         prefix,
         status: ExpirationStatus::from_static(status),
-        transitions: None,
+        transitions: transitions::to_xml(rule.transitions),
     }
 }
 
@@ -305,6 +310,8 @@ fn filter_to_xml(filter: Filter) -> LifecycleRuleFilter {
 
 #[cfg(test)]
 mod tests {
+    use s3s::dto::{Transition, TransitionStorageClass};
+
     use super::*;
 
     fn rule() -> LifecycleRule {
@@ -429,7 +436,17 @@ mod tests {
                 },
                 "InvalidRequest",
             ),
-            (LifecycleRule { transitions: Some(Vec::new()), ..rule() }, "NotImplemented"),
+            (
+                LifecycleRule {
+                    transitions: Some(vec![Transition {
+                        days: Some(1),
+                        date: None,
+                        storage_class: Some(TransitionStorageClass::from_static("DEEP_ARCHIVE")),
+                    }]),
+                    ..rule()
+                },
+                "NotImplemented",
+            ),
         ] {
             let refused = from_xml(given.clone(), 0).expect_err("refused");
             assert_eq!(refused.code().as_str(), code, "{given:?}");

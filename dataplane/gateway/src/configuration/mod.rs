@@ -7,6 +7,7 @@ pub(crate) mod absent;
 pub(crate) mod cors;
 pub(crate) mod lifecycle;
 pub(crate) mod tagging;
+mod transitions;
 pub(crate) mod versioning;
 pub(crate) mod website;
 

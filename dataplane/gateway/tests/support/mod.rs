@@ -509,7 +509,12 @@ impl ObjectStore for MemoryStore {
         let parts = &found.ok_or(ApiError::NoSuchUpload)?.parts;
         let later: Vec<PartInfo> = parts.range(after + 1..).map(|(_, (part, _))| part.clone()).collect();
         let truncated = later.len() > limit;
-        Ok(PartsPage { parts: later.into_iter().take(limit).collect(), truncated, checksum: None })
+        Ok(PartsPage {
+            parts: later.into_iter().take(limit).collect(),
+            truncated,
+            checksum: None,
+            class: None,
+        })
     }
 
     async fn complete_upload(

@@ -1,4 +1,4 @@
-//! The real object layer and the real state machine of a partition over maps in memory: one device, one partition.
+//! The real object layer and the real state machine of a partition over maps in memory: one device of each tier, one partition.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -28,6 +28,9 @@ use quarry_storage::device::{BufferPool, IoBuf};
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 type Shard = (Rc<RefCell<Vec<u8>>>, Vec<u32>);
 
+/// The only group of the cold tier.
+pub const COLD_GROUP: PgId = PgId(2);
+
 /// See the module.
 pub struct RealCluster {
     map: Rc<ClusterMap>,
@@ -37,6 +40,8 @@ pub struct RealCluster {
     pool: BufferPool,
     latency: ReadLatency,
     counter: Cell<u64>,
+    /// A reader that comes too late for a shard is no failure.
+    pub may_miss_shards: Cell<bool>,
 }
 
 /// What a gateway needs, with blobs for bodies of 64 KiB and more.
@@ -49,6 +54,7 @@ pub fn real_store() -> (Rc<RealCluster>, Rc<Objects<RealCluster>>) {
         pool: BufferPool::new(16).unwrap(),
         latency: ReadLatency::new(),
         counter: Cell::new(0),
+        may_miss_shards: Cell::new(false),
     });
     let options = ObjectOptions { inline_below_bytes: 64 << 10 };
     (Rc::clone(&cluster), Rc::new(Objects::new(cluster, options)))
@@ -66,20 +72,21 @@ fn map() -> ClusterMap {
         replaced: false,
         location: String::new(),
     };
-    let group = PlacementGroup {
+    let group = |tier, device| PlacementGroup {
         epoch: Epoch(1),
-        tier: Tier::Hot,
+        tier,
         profile,
-        members: vec![DeviceId(1)],
+        members: vec![device],
         state: PgState::Open,
         rebuilding: BTreeMap::new(),
     };
+    let cold = DeviceEntry { tier: Tier::Cold, ..device.clone() };
     ClusterMap {
         cluster: ClusterId([7; 16]),
         version: MapVersion(1),
         hot_profile: profile,
         nodes: BTreeMap::from([(NodeId(1), node)]),
-        devices: BTreeMap::from([(DeviceId(1), device)]),
+        devices: BTreeMap::from([(DeviceId(1), device), (DeviceId(2), cold)]),
         partitions: vec![PartitionConfig {
             epoch: Epoch(1),
             primary: DeviceId(1),
@@ -88,7 +95,18 @@ fn map() -> ClusterMap {
             lost: Default::default(),
         }],
         operations: quarry_clustermap::Operations::default(),
-        placement_groups: BTreeMap::from([(PgId(1), group)]),
+        tiering: quarry_clustermap::Tiering::default(),
+        placement_groups: BTreeMap::from([
+            (PgId(1), group(Tier::Hot, DeviceId(1))),
+            (COLD_GROUP, group(Tier::Cold, DeviceId(2))),
+        ]),
+    }
+}
+
+impl RealCluster {
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.shards.borrow().len()
     }
 }
 
@@ -224,7 +242,8 @@ impl Cluster for RealCluster {
     }
 
     fn report_damage(&self, _: PgId, blob: BlobId, _: ShardIndex, kind: DamageKind) {
-        panic!("{blob} is damaged: {kind:?}");
+        let expected = self.may_miss_shards.get() && kind == DamageKind::Missing;
+        assert!(expected, "{blob} is damaged: {kind:?}");
     }
 
     fn reading(&self, _: &[BlobId]) {}

@@ -162,6 +162,11 @@ impl<P: Platform> Links<P> {
         u64::try_from(self.timer.monotonic().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Space of this node's devices.
+    pub(super) fn space(&self) -> &SpaceTable {
+        &self.space
+    }
+
     pub(super) fn unix_ms(&self) -> u64 {
         self.timer.unix_ms()
     }

@@ -18,7 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use quarry_clustermap::{ClusterMap, DeviceId, NodeId, PartitionId, Sequence};
+use quarry_clustermap::{ClusterMap, DeviceId, NodeId, PartitionId, Sequence, Tier};
 use quarry_controller::BucketTable;
 use quarry_object::{
     metadata::ExecuteError,
@@ -27,7 +27,7 @@ use quarry_object::{
 };
 use quarry_partition::{
     Envelope,
-    command::{Command, Framed, List, Outcome, Reply},
+    command::{Command, Framed, List, Lookup, Manifest, Outcome, Reply},
 };
 use quarry_storage::store::{Store, StoreError};
 
@@ -37,7 +37,7 @@ pub(crate) use self::{
     partition::{PartitionHost, into_mutations},
     space::{DeviceSpace, SpaceTable},
 };
-use crate::platform::Platform;
+use crate::{jobs::tiers::Watch, platform::Platform};
 
 /// A device whose journal makes no progress for so long counts as failed, so that its partitions go on without it.
 const STALL_MAX_MS: u64 = 30_000;
@@ -83,6 +83,7 @@ pub(crate) struct CoreHost<P: Platform> {
     devices: BTreeMap<DeviceId, Rc<DeviceHost<P>>>,
     map: RefCell<Arc<ClusterMap>>,
     links: Rc<Links<P>>,
+    watch: Watch,
 }
 
 impl<P: Platform> CoreHost<P> {
@@ -106,7 +107,7 @@ impl<P: Platform> CoreHost<P> {
             )
         };
         let devices = stores.into_iter().map(host).collect();
-        Rc::new(Self { devices, map: RefCell::new(map), links })
+        Rc::new(Self { devices, map: RefCell::new(map), links, watch: Watch::new() })
     }
 
     /// The devices of this core.
@@ -117,6 +118,17 @@ impl<P: Platform> CoreHost<P> {
     /// The newest map known here.
     pub(crate) fn map(&self) -> Arc<ClusterMap> {
         Arc::clone(&self.map.borrow())
+    }
+
+    /// What clients read of the partitions served here.
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// Space of this node's devices of a tier that are in, and how much of it is used.
+    pub(crate) fn space_of_tier(&self, map: &ClusterMap, tier: Tier) -> (u64, u64) {
+        let is_of = |device| map.is_in(device) && map.devices[&device].tier == tier;
+        self.links.space().used(is_of)
     }
 
     /// Whether this core serves a device.
@@ -364,7 +376,11 @@ impl<P: Platform> CoreHost<P> {
             PeerRequest::Execute { partition, command } => {
                 let replica =
                     host.partitions.borrow().get(&partition).cloned().ok_or(PeerFault::NotPrimary)?;
-                execute(&replica, &command).await
+                execute(&replica, &command, |lookup, manifest| {
+                    let about = (partition, lookup.bucket, lookup.key.as_str());
+                    self.watch.read(about, manifest, &self.map.borrow(), self.links.unix_ms());
+                })
+                .await
             }
             PeerRequest::Replicate { messages } => {
                 self.links
@@ -437,11 +453,17 @@ fn replicate<P: Platform>(device: DeviceId, host: &DeviceHost<P>, message: Vec<u
 async fn execute<P: Platform>(
     replica: &Rc<PartitionHost<P>>,
     command: &[u8],
+    read: impl FnOnce(&Lookup, &Manifest),
 ) -> Result<PeerResponse, PeerFault> {
     let command =
         Command::decode(command).map_err(|error| PeerFault::Damaged { detail: error.to_string() })?;
     let outcome = match replica.execute(&command).await {
-        Ok(reply) => Outcome::Done(reply),
+        Ok(reply) => {
+            if let (Command::Get(lookup), Reply::Object { manifest, .. }) = (&command, &reply) {
+                read(lookup, manifest);
+            }
+            Outcome::Done(reply)
+        }
         Err(ExecuteError::Refused(refusal)) => Outcome::Refused(refusal),
         Err(ExecuteError::Fault(fault)) => return Err(fault),
     };

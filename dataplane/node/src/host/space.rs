@@ -65,6 +65,15 @@ impl SpaceTable {
         self.0.get(&device).cloned()
     }
 
+    /// Space of some devices, and how much of it is used.
+    pub(super) fn used(&self, is_of: impl Fn(DeviceId) -> bool) -> (u64, u64) {
+        let of = self.0.iter().filter(|(device, _)| is_of(**device));
+        of.fold((0, 0), |(capacity, used), (_, space)| {
+            let own = space.capacity_bytes();
+            (capacity + own, used + own.saturating_sub(space.free_bytes()))
+        })
+    }
+
     /// Devices that have only their reserve left.
     pub(super) fn full(&self) -> Vec<DeviceId> {
         self.0.iter().filter(|(_, space)| space.is_full()).map(|(device, _)| *device).collect()

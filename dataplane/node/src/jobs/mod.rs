@@ -11,3 +11,4 @@ pub(crate) mod room;
 pub(crate) mod scrub;
 pub(crate) mod strays;
 pub(crate) mod tables;
+pub(crate) mod tiers;

@@ -1,14 +1,16 @@
 //! Devices of this node: what each core asked of them, their space and their stores.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use quarry_clustermap::Tier;
 use quarry_meter::page::Page;
 use quarry_storage::{device::DeviceMeter, store::SharedStats};
 
 use super::{
     families::{
         CAPACITY, CHECKPOINT_BYTES, CHECKPOINTS, DEVICE_BYTES, DEVICE_ERRORS, DEVICE_SECONDS, FREE,
-        JOURNAL_BATCHES, JOURNAL_BYTES, JOURNAL_FLUSHES, JOURNAL_QUEUE, JOURNAL_RECORDS, QUARANTINED, USED,
+        JOURNAL_BATCHES, JOURNAL_BYTES, JOURNAL_FLUSHES, JOURNAL_QUEUE, JOURNAL_RECORDS, QUARANTINED,
+        TIER_CAPACITY, TIER_USED, USED,
     },
     requests::sum,
 };
@@ -41,6 +43,29 @@ impl DeviceSource {
         ] {
             page.count(family, &labels, value);
         }
+    }
+}
+
+/// Space of each tier that has devices here, and how much of it is used; `tier`: of a device that is in.
+pub(super) fn tiers(
+    devices: &[DeviceSource],
+    tier: impl Fn(&str) -> Option<Tier>,
+) -> BTreeMap<&'static str, (u64, u64)> {
+    let mut sums = BTreeMap::new();
+    for device in devices {
+        let Some(tier) = tier(&device.device) else { continue };
+        let (capacity, used): &mut (u64, u64) = sums.entry(tier.name()).or_default();
+        *capacity += device.space.capacity_bytes();
+        *used += device.space.capacity_bytes().saturating_sub(device.space.free_bytes());
+    }
+    sums
+}
+
+/// Puts the space of each tier on the page.
+pub(super) fn collect_tiers(tiers: &BTreeMap<&'static str, (u64, u64)>, page: &mut Page) {
+    for (tier, (capacity, used)) in tiers {
+        page.count(&TIER_CAPACITY, &[("tier", tier)], *capacity);
+        page.count(&TIER_USED, &[("tier", tier)], *used);
     }
 }
 

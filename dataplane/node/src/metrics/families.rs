@@ -68,6 +68,11 @@ families! {
     DAMAGE = counter("quarry_object_damage_total", "Missing, unreadable or corrupt shards met by reads");
     OBJECTS_EXPIRED = counter("quarry_object_expired_total", "Objects deleted by their lifecycle");
     UPLOADS_EXPIRED = counter("quarry_upload_expired_total", "Uploads aborted by their lifecycle");
+    TIER_MOVES = counter("quarry_tier_moves_total", "Versions that were moved to a tier or got another class, by what asked for it");
+    TIER_BYTES = counter("quarry_tier_moved_bytes_total", "Bytes that were moved to a tier, by what asked for it");
+    TIER_FAILED = counter("quarry_tier_moves_failed_total", "Moves that could not be done and are tried again");
+    TIER_CAPACITY = gauge("quarry_tier_capacity_bytes", "Space of the devices of this node that are in, by tier");
+    TIER_USED = gauge("quarry_tier_used_bytes", "Space of it that is used, by tier");
     BLOBS_FREED = counter("quarry_blob_freed_total", "Blobs whose shards were freed after a delete");
     BLOBS_COLLECTED = counter("quarry_blob_collected_total", "Shards of blobs without manifest freed");
     BLOBS_SHORT = gauge("quarry_blobs_by_missing_shards", "Blobs that lack shards, as of the last look at them");

@@ -22,6 +22,8 @@ pub(super) struct MapNumbers {
     devices: [u64; 2],
     /// Each with its node and whether it is in.
     device_states: Vec<(DeviceId, NodeId, bool)>,
+    /// Of devices that are in.
+    tiers: BTreeMap<String, Tier>,
     groups: BTreeMap<&'static str, u64>,
     missing: BTreeMap<usize, u64>,
 }
@@ -42,6 +44,9 @@ impl MapNumbers {
             let is_in = map.is_in(*id);
             numbers.devices[usize::from(!is_in)] += 1;
             numbers.device_states.push((*id, entry.node, is_in));
+            if is_in {
+                numbers.tiers.insert(id.to_string(), entry.tier);
+            }
         }
         let headless = map.partitions.iter().filter(|part| !map.is_in(part.primary) || !part.has_history());
         numbers.headless = headless.count() as u64;
@@ -55,6 +60,11 @@ impl MapNumbers {
             *numbers.missing.entry(group.positions_not_whole(map)).or_default() += 1;
         }
         numbers
+    }
+
+    /// The tier of a device that is in.
+    pub(super) fn tier(&self, device: &str) -> Option<Tier> {
+        self.tiers.get(device).copied()
     }
 
     /// `node`: whose devices are shown; `None`: all.

@@ -6,6 +6,7 @@ mod core;
 mod devices;
 mod families;
 mod map;
+mod moves;
 mod requests;
 
 use std::{
@@ -17,25 +18,29 @@ use std::{
 };
 
 use prometheus::{IntCounter, Registry};
-use quarry_clustermap::{DeviceId, NodeId};
+use quarry_clustermap::{DeviceId, NodeId, Tier};
 use quarry_gateway::RequestRecord;
 use quarry_meter::{page::Page, process};
-use quarry_object::transport::Class;
+use quarry_object::{tier::Moved, transport::Class};
 use quarry_storage::{device::DeviceMeter, store::SharedStats};
 
-pub(crate) use self::core::{CoreGauges, QUEUES};
 use self::{
     buckets::{Buckets, CoreBuckets},
     core::CoreSource,
     devices::DeviceSource,
     families::register,
     map::MapNumbers,
+    moves::MoveCounts,
+};
+pub(crate) use self::{
+    core::{CoreGauges, QUEUES},
+    moves::Moves,
 };
 use crate::{
     audit::AuditCounts,
     cluster::Repairs,
     host::DeviceSpace,
-    jobs::scrub::ScrubBoard,
+    jobs::{scrub::ScrubBoard, tiers::TierBoard},
     runtime::{clock, net::LinkStats, pulse::CorePulse},
 };
 
@@ -65,6 +70,10 @@ pub(crate) struct Metrics {
     pub(crate) blobs_collected: IntCounter,
     pub(crate) objects_expired: IntCounter,
     pub(crate) uploads_expired: IntCounter,
+    pub(crate) moves_failed: IntCounter,
+    moves: MoveCounts,
+    /// What the tier policy of each core sees.
+    pub(crate) tiers: TierBoard,
     pub(crate) shards_rebuilt: IntCounter,
     pub(crate) rebuilt_bytes: IntCounter,
     pub(crate) strays_freed: IntCounter,
@@ -103,6 +112,9 @@ impl Metrics {
             uploads_expired: register(&registry, &families::UPLOADS_EXPIRED)?,
             blobs_freed: register(&registry, &families::BLOBS_FREED)?,
             blobs_collected: register(&registry, &families::BLOBS_COLLECTED)?,
+            moves_failed: register(&registry, &families::TIER_FAILED)?,
+            moves: MoveCounts::default(),
+            tiers: TierBoard::default(),
             shards_rebuilt: register(&registry, &families::REPAIRED)?,
             rebuilt_bytes: register(&registry, &families::REPAIRED_BYTES)?,
             strays_freed: register(&registry, &families::STRAYS)?,
@@ -161,6 +173,11 @@ impl Metrics {
         lock(&self.scrubbed_ms).insert(device, at_ms);
     }
 
+    /// A version was moved to a tier, or stays where it is and got another class.
+    pub(crate) fn moved(&self, why: Moves, tier: Option<Tier>, moved: Moved) {
+        self.moves.add(why, tier, moved);
+    }
+
     /// A core has looked through the blobs of its partitions that lack shards.
     pub(crate) fn set_short_blobs(&self, core: usize, found: ShortBlobs) {
         lock(&self.short_blobs).insert(core, found);
@@ -181,6 +198,12 @@ impl Metrics {
         Arc::clone(lock(&self.links).entry((node, class)).or_default())
     }
 
+    /// Space of each tier of this node, and how much of it is used.
+    pub(crate) fn tier_space(&self) -> BTreeMap<&'static str, (u64, u64)> {
+        let map = lock(&self.map);
+        devices::tiers(&lock(&self.device_sources), |device| map.tier(device))
+    }
+
     /// The map in use.
     pub(crate) fn set_map(&self, map: &quarry_clustermap::ClusterMap) {
         *lock(&self.map) = MapNumbers::of(map);
@@ -199,6 +222,7 @@ impl Metrics {
         }
         self.buckets.collect(&mut page);
         lock(&self.device_sources).iter().for_each(|device| device.collect(&mut page));
+        devices::collect_tiers(&self.tier_space(), &mut page);
         for (device, meters) in &*lock(&self.device_meters) {
             devices::collect_operations(&device.to_string(), meters, &mut page);
         }
@@ -229,6 +253,7 @@ impl Metrics {
             page.count(&families::SCRUB_WANTED, &[], scrub.wanted());
             page.count(&families::SCRUB_FINISHED, &[], scrub.finished());
         }
+        self.moves.collect(page);
         let short = lock(&self.short_blobs);
         for at in 0..MISSING_MAX {
             let count = short.values().map(|found| found.0[at]).sum();

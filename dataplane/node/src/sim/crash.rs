@@ -17,7 +17,7 @@ use super::{
     history::History,
     is_long_run,
     machine::{Limits, Machine, MetastoreImage, Node},
-    seeds, verify,
+    seeds, tiers, verify,
 };
 
 /// Power cuts tried per seed in a normal run, spread over the whole workload.
@@ -95,7 +95,11 @@ fn record(machine: &Machine, mix: Mix) -> (Vec<Cut>, Rc<History>) {
     };
     machine.devices.set_on_flush(Some(Rc::new(take)));
     let (seed, noted) = (machine.seed, Rc::clone(&history));
-    let errors = node.run(move |node| clients::run(node, noted, mix, seed));
+    let moves = machine.cold_profile.is_some();
+    let errors = node.run(move |node| async move {
+        let work = clients::run(Rc::clone(&node), noted, mix, seed);
+        if moves { tiers::while_versions_move(node, seed, work).await } else { work.await }
+    });
     assert!(errors.is_empty(), "on devices that work every call succeeds: {errors:?}");
     machine.devices.set_on_flush(None);
     (cuts.take(), history)
@@ -136,8 +140,12 @@ fn survive(machine: &Machine, cut: &Cut, number: usize, loss: Loss, history: &Rc
 }
 
 fn survive_all(profile: &str, seed: u64, mix: Mix) {
-    let machine = Machine::new(profile, Limits::TIGHT, seed);
-    let (cuts, history) = record(&machine, mix);
+    survive_all_of(&Machine::new(profile, Limits::TIGHT, seed), profile, mix);
+}
+
+fn survive_all_of(machine: &Machine, profile: &str, mix: Mix) {
+    let seed = machine.seed;
+    let (cuts, history) = record(machine, mix);
     check_boundaries(&cuts, machine.limits);
     let step = if is_long_run() || is_full() { 1 } else { cuts.len().div_ceil(CUTS_PER_SEED) };
     let sample = cuts.iter().enumerate().skip(usize::try_from(seed).unwrap() % step).step_by(step);
@@ -146,7 +154,7 @@ fn survive_all(profile: &str, seed: u64, mix: Mix) {
         for &loss in losses {
             let _doing =
                 Doing(format!("power cut {number} of {}, {loss:?}, {profile}, seed {seed}", cuts.len()));
-            survive(&machine, cut, number, loss, &history);
+            survive(machine, cut, number, loss, &history);
         }
     }
     if is_full() {
@@ -186,6 +194,19 @@ fn every_acknowledged_change_survives_a_power_cut() {
 fn one_device_without_redundancy_survives_a_power_cut() {
     for seed in seeds(2) {
         survive_all("1+0", seed, Mix { clients: 3, keys_per_client: 3, operations_per_client: 14 });
+    }
+}
+
+/// Versions go up and down between tiers while clients write, read and delete them.
+#[test]
+fn moves_between_tiers_survive_a_power_cut() {
+    for seed in seeds(2) {
+        let machine = Machine::with_tiers("2+1", Some("1+1"), Limits::TIGHT, seed);
+        survive_all_of(
+            &machine,
+            "2+1 and 1+1",
+            Mix { clients: 2, keys_per_client: 3, operations_per_client: 12 },
+        );
     }
 }
 

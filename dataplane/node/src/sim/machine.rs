@@ -104,6 +104,8 @@ impl Remote {
 pub(super) struct Machine {
     pub(super) seed: u64,
     pub(super) profile: ErasureProfile,
+    /// The devices beyond those of the profile are of the cold tier, and have this one.
+    pub(super) cold_profile: Option<ErasureProfile>,
     pub(super) limits: Limits,
     pub(super) devices: Rc<Devices>,
     /// Devices that are not there when a node starts.
@@ -121,7 +123,13 @@ pub(super) fn device_id(index: usize) -> DeviceId {
 impl Machine {
     /// Formats new devices, as many as the profile has shards.
     pub(super) fn new(profile: &str, limits: Limits, seed: u64) -> Self {
+        Self::with_tiers(profile, None, limits, seed)
+    }
+
+    /// As [`Machine::new`], with as many devices of a cold tier as its profile has shards.
+    pub(super) fn with_tiers(profile: &str, cold_profile: Option<&str>, limits: Limits, seed: u64) -> Self {
         let profile: ErasureProfile = profile.parse().unwrap();
+        let cold_profile: Option<ErasureProfile> = cold_profile.map(|profile| profile.parse().unwrap());
         let format = |index: usize| {
             let device = SimDevice::new(DEVICE_BYTES, seed.wrapping_add(index as u64));
             let params = FormatParams {
@@ -133,10 +141,11 @@ impl Machine {
             device.set_shuffle(true);
             device
         };
-        let devices = Devices::new((0..profile.total()).map(format).collect());
+        let count = profile.total() + cold_profile.map_or(0, |profile| profile.total());
+        let devices = Devices::new((0..count).map(format).collect());
         let buffers = BufferPool::new(BUFFERS).unwrap();
         let (missing, remote) = (Vec::new(), Remote::of_seed(seed));
-        Self { seed, profile, limits, devices, missing, remote, metastore: None, buffers }
+        Self { seed, profile, cold_profile, limits, devices, missing, remote, metastore: None, buffers }
     }
 
     /// The same machine with other devices and another state of the controller.
@@ -153,6 +162,7 @@ impl Machine {
         let policy = Policy {
             cluster: CLUSTER,
             hot_profile: self.profile,
+            cold_profile: self.cold_profile,
             partition_count: PARTITIONS,
             rebuild_after_ms: REBUILD_AFTER_MS,
             groups_per_device: 1,
@@ -187,7 +197,7 @@ impl Machine {
     fn registration(&self) -> NodeRegistration {
         let report = |index| DeviceReport {
             device: device_id(index),
-            tier: Tier::Hot,
+            tier: if index < self.profile.total() { Tier::Hot } else { Tier::Cold },
             capacity_bytes: DEVICE_BYTES,
             location: format!("device-{index}"),
             found: true,
@@ -422,6 +432,7 @@ fn start_tasks(
     let budget = Rc::new(Budget::new(REPAIR_BYTES_PER_SECOND));
     spawn(Box::pin(jobs::mover::run(Rc::clone(&parts.cluster), Rc::clone(&budget))));
     spawn(Box::pin(jobs::repair::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster), budget)));
+    spawn(Box::pin(jobs::tiers::run(Rc::clone(&parts.host), Rc::clone(&parts.cluster))));
     let scrub = ScrubOptions {
         every: Duration::ZERO,
         budget: Budget::new(REPAIR_BYTES_PER_SECOND),

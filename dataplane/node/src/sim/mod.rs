@@ -21,6 +21,7 @@ mod nodes;
 mod observed;
 mod repair;
 pub(crate) mod stopped;
+mod tiers;
 mod transport;
 mod verify;
 mod versions;

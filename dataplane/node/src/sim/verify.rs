@@ -119,7 +119,7 @@ async fn check_listing(node: &Rc<NodeParts>, observed: &Observed) {
     assert_eq!(listed, present.collect::<Vec<_>>(), "the listing differs from the reads");
 }
 
-async fn manifest(node: &Rc<NodeParts>, key: &str) -> Manifest {
+pub(super) async fn manifest(node: &Rc<NodeParts>, key: &str) -> Manifest {
     let bucket = node.cluster.bucket(BUCKET).unwrap().id;
     let partition = partition_of(bucket, key.as_bytes(), node.map().partition_count());
     let get = Command::Get(Lookup::newest(bucket, key));

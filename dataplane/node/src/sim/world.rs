@@ -127,6 +127,7 @@ fn policy() -> Policy {
     Policy {
         cluster: CLUSTER,
         hot_profile: "4+2".parse().unwrap(),
+        cold_profile: None,
         partition_count: PARTITIONS,
         rebuild_after_ms: REBUILD_AFTER_MS,
         groups_per_device: 1,

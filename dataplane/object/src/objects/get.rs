@@ -4,10 +4,11 @@ use std::{ops::Range, rc::Rc};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream, stream::LocalBoxStream};
-use quarry_clustermap::{BlobId, PartitionId};
+use quarry_clustermap::{BlobId, BucketId, PartitionId};
 use quarry_partition::{
+    BlobRef,
     checksum::encode_checksum,
-    command::{Command, Lookup, Manifest, Reply, Segment},
+    command::{Command, Lookup, Manifest, Origin, Reply, Segment},
 };
 
 use super::{Objects, convert};
@@ -86,7 +87,7 @@ impl<C: Cluster + Metadata> Objects<C> {
         memory: ReadMemory,
     ) -> Result<ObjectContent, ApiError> {
         let (lookup, partition) = self.lookup((bucket, key), selector, conditions)?;
-        let command = Command::Get(lookup);
+        let (bucket_id, command) = (lookup.bucket, Command::Get(lookup));
         let mut before = None;
         loop {
             let (manifest, inline, name, part) =
@@ -99,12 +100,13 @@ impl<C: Cluster + Metadata> Objects<C> {
                 Some(part) => (part.first, part.len),
                 None => resolve(selector.range, manifest.size_bytes)?,
             };
-            let mut stream = self.stream(&manifest, inline, first..first + len, memory)?;
+            let version = VersionAt { partition, bucket: bucket_id, key: key.to_owned() };
+            let mut stream = self.stream(version, &manifest, inline, first..first + len, memory)?;
             let head = stream.next().await;
             if let Some(Err(error)) = head {
-                // Between the look-up and the first byte the version may have been replaced and freed: look again. The
-                // same version failing twice is a failure.
-                let version = (manifest.last_modified_ms, manifest.etag);
+                // Between the look-up and the first byte the version may have been replaced or moved, and freed: look
+                // again. The same version failing twice in the same place is a failure.
+                let version = (manifest.last_modified_ms, manifest.etag, manifest.segments);
                 if before.as_ref() == Some(&version) {
                     return Err(error);
                 }
@@ -120,6 +122,7 @@ impl<C: Cluster + Metadata> Objects<C> {
     /// The bytes of a range of an object, segment after segment.
     fn stream(
         &self,
+        version: VersionAt,
         manifest: &Manifest,
         inline: Vec<Vec<u8>>,
         range: Range<u64>,
@@ -128,7 +131,7 @@ impl<C: Cluster + Metadata> Objects<C> {
         let mut inline = inline.into_iter();
         let mut pieces = Vec::new();
         let mut position = 0;
-        for segment in &manifest.segments {
+        for (index, segment) in manifest.segments.iter().enumerate() {
             let (begin, end) = (position, position + segment.size_bytes());
             position = end;
             let body = match segment {
@@ -139,23 +142,86 @@ impl<C: Cluster + Metadata> Objects<C> {
             };
             let (from, to) = (range.start.max(begin), range.end.min(end));
             if from < to {
-                pieces.push((*segment, body, from - begin, to - from));
+                pieces.push((index, *segment, body, from - begin, to - from));
             }
         }
         let cluster = Rc::clone(&self.cluster);
-        let blobs: Vec<BlobId> = pieces.iter().filter_map(|(segment, ..)| segment_blob(segment)).collect();
+        let blobs: Vec<BlobId> = pieces.iter().filter_map(|(_, segment, ..)| segment_blob(segment)).collect();
         let reading = cluster.reading(&blobs);
-        let stream = stream::iter(pieces).flat_map(move |(segment, body, from, len)| match (segment, body) {
-            (Segment::Blob(blob), _) => read_range(Rc::clone(&cluster), blob, from..from + len, memory)
-                .map_err(ApiError::from)
-                .boxed_local(),
-            (Segment::Inline { .. }, Some(body)) => {
-                stream::once(async move { slice(&body, from, len) }).boxed_local()
+        let later = Rc::new(Later { version, id: manifest.version_id(), origin: manifest.origin });
+        let mut is_first = true;
+        let stream = stream::iter(pieces).flat_map(move |(index, segment, body, from, len)| {
+            let was_first = std::mem::replace(&mut is_first, false);
+            match (segment, body) {
+                (Segment::Blob(blob), _) => {
+                    let bytes = read_range(Rc::clone(&cluster), blob, from..from + len, memory);
+                    let bytes = bytes.map_err(ApiError::from).boxed_local();
+                    if was_first {
+                        return bytes;
+                    }
+                    later.stream(Rc::clone(&cluster), bytes, (index, blob), (from..from + len, memory))
+                }
+                (Segment::Inline { .. }, Some(body)) => {
+                    stream::once(async move { slice(&body, from, len) }).boxed_local()
+                }
+                (Segment::Inline { .. }, None) => stream::empty().boxed_local(),
             }
-            (Segment::Inline { .. }, None) => stream::empty().boxed_local(),
         });
         // The guard goes with the stream, and is dropped with it.
         Ok(stream.inspect(move |_| _ = &reading).boxed_local())
+    }
+}
+
+/// A key and the partition that owns it.
+struct VersionAt {
+    partition: PartitionId,
+    bucket: BucketId,
+    key: String,
+}
+
+/// The later blobs of a version that is being read: they may move to another tier before the reader comes to them.
+struct Later {
+    version: VersionAt,
+    id: VersionId,
+    origin: Origin,
+}
+
+impl Later {
+    /// `bytes`, or if they do not even begin and the blob has moved, those of the blob in its place.
+    fn stream<C: Cluster + Metadata>(
+        self: &Rc<Self>,
+        cluster: Rc<C>,
+        mut bytes: LocalBoxStream<'static, Result<Bytes, ApiError>>,
+        (index, blob): (usize, BlobRef),
+        (range, memory): (Range<u64>, ReadMemory),
+    ) -> LocalBoxStream<'static, Result<Bytes, ApiError>> {
+        let later = Rc::clone(self);
+        let begun = async move {
+            let head = bytes.next().await;
+            if let Some(Err(_)) = head
+                && let Some(moved) = later.moved(&*cluster, index, blob.blob).await
+            {
+                return read_range(cluster, moved, range, memory).map_err(ApiError::from).boxed_local();
+            }
+            stream::iter(head).chain(bytes).boxed_local()
+        };
+        stream::once(begun).flatten().boxed_local()
+    }
+
+    /// The blob that has taken the place of another one.
+    async fn moved<C: Metadata>(&self, cluster: &C, index: usize, blob: BlobId) -> Option<BlobRef> {
+        let VersionAt { partition, bucket, ref key } = self.version;
+        let lookup = Lookup { version: Some(self.id), ..Lookup::newest(bucket, key.clone()) };
+        let Ok(Reply::Object { manifest, .. }) = cluster.execute(partition, Command::Get(lookup)).await
+        else {
+            return None;
+        };
+        match manifest.segments.get(index) {
+            Some(Segment::Blob(moved)) if manifest.origin == self.origin && moved.blob != blob => {
+                Some(*moved)
+            }
+            _ => None,
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! Listings.
 
-use quarry_partition::command::{self, Entry, Listed, Position};
+use quarry_partition::command::{self, Entry, Listed, Position, STORAGE_CLASS_HEADER, Stored};
 
 use super::{Objects, convert, upload::upload_id};
 use crate::{
-    api::{ApiError, ListEntry, ListPage, ListRequest, VersionId},
+    api::{ApiError, ListEntry, ListPage, ListRequest, ObjectInfo, VersionId},
     cluster::Cluster,
     metadata::Metadata,
 };
@@ -38,17 +38,23 @@ impl<C: Cluster + Metadata> Objects<C> {
 
 fn entry(entry: Entry) -> ListEntry {
     match entry {
-        Entry::Object { key, stored } => ListEntry::Object(convert::stored_to_info(&key, stored)),
-        Entry::Version { key, version, is_latest, is_marker, stored } => {
-            let mut info = convert::stored_to_info(&key, stored);
+        Entry::Object { key, stored, class } => ListEntry::Object(listed(&key, stored, class)),
+        Entry::Version { key, version, is_latest, is_marker, stored, class } => {
+            let mut info = listed(&key, stored, class);
             info.version = Some(version);
             ListEntry::Version { info, is_latest, is_marker }
         }
-        Entry::Upload { key, upload, created_ms, checksum } => {
-            ListEntry::Upload { key, upload: hex::encode(upload.0), created_ms, checksum }
+        Entry::Upload { key, upload, created_ms, checksum, class } => {
+            ListEntry::Upload { key, upload: hex::encode(upload.0), created_ms, checksum, class }
         }
         Entry::Prefix(prefix) => ListEntry::Prefix(prefix),
     }
+}
+
+fn listed(key: &str, stored: Stored, class: Option<String>) -> ObjectInfo {
+    let mut info = convert::stored_to_info(key, stored);
+    info.attributes.headers.extend(class.map(|class| (STORAGE_CLASS_HEADER.to_owned(), class)));
+    info
 }
 
 /// Where the versions after one of a key begin.

@@ -28,6 +28,7 @@ use crate::{
     cluster::Cluster,
     metadata::{Bucket, Metadata},
     reader::{ReadError, ReadMemory},
+    tier::{MOVED_ATTRIBUTE, STORAGE_CLASS_HEADER},
     writer::WriteError,
 };
 
@@ -42,8 +43,13 @@ pub const ACL_ATTRIBUTE: &str = "x-quarry-acl";
 pub const OWNER_ATTRIBUTE: &str = "x-quarry-owner";
 
 /// Headers that a copy has of its own or not at all.
-pub const NEVER_COPIED: [&str; 4] =
-    ["x-amz-storage-class", "x-amz-website-redirect-location", ACL_ATTRIBUTE, OWNER_ATTRIBUTE];
+pub const NEVER_COPIED: [&str; 5] = [
+    STORAGE_CLASS_HEADER,
+    "x-amz-website-redirect-location",
+    ACL_ATTRIBUTE,
+    OWNER_ATTRIBUTE,
+    MOVED_ATTRIBUTE,
+];
 
 /// Settings of the object layer.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,8 @@ use crate::{
     api::{ApiError, Attributes, Body, BodyDigests, Conditions, Deleted, ObjectInfo, Tags, VersionId},
     cluster::Cluster,
     metadata::{ExecuteError, Metadata},
-    writer::{free_blob, write_blob},
+    tier::{STORAGE_CLASS_HEADER, tier_of_class},
+    writer::{WriteError, free_blob, write_blob},
 };
 
 impl<C: Cluster + Metadata> Objects<C> {
@@ -27,7 +28,8 @@ impl<C: Cluster + Metadata> Objects<C> {
         if conditions != Conditions::default() {
             self.refuse_early(bucket.id, key, partition, &conditions).await?;
         }
-        let (content, digests) = self.store_body(partition, body).await?;
+        let tier = tier_of_class(attributes.headers.get(STORAGE_CLASS_HEADER).map(String::as_str));
+        let (content, digests) = self.store_body(partition, tier, body).await?;
         let checksums = digests.checksums.clone();
         let attributes_copy = attributes.clone();
         let command = Command::Put(Put {
@@ -78,10 +80,12 @@ impl<C: Cluster + Metadata> Objects<C> {
         }
     }
 
-    /// Puts a body where its size says: inline, or on the devices of a placement group, flushed.
+    /// Puts a body where its size says: inline, or on the devices of a placement group, flushed. The group is one of
+    /// `tier`, or of the hot tier if that takes nothing.
     pub(super) async fn store_body<B: Body>(
         &self,
         partition: PartitionId,
+        tier: Tier,
         mut body: B,
     ) -> Result<(Content, BodyDigests), ApiError> {
         let size_bytes = body.len_bytes();
@@ -93,7 +97,14 @@ impl<C: Cluster + Metadata> Objects<C> {
             let request = self.cluster.next_blob_id();
             return Ok((Content::Inline { request, bytes: bytes.into() }, body.digests()));
         }
-        let blob = write_blob(&self.cluster, Tier::Hot, partition, &mut body).await?;
+        let blob = match write_blob(&self.cluster, tier, partition, &mut body).await {
+            // Both are known before the first byte of the body is taken.
+            Err(error @ (WriteError::NoGroup | WriteError::OutOfSpace)) if tier != Tier::Hot => {
+                tracing::debug!(event = "tier_takes_nothing", tier = tier.name(), %error);
+                write_blob(&self.cluster, Tier::Hot, partition, &mut body).await?
+            }
+            written => written?,
+        };
         Ok((Content::Blobs(vec![blob]), body.digests()))
     }
 

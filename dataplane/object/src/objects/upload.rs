@@ -11,6 +11,7 @@ use crate::{
     },
     cluster::Cluster,
     metadata::Metadata,
+    tier::tier_of_class,
 };
 
 impl<C: Cluster + Metadata> Objects<C> {
@@ -72,8 +73,11 @@ impl<C: Cluster + Metadata> Objects<C> {
         }
         // An upload that does not exist must not cost a whole part.
         let get = Command::GetUpload { bucket: bucket.id, key: key.to_owned(), upload };
-        self.cluster.execute(partition, get).await?;
-        let (content, digests) = self.store_body(partition, body).await?;
+        let tier = match self.cluster.execute(partition, get).await? {
+            Reply::Upload(upload) => tier_of_class(upload.attributes.storage_class()),
+            other => return Err(convert::unexpected(&other)),
+        };
+        let (content, digests) = self.store_body(partition, tier, body).await?;
         let checksums = digests.checksums.clone();
         let command = Command::PutPart(PutPart {
             bucket: bucket.id,
@@ -109,7 +113,7 @@ impl<C: Cluster + Metadata> Objects<C> {
         let upload = upload_id(upload)?;
         let command = Command::ListParts { bucket: bucket.id, key: key.to_owned(), upload, after, limit };
         match self.cluster.execute(partition, command).await? {
-            Reply::Parts { parts, truncated, checksum } => {
+            Reply::Parts { parts, truncated, checksum, class } => {
                 let parts = parts.into_iter().map(|part| PartInfo {
                     number: part.number,
                     size_bytes: part.size_bytes,
@@ -117,7 +121,7 @@ impl<C: Cluster + Metadata> Objects<C> {
                     last_modified_ms: part.last_modified_ms,
                     checksums: part.checksums.into_iter().collect(),
                 });
-                Ok(PartsPage { parts: parts.collect(), truncated, checksum })
+                Ok(PartsPage { parts: parts.collect(), truncated, checksum, class })
             }
             other => Err(convert::unexpected(&other)),
         }

@@ -15,6 +15,9 @@ use crate::checksum::ChecksumAlgorithm;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Archive, Serialize, Deserialize)]
 pub struct UploadId(pub [u8; 16]);
 
+/// The header of the attributes that holds the storage class.
+pub const STORAGE_CLASS_HEADER: &str = "x-amz-storage-class";
+
 /// Pairs of lower-case name and value, sorted by name.
 pub type Pairs = Vec<(String, String)>;
 
@@ -28,6 +31,12 @@ pub struct StoredAttributes {
 }
 
 impl StoredAttributes {
+    /// The storage class, if one was given.
+    #[must_use]
+    pub fn storage_class(&self) -> Option<&str> {
+        self.headers.iter().find(|(name, _)| name == STORAGE_CLASS_HEADER).map(|(_, value)| value.as_str())
+    }
+
     /// Bytes of all names and values.
     pub fn size_bytes(&self) -> usize {
         self.headers.iter().chain(&self.user).map(|(name, value)| name.len() + value.len()).sum()

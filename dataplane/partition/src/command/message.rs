@@ -7,7 +7,8 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 use super::framed::framed;
 use super::manifest::{
-    Manifest, ObjectPart, Pairs, Stored, StoredAttributes, Upload, UploadChecksum, UploadId, check_segments,
+    Manifest, ObjectPart, Origin, Pairs, Stored, StoredAttributes, Upload, UploadChecksum, UploadId,
+    check_segments,
 };
 use super::version::VersionId;
 use crate::BlobRef;
@@ -110,6 +111,32 @@ pub struct CompletePart {
     pub etag: String,
     /// Its checksums, to compare.
     pub checksums: Pairs,
+}
+
+/// Replaces blobs of a version by others with the same bytes, and headers of it; nothing else of it changes.
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct SwapBlobs {
+    /// Of the object.
+    pub bucket: BucketId,
+    /// Of the object.
+    pub key: String,
+    /// Which version: its manifest's `last_modified_ms`.
+    pub version_ms: u64,
+    /// What made the version: with it no other version is meant.
+    pub origin: Origin,
+    /// At most [`super::SWAPS_MAX`]; none: only headers change.
+    pub swaps: Vec<BlobSwap>,
+    /// Headers of the attributes by lower-case name, distinct; `None`: it goes.
+    pub headers: Vec<(String, Option<String>)>,
+}
+
+/// One blob of [`SwapBlobs`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct BlobSwap {
+    /// The version has it now, or has `to` already.
+    pub from: BlobId,
+    /// Flushed before; of the same size.
+    pub to: BlobRef,
 }
 
 /// Names what to read.
@@ -337,6 +364,8 @@ pub enum Command {
         /// `None`: it goes.
         value: Option<String>,
     },
+    /// See [`SwapBlobs`]: [`Reply::Done`], also if it was done before.
+    SwapBlobs(SwapBlobs),
 }
 
 impl Command {
@@ -346,6 +375,7 @@ impl Command {
             Self::Head(lookup) | Self::Get(lookup) | Self::ObjectParts { lookup, .. } => Some(lookup.bucket),
             Self::Put(put) => Some(put.bucket),
             Self::Complete(complete) => Some(complete.bucket),
+            Self::SwapBlobs(swap) => Some(swap.bucket),
             Self::Delete { bucket, .. } | Self::SetTags { bucket, .. } | Self::SetHeader { bucket, .. } => {
                 Some(*bucket)
             }
@@ -378,6 +408,8 @@ pub enum Entry {
         key: String,
         /// Its size, ETag, time and parts.
         stored: Stored,
+        /// Its storage class, if it was given one.
+        class: Option<String>,
     },
     /// A version or delete marker.
     Version {
@@ -391,6 +423,8 @@ pub enum Entry {
         is_marker: bool,
         /// Its size, ETag, time and parts.
         stored: Stored,
+        /// Its storage class, if it was given one.
+        class: Option<String>,
     },
     /// An upload in progress.
     Upload {
@@ -402,6 +436,8 @@ pub enum Entry {
         created_ms: u64,
         /// As announced.
         checksum: Option<UploadChecksum>,
+        /// The storage class of the object to be, if it was given one.
+        class: Option<String>,
     },
     /// A rolled-up prefix, with its delimiter.
     Prefix(String),
@@ -496,6 +532,8 @@ pub enum Reply {
         truncated: bool,
         /// As announced when the upload began.
         checksum: Option<UploadChecksum>,
+        /// The storage class of the object to be, if it was given one.
+        class: Option<String>,
     },
     /// A page of a listing.
     Page {
@@ -601,6 +639,9 @@ pub enum Refusal {
         /// Which blob.
         blob: BlobId,
     },
+    /// The version whose blobs were to be swapped is gone, or has other blobs by now.
+    #[error("the version has changed")]
+    VersionChanged,
     /// A command that makes no sense.
     #[error("{problem}")]
     InvalidRequest {

@@ -7,6 +7,8 @@
 //! Invariants:
 //! - a blob has exactly one owner (an object version or a part) or is on the free list, never both; the record that
 //!   takes it from its owner puts it on the free list;
+//! - the blobs of a version are replaced by others (a move between tiers) only if it still has them, in one record
+//!   that puts the old ones on the free list; size, ETag, time, tags and checksums stay;
 //! - a put (its first blob, or the request id of inline bytes) takes effect once: a repetition gets the first answer;
 //! - no blob of a revoked writer incarnation gets an owner;
 //! - `last_modified_ms` grows strictly per key while it has a version, and orders its versions;
@@ -35,12 +37,12 @@ pub use evaluate::{Walk, evaluate, list_merged, listed_rows};
 pub use framed::{FRAME_BYTES_MAX, Framed};
 pub use manifest::{
     BlobOwner, CompletedUpload, Manifest, NullVersion, ObjectPart, Origin, Pairs, Part, PartRun,
-    RevokedWriter, Segment, SegmentRun, Stored, StoredAttributes, Upload, UploadChecksum, UploadId,
-    VersionKind,
+    RevokedWriter, STORAGE_CLASS_HEADER, Segment, SegmentRun, Stored, StoredAttributes, Upload,
+    UploadChecksum, UploadId, VersionKind,
 };
 pub use message::{
-    BlobStatus, Command, Complete, CompletePart, Conditions, Content, Entry, List, Listed, Lookup, Outcome,
-    PartEntry, PartRange, Position, Put, PutPart, Refusal, Reply, pairs,
+    BlobStatus, BlobSwap, Command, Complete, CompletePart, Conditions, Content, Entry, List, Listed, Lookup,
+    Outcome, PartEntry, PartRange, Position, Put, PutPart, Refusal, Reply, SwapBlobs, pairs,
 };
 
 pub use rows::{UPLOAD_ROWS, VERSION_MS_BYTES, is_free_list_row, null_version_row};
@@ -62,6 +64,8 @@ pub const PART_BYTES_MIN: u64 = 5 * 1024 * 1024;
 pub const TAGS_MAX: usize = 10;
 /// Characters of the key and of the value of a tag, as in S3.
 pub const TAG_CHARS_MAX: (usize, usize) = (128, 256);
+/// Blobs of one [`SwapBlobs`]: with the longest key their owner rows take about 0.5 MiB of a log entry.
+pub const SWAPS_MAX: usize = 500;
 /// Most entries of one page of any kind.
 pub const LIST_ENTRIES_MAX: u32 = 1000;
 /// How long the answer to a put or Complete is kept for repetitions: 1 day. A gateway repeats for minutes.

@@ -270,6 +270,20 @@ impl<V: View> State<'_, V> {
         self.set(rows::free(blob.blob), blob.encode());
     }
 
+    /// Frees a blob that another one has taken the place of. The answer to the put that brought it is kept for a day,
+    /// as of a put that was overwritten: it names the put no longer.
+    pub(super) fn release_swapped(
+        &mut self,
+        blob: &BlobRef,
+        request: Option<BlobId>,
+        (version_ms, is_null): (u64, bool),
+    ) {
+        self.free(blob, request);
+        if request == Some(blob.blob) {
+            self.supersede(blob.blob, version_ms, is_null);
+        }
+    }
+
     /// Removes a version whose segments are loaded, and frees its blobs.
     pub(super) fn remove_version(&mut self, bucket: BucketId, key: &str, manifest: &Manifest) {
         for row in manifest_rows(bucket, key, manifest) {
@@ -285,7 +299,12 @@ impl<V: View> State<'_, V> {
                 Segment::Blob(blob) => self.free(blob, request),
             }
         }
-        if let Some(request) = request {
+        // The answer of a put whose first blob was swapped was put aside then.
+        let is_blob = |segment: &Segment| matches!(segment, Segment::Blob(_));
+        let is_request =
+            |segment: &Segment| matches!(segment, Segment::Blob(blob) if Some(blob.blob) == request);
+        let was_swapped = manifest.segments.iter().any(is_blob) && !manifest.segments.iter().any(is_request);
+        if let Some(request) = request.filter(|_| !was_swapped) {
             self.supersede(request, manifest.last_modified_ms, manifest.kind.is_null());
         }
     }

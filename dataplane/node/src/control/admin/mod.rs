@@ -4,6 +4,7 @@
 mod cluster;
 mod identity;
 mod operate;
+mod tiers;
 mod token;
 
 use std::{
@@ -47,6 +48,7 @@ pub(crate) struct AdminState {
     pub(crate) metrics: Arc<Metrics>,
     /// Cores that do not take connections yet.
     starting: AtomicUsize,
+    cores: usize,
     map: Mutex<Option<Arc<ClusterMap>>>,
     /// `None`: fault injection is not enabled.
     faults: Option<FaultSwitches>,
@@ -78,6 +80,7 @@ impl AdminState {
         Arc::new(Self {
             metrics,
             starting: AtomicUsize::new(cores),
+            cores,
             map: Mutex::default(),
             faults,
             scrub,
@@ -193,7 +196,10 @@ async fn answer_guarded(
         Some(answer) => answer,
         None => match operate::answer(state, controller, (method, path, &body)).await {
             Some(answer) => answer,
-            None => identity::answer(state, controller, &parts.method, path, &body).await,
+            None => match tiers::answer(state, method, path).await {
+                Some(answer) => answer,
+                None => identity::answer(state, controller, &parts.method, path, &body).await,
+            },
         },
     };
     respond(status, "application/json", format!("{value}\n"))

@@ -72,6 +72,7 @@ async fn view(controller: &ControllerHandle) -> Result<(ClusterMap, Policy), Con
     let policy = Policy {
         cluster: map.cluster,
         hot_profile: map.hot_profile,
+        cold_profile: None,
         partition_count: map.partition_count(),
         rebuild_after_ms: REBUILD_AFTER_MS,
         groups_per_device: if founding.is_some() { groups_per_device(map.hot_profile) } else { 1 },

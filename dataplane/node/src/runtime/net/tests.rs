@@ -52,6 +52,7 @@ fn map(addresses: &[(u32, String)]) -> ClusterMap {
         devices: addresses.iter().map(|(id, _)| (DeviceId(u64::from(*id)), device(*id))).collect(),
         partitions: Vec::new(),
         operations: quarry_clustermap::Operations::default(),
+        tiering: quarry_clustermap::Tiering::default(),
         placement_groups: BTreeMap::new(),
     }
 }

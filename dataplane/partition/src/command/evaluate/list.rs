@@ -12,7 +12,9 @@ use quarry_clustermap::BucketId;
 
 use super::page_rows;
 use crate::command::framed::Framed;
-use crate::command::manifest::{ArchivedManifest, ArchivedVersionKind, Manifest, Stored, Upload};
+use crate::command::manifest::{
+    ArchivedManifest, ArchivedVersionKind, Manifest, STORAGE_CLASS_HEADER, Stored, Upload,
+};
 use crate::command::message::{Entry, List, Listed, Position, Reply};
 use crate::command::state::{State, damaged, decode};
 use crate::command::{EvaluateError, RowProblem, VersionId, Versioning, View, ViewError, rows};
@@ -151,38 +153,37 @@ fn entry(
     let malformed = || damaged(row, RowProblem::Key);
     if list.listed == Listed::Uploads {
         let (_, key, upload) = rows::parse_upload(row).ok_or_else(malformed)?;
-        let Upload { created_ms, checksum, .. } = decode(row, value)?;
-        return Ok(Some(Entry::Upload { key, upload, created_ms, checksum }));
+        let Upload { created_ms, checksum, attributes, .. } = decode(row, value)?;
+        let class = attributes.storage_class().map(str::to_owned);
+        return Ok(Some(Entry::Upload { key, upload, created_ms, checksum, class }));
     }
     let (_, key, _) = rows::parse_version(row).ok_or_else(malformed)?;
-    let Summary { stored, is_marker } = summary(row, value)?;
+    let Summary { stored, class, is_marker } = summary(row, value)?;
     if list.listed == Listed::Versions {
         let manifest: Manifest = decode(row, value)?;
         let is_latest = previous != Some(&key);
-        return Ok(Some(Entry::Version {
-            key,
-            version: manifest.version_id(),
-            is_latest,
-            is_marker,
-            stored,
-        }));
+        let version = manifest.version_id();
+        return Ok(Some(Entry::Version { key, version, is_latest, is_marker, stored, class }));
     }
     rows::past_versions(row, past);
-    Ok((!is_marker).then_some(Entry::Object { key, stored }))
+    Ok((!is_marker).then_some(Entry::Object { key, stored, class }))
 }
 
 /// What a listing shows of a manifest.
 struct Summary {
     stored: Stored,
+    class: Option<String>,
     is_marker: bool,
 }
 
-/// Reads only that: attributes, tags and segments stay where they are.
+/// Reads only that: other attributes, tags and segments stay where they are.
 fn summary(row: &[u8], value: &[u8]) -> Result<Summary, EvaluateError> {
     let manifest =
         Manifest::FRAME.access::<ArchivedManifest>(value).map_err(|problem| damaged(row, problem.into()))?;
     let pair = |pair: &ArchivedPair| (pair.0.as_str().to_owned(), pair.1.as_str().to_owned());
+    let class = manifest.attributes.headers.iter().find(|header| header.0.as_str() == STORAGE_CLASS_HEADER);
     Ok(Summary {
+        class: class.map(|header| header.1.as_str().to_owned()),
         stored: Stored {
             size_bytes: manifest.size_bytes.to_native(),
             etag: manifest.etag.as_str().to_owned(),

@@ -6,6 +6,7 @@ mod freeing;
 mod get;
 mod list;
 mod put;
+mod swap;
 mod upload;
 
 pub use list::{Walk, list_merged, listed_rows};
@@ -79,6 +80,7 @@ async fn dispatch<V: View>(state: &mut State<'_, V>, command: &Command) -> Resul
         Command::Freed { blobs } => freeing::freed(state, blobs).await,
         Command::DegradedNext { after, limit } => freeing::degraded_next(state, *after, *limit).await,
         Command::Repaired { blob, missing_shards } => freeing::repaired(state, *blob, *missing_shards).await,
+        Command::SwapBlobs(swap) => swap::swap(state, swap).await,
         Command::Expire { limit } => freeing::expire(state, *limit).await,
         Command::DropBucketState { bucket, limit } => delete::drop_bucket_state(state, *bucket, *limit).await,
     }

@@ -3,6 +3,7 @@
 use quarry_clustermap::{BlobId, BucketId, ErasureProfile};
 
 use super::{check_attributes, check_key, check_tags, get, invalid, visible};
+use crate::BlobRef;
 use crate::command::conditions::{self, Access};
 use crate::command::framed::Framed;
 use crate::command::manifest::{
@@ -52,20 +53,26 @@ pub(super) fn check_content(content: &Content) -> Result<Checked<'_>, Refusal> {
             }
             let mut size_bytes = 0_u64;
             for blob in blobs {
-                let profile = ErasureProfile::new(blob.profile.data_shards, blob.profile.parity_shards)
-                    .map_err(|_| invalid("a blob has an impossible profile"))?;
-                if u64::from(blob.missing_shards) >> profile.total() != 0 {
-                    return Err(invalid("a blob misses shards that its profile does not have"));
-                }
-                if !(1..=BLOB_BYTES_MAX).contains(&blob.size_bytes) {
-                    return Err(invalid("a blob is empty, or larger than 1 PiB"));
-                }
+                check_blob(blob)?;
                 size_bytes += blob.size_bytes;
             }
             let segments = blobs.iter().copied().map(Segment::Blob).collect();
             Ok(Checked { request, segments, inline: None, size_bytes })
         }
     }
+}
+
+/// Refuses a blob that cannot be.
+pub(super) fn check_blob(blob: &BlobRef) -> Result<(), Refusal> {
+    let profile = ErasureProfile::new(blob.profile.data_shards, blob.profile.parity_shards)
+        .map_err(|_| invalid("a blob has an impossible profile"))?;
+    if u64::from(blob.missing_shards) >> profile.total() != 0 {
+        return Err(invalid("a blob misses shards that its profile does not have"));
+    }
+    if !(1..=BLOB_BYTES_MAX).contains(&blob.size_bytes) {
+        return Err(invalid("a blob is empty, or larger than 1 PiB"));
+    }
+    Ok(())
 }
 
 impl Checked<'_> {

@@ -120,7 +120,8 @@ pub(super) async fn list_parts<V: View>(
     after: u16,
     limit: u32,
 ) -> Result<Reply, EvaluateError> {
-    let checksum = load(state, bucket, key, upload).await?.checksum;
+    let Upload { checksum, attributes, .. } = load(state, bucket, key, upload).await?;
+    let class = attributes.storage_class().map(str::to_owned);
     let limit = page_rows(limit);
     let mut page = state.parts_page(upload, after, limit + 1).await?;
     let truncated = limit > 0 && page.len() > limit;
@@ -132,7 +133,7 @@ pub(super) async fn list_parts<V: View>(
         last_modified_ms: part.last_modified_ms,
         checksums: part.checksums,
     };
-    Ok(Reply::Parts { parts: page.into_iter().map(entry).collect(), truncated, checksum })
+    Ok(Reply::Parts { parts: page.into_iter().map(entry).collect(), truncated, checksum, class })
 }
 
 pub(super) async fn complete<V: View>(

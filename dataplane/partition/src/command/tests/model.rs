@@ -10,8 +10,8 @@ use quarry_clustermap::{BlobId, BucketId, Incarnation, NodeId};
 use super::MIB;
 use crate::BlobRef;
 use crate::command::{
-    Complete, CompletePart, Conditions, Content, Entry, List, Listed, Origin, Pairs, Position, Put, PutPart,
-    Refusal, Reply, Segment, Stored, UploadId, VersionId, Versioning,
+    BlobSwap, Complete, CompletePart, Conditions, Content, Entry, List, Listed, Origin, Pairs, Position, Put,
+    PutPart, Refusal, Reply, Segment, Stored, SwapBlobs, UploadId, VersionId, Versioning,
 };
 
 /// A version or delete marker.
@@ -22,6 +22,7 @@ struct Object {
     is_null: bool,
     is_marker: bool,
     tags: Pairs,
+    class: Option<String>,
     segments: Vec<Segment>,
     inline: Vec<Vec<u8>>,
     part_rows: usize,
@@ -93,7 +94,8 @@ fn object(
     tags: Pairs,
     (segments, inline): (Vec<Segment>, Vec<Vec<u8>>),
 ) -> Object {
-    Object { stored, origin, is_null: true, is_marker: false, tags, segments, inline, part_rows: 0 }
+    let (is_null, is_marker, class, part_rows) = (true, false, None, 0);
+    Object { stored, origin, is_null, is_marker, tags, class, segments, inline, part_rows }
 }
 
 fn holds(etags: &[String], object: &Object) -> bool {
@@ -342,7 +344,7 @@ impl Model {
         if list.listed == Listed::Uploads {
             for (upload, (_, key, _)) in self.uploads.iter().filter(|(_, (b, ..))| *b == list.bucket) {
                 let (created_ms, key) = (self.created_ms[upload], key.clone());
-                all.push(Entry::Upload { key, upload: *upload, created_ms, checksum: None });
+                all.push(Entry::Upload { key, upload: *upload, created_ms, checksum: None, class: None });
             }
             all.sort_by_key(|entry| entry.name().to_owned());
             return all;
@@ -350,11 +352,13 @@ impl Model {
         for ((_, key), stack) in self.objects.iter().filter(|((bucket, _), _)| *bucket == list.bucket) {
             for (n, object) in stack.iter().enumerate() {
                 let (key, stored) = (key.clone(), object.stored.clone());
-                let (version, is_marker) = (object.id(), object.is_marker);
+                let (version, is_marker, class) = (object.id(), object.is_marker, object.class.clone());
                 match list.listed {
                     Listed::Objects if n > 0 || is_marker => {}
-                    Listed::Objects => all.push(Entry::Object { key, stored }),
-                    _ => all.push(Entry::Version { key, version, is_latest: n == 0, is_marker, stored }),
+                    Listed::Objects => all.push(Entry::Object { key, stored, class }),
+                    _ => {
+                        all.push(Entry::Version { key, version, is_latest: n == 0, is_marker, stored, class })
+                    }
                 }
             }
         }
@@ -396,6 +400,40 @@ impl Model {
         let truncated = max > 0 && entries.len() > max;
         entries.truncate(max);
         Reply::Page { entries, truncated }
+    }
+
+    fn swap(&mut self, swap: &SwapBlobs) -> Result<(), Refusal> {
+        let at = (swap.bucket, swap.key.clone());
+        let same = |o: &&Object| o.stored.last_modified_ms == swap.version_ms && o.origin == swap.origin;
+        let found = self.stack(&at).iter().find(same).filter(|object| !object.is_marker);
+        let mut object = found.ok_or(Refusal::VersionChanged)?.clone();
+        let (mut freed, mut taken) = (Vec::new(), Vec::new());
+        for BlobSwap { from, to } in &swap.swaps {
+            let place = |id: BlobId| {
+                let has = |segment: &Segment| matches!(segment, Segment::Blob(blob) if blob.blob == id);
+                object.segments.iter().position(has)
+            };
+            if place(to.blob).is_some() {
+                continue;
+            }
+            let place = place(*from).ok_or(Refusal::VersionChanged)?;
+            let segment = &mut object.segments[place];
+            if segment.size_bytes() != to.size_bytes {
+                let problem = "a blob is swapped for one of another size".to_owned();
+                return Err(Refusal::InvalidRequest { problem });
+            }
+            self.writer_check(&Content::Blobs(vec![*to]))?;
+            freed.push(std::mem::replace(segment, Segment::Blob(*to)));
+            taken.push(*from);
+        }
+        object.class.clone_from(&swap.headers[0].1);
+        self.free_segments(&freed);
+        if let Some(request) = object.origin.request().filter(|request| taken.contains(request)) {
+            self.answers.insert(request, (object.stored.last_modified_ms, object.is_null));
+        }
+        let stack = self.objects.get_mut(&at).unwrap();
+        *stack.iter_mut().find(|o| o.stored.last_modified_ms == swap.version_ms).unwrap() = object;
+        Ok(())
     }
 
     fn repair(&mut self, id: BlobId) {

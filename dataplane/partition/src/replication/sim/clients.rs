@@ -144,7 +144,7 @@ fn told(wanted: Wanted, result: Result<Reply, EvaluateError>) -> Vec<Told> {
             let listed: BTreeMap<String, u64> = entries
                 .into_iter()
                 .map(|entry| match entry {
-                    Entry::Object { key, stored } => (key, stored.etag.parse().unwrap()),
+                    Entry::Object { key, stored, .. } => (key, stored.etag.parse().unwrap()),
                     other => panic!("objects were asked for, not {other:?}"),
                 })
                 .collect();

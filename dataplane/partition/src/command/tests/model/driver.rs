@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop, prop_assert_eq, prop_oneof, proptest};
 use quarry_clustermap::{BlobId, BucketId, Incarnation, NodeId, WriterCounter};
 
-use super::{Model, request_of, segments_of};
+use super::{Model, Object, request_of, segments_of};
 use crate::BlobRef;
 use crate::command::tests::{MIB, Partition, blob, blob_id};
 use crate::command::{
-    BlobStatus, Command, Complete, CompletePart, Conditions, Content, List, Listed, Lookup, Pairs, Position,
-    Put, PutPart, Refusal, Reply, Segment, StoredAttributes, UploadId, VersionId, Versioning,
+    BlobStatus, BlobSwap, Command, Complete, CompletePart, Conditions, Content, List, Listed, Lookup, Pairs,
+    Position, Put, PutPart, Refusal, Reply, STORAGE_CLASS_HEADER, Segment, StoredAttributes, SwapBlobs,
+    UploadId, VersionId, Versioning,
 };
 
 const KEYS: [&str; 9] = ["a", "a/", "a/b", "a/b/c", "a/c", "a\0", "a\0b", "b", "é/1"];
@@ -83,6 +84,13 @@ enum Op {
     Repair {
         which: prop::sample::Index,
     },
+    Swap {
+        at: (u8, usize),
+        version: prop::sample::Index,
+        which: prop::sample::Index,
+        kind: u8,
+        writer: u32,
+    },
 }
 
 /// Which version of a key.
@@ -147,6 +155,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (1_u32..4).prop_map(|writer| Op::Revoke { writer }),
         1 => index().prop_map(|which| Op::Freed { which }),
         2 => index().prop_map(|which| Op::Repair { which }),
+        4 => (at(), index(), index(), 0_u8..8, 1_u32..4)
+            .prop_map(|(at, version, which, kind, writer)| Op::Swap { at, version, which, kind, writer }),
     ]
 }
 
@@ -204,6 +214,38 @@ impl Pair {
         }
     }
 
+    /// Most swaps take one blob of a version, some all of them; some name another version, blob or size.
+    fn swap(
+        &mut self,
+        at: (BucketId, String),
+        (version, which): (prop::sample::Index, prop::sample::Index),
+        (kind, writer): (u8, u32),
+    ) -> Option<Command> {
+        let stack = self.model.stack(&at);
+        let object = (!stack.is_empty()).then(|| version.get(stack).clone())?;
+        let blobs = object.segments.iter().filter_map(|segment| match segment {
+            Segment::Blob(blob) => Some(*blob),
+            Segment::Inline { .. } => None,
+        });
+        let mut blobs: Vec<BlobRef> = blobs.collect();
+        if kind < 6 && !blobs.is_empty() {
+            blobs = vec![*which.get(&blobs)];
+        }
+        let mut swaps = Vec::new();
+        for from in blobs {
+            let Content::Blobs(to) = self.content(2 + kind % 2, writer) else { unreachable!() };
+            let size_bytes = from.size_bytes + u64::from(kind == 5);
+            swaps.push(BlobSwap { from: from.blob, to: BlobRef { size_bytes, ..to[0] } });
+        }
+        if let Some(swap) = swaps.first_mut().filter(|_| kind == 4) {
+            swap.from = blob_id(0);
+        }
+        let (bucket, key) = at;
+        let version_ms = object.stored.last_modified_ms + u64::from(kind == 3);
+        let headers = vec![(STORAGE_CLASS_HEADER.to_owned(), (kind > 0).then(|| kind.to_string()))];
+        Some(Command::SwapBlobs(SwapBlobs { bucket, key, version_ms, origin: object.origin, swaps, headers }))
+    }
+
     fn command(&mut self, op: Op) -> Option<Command> {
         let place = |(bucket, key): (u8, usize)| (BucketId(u64::from(bucket)), KEYS[key].to_owned());
         Some(match op {
@@ -249,6 +291,9 @@ impl Pair {
                     tags: Pairs::new(),
                     checksum: None,
                 }
+            }
+            Op::Swap { at, version, which, kind, writer } => {
+                return self.swap(place(at), (version, which), (kind, writer));
             }
             _ if self.uploads.is_empty()
                 && !matches!(op, Op::List { .. } | Op::Repeat { .. } | Op::Revoke { .. }) =>
@@ -345,6 +390,7 @@ impl Pair {
             Command::Complete(complete) => model.complete(complete, now_ms).map(Reply::Stored),
             Command::Abort { upload, .. } => model.abort(*upload).map(|()| Reply::Done),
             Command::List(list) => Ok(model.list(list)),
+            Command::SwapBlobs(swap) => model.swap(swap).map(|()| Reply::Done),
             Command::RevokeWriter { writer, incarnation } => {
                 model.revoked.insert(*writer, *incarnation);
                 Ok(Reply::Done)
@@ -380,6 +426,8 @@ impl Pair {
                     );
                     prop_assert_eq!(&manifest.etag, &object.stored.etag);
                     prop_assert_eq!(&manifest.tags, &object.tags);
+                    prop_assert_eq!(manifest.attributes.storage_class(), object.class.as_deref());
+                    prop_assert_eq!(manifest.last_modified_ms, object.stored.last_modified_ms);
                     prop_assert_eq!(version, self.model.shown(lookup.bucket, object.id()));
                 }
                 (reply, expected) => prop_assert_eq!(reply.err(), expected.err()),
@@ -388,7 +436,12 @@ impl Pair {
         }
         prop_assert_eq!(reply, self.expected(&command), "{:?}", command);
         let repeats = matches!(command, Command::Delete { version: None, .. });
-        if repeats || matches!(command, Command::Put(_) | Command::PutPart(_) | Command::Complete(_)) {
+        if repeats
+            || matches!(
+                command,
+                Command::Put(_) | Command::PutPart(_) | Command::Complete(_) | Command::SwapBlobs(_)
+            )
+        {
             self.sent.push(command);
         }
         self.audit()
@@ -402,7 +455,9 @@ impl Pair {
         let all_parts = || model.uploads.values().flat_map(|(_, _, parts)| parts.values());
         let mut owned: BTreeSet<BlobId> = live.keys().copied().collect();
         let versions = || model.objects.values().flatten();
-        owned.extend(versions().filter_map(|object| object.origin.request()));
+        // A put whose first blob was swapped has its answer only.
+        let own = |object: &&Object| !object.segments.iter().any(|s| matches!(s, Segment::Blob(_)));
+        owned.extend(versions().filter(own).filter_map(|object| object.origin.request()));
         owned.extend(all_parts().map(|part| request_of(&part.content)));
         owned.extend(model.answers.keys());
         let degraded = live.values().filter(|blob| blob.missing_shards != 0).count();
@@ -427,6 +482,10 @@ impl Pair {
         }
         prop_assert_eq!(found, expected);
         prop_assert_eq!(self.partition.free_list(), self.model.free.values().copied().collect::<Vec<_>>());
+        for blob in model.free.keys() {
+            let status = self.partition.run(&Command::BlobStatus { blob: *blob });
+            prop_assert_eq!(status, Ok(Reply::Blob(BlobStatus::Freed)));
+        }
         for blob in live.keys() {
             let status = self.partition.run(&Command::BlobStatus { blob: *blob });
             prop_assert_eq!(status, Ok(Reply::Blob(BlobStatus::Live)));
