@@ -138,7 +138,7 @@ async fn two_parts(bench: &Bench) -> Vec<u8> {
     let upload = bench.ask("POST", "/bucket/k?uploads=", &[], b"").await.is(200).element("UploadId");
     let (mut parts, mut whole) = (String::new(), Vec::new());
     for (number, len) in [(1_u8, PART_BYTES), (2, LONG)] {
-        let body: Vec<u8> = (0..len).map(|at| number.wrapping_mul((at % 251) as u8)).collect();
+        let body: Vec<u8> = (0..len).map(|at| number.wrapping_mul(u8::try_from(at % 251).unwrap())).collect();
         let target = format!("/bucket/k?partNumber={number}&uploadId={upload}");
         let etag = bench.ask("PUT", &target, &[], &body).await.is(200).header("etag").unwrap();
         parts += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");

@@ -1,5 +1,6 @@
 //! Point 3 of what tiering must show: readers whose hot set shifts, the table of reads and the planner of moves, in
 //! simulated time.
+#![allow(clippy::cast_possible_truncation, reason = "the numbers of a test are small")]
 
 use quarry_clustermap::{BucketId, Tier, TierPolicy};
 use quarry_planner::{Candidate, Fill, plan_tiers};
