@@ -337,8 +337,9 @@ fn a_replaced_device_leaves_when_its_groups_are_whole_and_may_come_back_as_a_new
         all.devices.push(device_report(7, None));
         let map = handle.register_node(all).await.unwrap().published.map;
         assert_eq!(map.devices[&DeviceId(3)].state, DeviceState::In);
-        let used = map.open_groups(Tier::Hot).any(|(_, group)| group.members.contains(&DeviceId(3)));
-        assert!(used && moving(&map).is_empty());
+        // It gets its share: new groups, and positions of others, a few at a time.
+        let used = map.placement_groups.values().any(|group| group.members.contains(&DeviceId(3)));
+        assert!(used && !open_profiles(&map).is_empty());
     });
 }
 

@@ -163,13 +163,13 @@ fn layout(
 
 /// `width` offsets below the number of `uses`, whose differences are as even as a greedy choice makes them over all
 /// patterns: two devices share few groups, so what one lost is read back from all others.
-fn offsets(uses: &mut Vec<usize>, width: usize) -> Vec<usize> {
+fn offsets(uses: &mut [usize], width: usize) -> Vec<usize> {
     let n = uses.len();
     assert!(width <= n, "the profile was chosen for the devices");
     let mut chosen = vec![0_usize];
     while chosen.len() < width {
         let cost = |candidate: usize| -> usize {
-            let mut uses = uses.clone();
+            let mut uses = uses.to_vec();
             for other in &chosen {
                 uses[(candidate + n - other) % n] += 1;
                 uses[(other + n - candidate) % n] += 1;

@@ -320,7 +320,10 @@ proptest! {
                 check_step(&old, new, &reports)?;
             }
             world.commit(plan);
-            prop_assert!(world.plan(&[], &[]).unwrap().map.is_none(), "a plan leaves nothing to do");
+            // With so few devices left that those to be emptied are needed again, a second plan may follow at once.
+            let drains = world.map().devices.keys().any(|device| world.map().is_leaving(*device));
+            let rest = world.plan(&[], &[]).unwrap();
+            prop_assert!(drains || rest.map.is_none(), "a plan leaves nothing to do");
             history.settle(Some(&old))?;
         }
     }
