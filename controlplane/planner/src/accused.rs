@@ -87,6 +87,11 @@ impl Suspects {
         self.shunned.contains(&device)
     }
 
+    /// Whether there is such a device.
+    pub(crate) fn shun_any(&self) -> bool {
+        !self.shunned.is_empty()
+    }
+
     fn by(&self, device: DeviceId) -> impl Iterator<Item = NodeId> + '_ {
         self.by.get(&device).into_iter().flatten().copied()
     }

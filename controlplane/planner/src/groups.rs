@@ -98,7 +98,10 @@ fn missing(
     let wanted = if profile == map.wanted_profile(tier) { devices.len() * per_device } else { devices.len() };
     // One that no group has is a device that has just come: with the groups it brings, it gets its place in some.
     let unused = if devices.iter().all(|device| used.contains(device)) { 0 } else { devices.len() };
-    unused.max(devices.len().saturating_sub(usable)).max(wanted.saturating_sub(all))
+    // All may be moving at once when devices come and go: new blobs need a group now.
+    let is_open = |group: &PlacementGroup| group.state == PgState::Open && group.profile == profile;
+    let none_open = if of_tier().any(is_open) { 0 } else { devices.len() };
+    unused.max(none_open).max(devices.len().saturating_sub(usable)).max(wanted.saturating_sub(all))
 }
 
 /// The wanted profile, or the widest with the same m of which one node never has more than m shards; where no two data

@@ -2,8 +2,8 @@
 //!
 //! Few moves are under way at a time. A placement group gives up one position: it is moving until the new member is
 //! filled, and its former member is read meanwhile, so it never has less redundancy than before. A partition gets one
-//! replica more; when that is whole, the one that is to go leaves. While something is being repaired, or may come back
-//! any moment, nothing is evened out.
+//! replica more; when that is whole, the one that is to go leaves. While something is being repaired, may come back
+//! any moment, or is cut off from the others, nothing is evened out.
 
 use std::collections::BTreeSet;
 
@@ -13,6 +13,7 @@ use quarry_clustermap::{
 
 use crate::{
     Move, PlanInput,
+    accused::Suspects,
     balance::{Balance, Set},
     devices_staying,
     domain::Spread,
@@ -30,7 +31,7 @@ const PARTITION_MOVES_MAX: usize = 32;
 fn jobs(next: &ClusterMap, input: &PlanInput<'_>) -> Vec<JobKind> {
     let paused = |job: &JobKind| next.operations.paused.contains(job);
     let mut jobs = vec![JobKind::Drain];
-    if !repairs(next, input) {
+    if !repairs(next, input) && !Suspects::new(next, &input.reports.accused).shun_any() {
         jobs.push(JobKind::Rebalance);
     }
     jobs.retain(|job| !paused(job));
@@ -64,7 +65,8 @@ fn group_sets(
     sets.collect()
 }
 
-/// New groups are empty: they take their share at once.
+/// New groups are empty: they take their share at once. Each device keeps a place in one that takes new blobs, however much
+/// it has in others.
 pub(crate) fn place_new(next: &mut ClusterMap, tier: Tier, new: &BTreeSet<PgId>) {
     let map = next.clone();
     let devices = devices_staying(&map, tier);
@@ -73,6 +75,10 @@ pub(crate) fn place_new(next: &mut ClusterMap, tier: Tier, new: &BTreeSet<PgId>)
     // Each step brings devices nearer to their shares; the bound is never met.
     for _ in 0..new.len() * 32 {
         let Some(step) = balance.next(&[JobKind::Rebalance]) else { return };
+        let open = next.open_groups(tier).filter(|(_, group)| group.members.contains(&step.from));
+        if open.take(2).count() < 2 {
+            return;
+        }
         balance.take_at_once(&step);
         let group = next.placement_groups.get_mut(&step.key).expect("a new group");
         group.members[step.position] = step.to;
@@ -163,14 +169,14 @@ pub(crate) fn partitions(
     let joining = map.partitions.iter().filter(|config| !config.joining.is_empty()).count();
     let mut room = PARTITION_MOVES_MAX.saturating_sub(joining);
     let jobs = jobs(&map, input);
+    let suspects = Suspects::new(&map, &input.reports.accused);
     let mut balance = partition_balance(&map, movable);
     let mut started = 0_usize;
     while room > 0 {
         let Some(step) = balance.next(&jobs) else { break };
         balance.take(&step);
         room -= 1;
-        let lagged = input.reports.avoid.contains(&(step.key, step.to));
-        if lagged {
+        if suspects.shuns(step.to) || input.reports.avoid.contains(&(step.key, step.to)) {
             continue;
         }
         let epoch = epoch_of(next);

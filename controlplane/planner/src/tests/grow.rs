@@ -214,6 +214,7 @@ proptest! {
         let share = total * added as f64 / (all + added) as f64;
         let least = (share - before[&DeviceId(0x100)]).max(0.0);
         let moved = moves.iter().filter(|step| matches!(step, Move::Rebuild { .. })).count() as f64;
-        prop_assert!(moved <= least * 1.1 + 1.0, "{} moved, {} needed", moved, least);
+        // One position more for each of the two ways in which shares are rounded.
+        prop_assert!(moved <= least * 1.1 + 2.0, "{} moved, {} needed", moved, least);
     }
 }
