@@ -222,7 +222,7 @@ fn the_policy_demotes_what_is_not_read_and_promotes_what_is() {
             }
         };
         let left = on_hot(&node).await;
-        assert!(left.contains(&0) && left.len() < COUNT as usize - 4, "on hot are {left:?}");
+        assert!(left.contains(&0) && (left.len() as u64) < COUNT - 4, "on hot are {left:?}");
         let (capacity, used) = node.host.space_of_tier(&node.map(), Tier::Hot);
         assert!(used * 100 <= capacity * 6, "{used} of {capacity} are used");
         let woken = (0..COUNT).find(|number| !left.contains(number)).unwrap().to_string();

@@ -56,6 +56,11 @@ fn damaged<P: Platform>(cluster: &NodeCluster<P>, device: DeviceId, row: &ShardR
     let ShardRow { pg, blob, shard, .. } = *row;
     tracing::warn!(event = "scrub_found_damage", %device, %pg, %blob, %shard);
     cluster.metrics().scrub_damage.inc();
+    suspect(cluster, row);
+}
+
+fn suspect<P: Platform>(cluster: &NodeCluster<P>, row: &ShardRow) {
+    let ShardRow { pg, blob, shard, .. } = *row;
     cluster.repairs().push(Suspect { name: ShardName { pg, blob, shard }, owner: Some(row.owner_partition) });
 }
 
@@ -97,8 +102,12 @@ async fn misplaced<P: Platform>(
                 Err(error) => tracing::warn!(event = "scrub_free_failed", blob = %row.blob, %error),
             }
         }
-        // The next pass frees it.
-        Ok(PeerResponse::Lengths { .. }) => damaged(cluster, right, row),
+        // Of a blob that was deleted while this device was away: the collector frees it. Or else the right device lacks it:
+        // then it is made there, and the next pass frees this one.
+        Ok(PeerResponse::Lengths { .. }) => {
+            tracing::info!(event = "scrub_found_misplaced", blob = %row.blob, shard = %row.shard, device = %right);
+            suspect(cluster, row);
+        }
         Ok(_) | Err(_) => {}
     }
 }
