@@ -203,13 +203,13 @@ def node_command(binaries, args):
 class Server:
     """A server process; killed at the end of the `with` block if it still runs."""
 
-    def __init__(self, name, ports_and_command, directory):
+    def __init__(self, name, ports_and_command, directory, environment=None):
         self.name = name
         self.port, self.admin, command = ports_and_command
         self.log = directory / f"{name}.log"
         self.command = [str(word) for word in command]
-        environment = {"QUARRY_ACCESS_KEY": KEYS["AWS_ACCESS_KEY_ID"],
-                       "QUARRY_SECRET_KEY": KEYS["AWS_SECRET_ACCESS_KEY"]}
+        environment = environment or {"QUARRY_ACCESS_KEY": KEYS["AWS_ACCESS_KEY_ID"],
+                                      "QUARRY_SECRET_KEY": KEYS["AWS_SECRET_ACCESS_KEY"]}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env={**os.environ, **environment})
 
