@@ -1,8 +1,9 @@
 //! Listings over all primaries of one core, and of its node: a merge of walks over their rows that seeks past what it does not
 //! list. Never a scan of everything.
 
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc};
 
+use event_listener::Event;
 use quarry_clustermap::{BucketId, PartitionId};
 use quarry_object::{
     metadata::ExecuteError,
@@ -13,6 +14,45 @@ use quarry_storage::index::Pace;
 
 use super::PartitionHost;
 use crate::platform::Platform;
+
+/// Listings of a core at a time: each holds a leaf of the index for each partition (16 KiB, shared with the cache).
+const LISTINGS_MAX: usize = 8;
+
+/// Who may list on a core.
+pub(super) struct Turns {
+    free: Cell<usize>,
+    freed: Event,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { free: Cell::new(LISTINGS_MAX), freed: Event::new() }
+    }
+}
+
+impl Turns {
+    /// Waits until fewer than [`LISTINGS_MAX`] have a turn.
+    pub(super) async fn take(&self) -> Turn<'_> {
+        while self.free.get() == 0 {
+            let freed = self.freed.listen();
+            if self.free.get() == 0 {
+                freed.await;
+            }
+        }
+        self.free.set(self.free.get() - 1);
+        Turn(self)
+    }
+}
+
+/// Given back when it is dropped.
+pub(super) struct Turn<'a>(&'a Turns);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.free.set(self.0.free.get() + 1);
+        self.0.freed.notify(1);
+    }
+}
 
 /// One page over the given primaries.
 pub(crate) async fn list<P: Platform>(
@@ -52,7 +92,8 @@ pub(crate) struct Merged {
     pub(crate) entries: Vec<Entry>,
     pub(crate) truncated: bool,
     pub(crate) partitions: Vec<PartitionId>,
-    /// They are the first `max` entries, or all. If not, those asked for less than `max` have to be asked for it.
+    /// They are the first `max` entries, or all. If not, they are the first ones, and there are more of them if each is asked
+    /// for `max`.
     pub(crate) complete: bool,
 }
 
@@ -82,10 +123,12 @@ pub(crate) fn merge_pages(answers: Vec<PeerResponse>, max: usize) -> Result<Merg
     entries.sort_by(|a, b| a.name().cmp(b.name()));
     // Only rolled-up prefixes come from several partitions.
     entries.dedup_by(|a, b| matches!(a, Entry::Prefix(_)) && a == b);
+    if let Some(to) = &known_to {
+        entries.retain(|entry| entry.name() <= to.as_str());
+    }
+    let complete = known_to.is_none() || entries.len() >= max;
     truncated |= entries.len() > max;
     entries.truncate(max);
-    let last = entries.last().map_or("", Entry::name);
-    let complete = known_to.is_none_or(|to| entries.len() == max && last <= to.as_str());
     Ok(Merged { entries, truncated, partitions, complete })
 }
 
@@ -143,4 +186,62 @@ pub(crate) async fn is_empty<P: Platform>(
     }
     let partitions = primaries.iter().map(|replica| replica.partition()).collect();
     Ok(PeerResponse::Empty { empty: true, partitions })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, executor::block_on};
+    use quarry_partition::command::Listed;
+
+    use super::*;
+
+    fn page(names: &[&str], truncated: bool) -> PeerResponse {
+        let entries = names.iter().map(|name| Entry::Prefix((*name).to_owned())).collect();
+        PeerResponse::Listed { page: Reply::Page { entries, truncated }.encode(), partitions: Vec::new() }
+    }
+
+    fn merged(answers: Vec<PeerResponse>, max: usize) -> (String, bool, bool) {
+        let Merged { entries, truncated, complete, .. } = merge_pages(answers, max).unwrap();
+        (entries.iter().map(Entry::name).collect(), truncated, complete)
+    }
+
+    #[test]
+    fn nothing_is_listed_behind_what_a_cut_page_does_not_show() {
+        let whole = || page(&["b", "d", "f"], false);
+        assert_eq!(merged(vec![page(&["a", "c", "e"], false), whole()], 10), ("abcdef".into(), false, true));
+        // There may be another entry between c and d.
+        assert_eq!(merged(vec![page(&["a", "c"], true), whole()], 10), ("abc".into(), true, false));
+        assert_eq!(merged(vec![page(&["a", "c"], true), whole()], 4), ("abc".into(), true, false));
+        assert_eq!(merged(vec![page(&["a", "c"], true), whole()], 3), ("abc".into(), true, true));
+        assert_eq!(merged(vec![page(&["a", "c"], true), whole()], 2), ("ab".into(), true, true));
+        assert_eq!(merged(vec![page(&["a", "b"], false), whole()], 10), ("abdf".into(), false, true));
+    }
+
+    #[test]
+    fn a_share_is_more_than_the_fair_part_and_never_more_than_the_page() {
+        let list = |max, delimiter: Option<&str>| List {
+            bucket: BucketId(1),
+            listed: Listed::Objects,
+            prefix: String::new(),
+            delimiter: delimiter.map(str::to_owned),
+            after: None,
+            after_position: None,
+            max,
+        };
+        assert_eq!(share(&list(1000, None), 1), 1000);
+        assert_eq!(share(&list(1000, None), 2), 592);
+        assert_eq!(share(&list(1000, None), 12), 124);
+        assert_eq!(share(&list(5, None), 12), 5);
+        assert_eq!(share(&list(1000, Some("/")), 12), 1000, "each has every prefix");
+    }
+
+    #[test]
+    fn listings_take_turns() {
+        let turns = Turns::default();
+        let mut held: Vec<Turn<'_>> = (0..LISTINGS_MAX).map(|_| block_on(turns.take())).collect();
+        let mut waiting = Box::pin(turns.take());
+        assert!((&mut waiting).now_or_never().is_none());
+        held.pop();
+        assert!(waiting.now_or_never().is_some());
+    }
 }

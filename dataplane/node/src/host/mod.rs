@@ -84,6 +84,7 @@ pub(crate) struct CoreHost<P: Platform> {
     map: RefCell<Arc<ClusterMap>>,
     links: Rc<Links<P>>,
     watch: Watch,
+    listings: listing::Turns,
 }
 
 impl<P: Platform> CoreHost<P> {
@@ -107,7 +108,13 @@ impl<P: Platform> CoreHost<P> {
             )
         };
         let devices = stores.into_iter().map(host).collect();
-        Rc::new(Self { devices, map: RefCell::new(map), links, watch: Watch::new() })
+        Rc::new(Self {
+            devices,
+            map: RefCell::new(map),
+            links,
+            watch: Watch::new(),
+            listings: listing::Turns::default(),
+        })
     }
 
     /// The devices of this core.
@@ -399,7 +406,10 @@ impl<P: Platform> CoreHost<P> {
 
     async fn answer_core(self: &Rc<Self>, request: PeerRequest) -> Result<PeerResponse, PeerFault> {
         match request {
-            PeerRequest::List { list } => listing::list(&self.primaries(), &list).await,
+            PeerRequest::List { list } => {
+                let _turn = self.listings.take().await;
+                listing::list(&self.primaries(), &list).await
+            }
             PeerRequest::BucketIsEmpty { bucket } => listing::is_empty(&self.primaries(), bucket).await,
             PeerRequest::BucketRevision => Ok(PeerResponse::ActsOn {
                 revision: self.links.bucket_revision(),

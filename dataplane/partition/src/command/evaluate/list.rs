@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::collections::binary_heap::{BinaryHeap, PeekMut};
 
 use bytes::Bytes;
+use futures::future::join_all;
 use quarry_clustermap::BucketId;
 
 use super::page_rows;
@@ -79,9 +80,11 @@ pub async fn list_merged<W: Walk>(
         return Ok((entries, false));
     }
     let mut heads = BinaryHeap::with_capacity(walks.len());
-    for (index, walk) in walks.iter_mut().enumerate() {
-        if walk.next().await.map_err(|error| (index, error.into()))? {
-            heads.push(Reverse((walk.key().to_vec(), index)));
+    // All at once: each may have to wait for its device.
+    let first = join_all(walks.iter_mut().map(Walk::next)).await;
+    for (index, found) in first.into_iter().enumerate() {
+        if found.map_err(|error| (index, error.into()))? {
+            heads.push(Reverse((walks[index].key().to_vec(), index)));
         }
     }
     // The key of the row before, if the listing begins within it.
