@@ -98,12 +98,21 @@ pub struct PartitionConfig {
     /// and none may serve, not even the primary.
     #[serde(default)]
     pub lost: BTreeSet<DeviceId>,
+    /// Those that left the in-sync set although they may be back soon, and when, in milliseconds since 1970. No members:
+    /// they are sent nothing. Their places are kept, so that they need only what was logged meanwhile.
+    #[serde(default)]
+    pub away: BTreeMap<DeviceId, u64>,
 }
 
 impl PartitionConfig {
     /// In-sync and joining members.
     pub fn members(&self) -> impl Iterator<Item = DeviceId> + '_ {
         self.replicas.iter().chain(&self.joining).copied()
+    }
+
+    /// Members, and who may be one again soon.
+    pub fn places(&self) -> impl Iterator<Item = DeviceId> + '_ {
+        self.members().chain(self.away.keys().copied())
     }
 
     /// Whether some in-sync replica, in or out, still has its history. If not, the partition serves nothing.
@@ -311,8 +320,8 @@ impl ClusterMap {
     }
 
     fn check_partition(&self, config: &PartitionConfig) -> Result<(), &'static str> {
-        let distinct: BTreeSet<DeviceId> = config.members().collect();
-        if distinct.len() != config.replicas.len() + config.joining.len() {
+        let distinct: BTreeSet<DeviceId> = config.places().collect();
+        if distinct.len() != config.places().count() {
             return Err("a device is listed twice");
         }
         if !config.replicas.contains(&config.primary) {
@@ -386,6 +395,7 @@ mod tests {
             replicas: vec![A, B],
             joining: Vec::new(),
             lost: BTreeSet::new(),
+            away: BTreeMap::new(),
         };
         let group = PlacementGroup {
             epoch: Epoch(1),
@@ -437,6 +447,23 @@ mod tests {
         assert_eq!(problem(|config, _| config.lost = [A, B].into()), "");
         let part = "partition-0: only part of the in-sync set has lost its history";
         assert_eq!(problem(|config, _| config.lost = [A].into()), part);
+    }
+
+    #[test]
+    fn who_is_away_is_no_member() {
+        assert_eq!(
+            problem(|config, _| config.away.extend([(B, 1)])),
+            "partition-0: a device is listed twice"
+        );
+        let left = |config: &mut PartitionConfig| {
+            config.replicas = vec![A];
+            config.away.insert(B, 1);
+        };
+        assert_eq!(problem(|config, _| left(config)), "");
+        assert_eq!(
+            problem(|config, _| config.away.extend([(DeviceId(3), 1)])),
+            "partition-0: a member is not in the map"
+        );
     }
 
     #[test]

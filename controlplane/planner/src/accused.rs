@@ -92,6 +92,13 @@ impl Suspects {
         !self.shunned.is_empty()
     }
 
+    /// Whether a device is accused, and another of its node is not.
+    pub(crate) fn accused_alone(&self, map: &ClusterMap, device: DeviceId) -> bool {
+        let node = node_of(map, device);
+        let of_node = map.devices.iter().filter(|(id, entry)| Some(entry.node) == node && map.is_in(**id));
+        self.by.contains_key(&device) && of_node.into_iter().any(|(id, _)| !self.by.contains_key(id))
+    }
+
     fn by(&self, device: DeviceId) -> impl Iterator<Item = NodeId> + '_ {
         self.by.get(&device).into_iter().flatten().copied()
     }

@@ -137,10 +137,13 @@ struct Partition<'a>(&'a PartitionConfig);
 
 impl fmt::Display for Partition<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PartitionConfig { epoch, primary, replicas, joining, lost } = self.0;
+        let PartitionConfig { epoch, primary, replicas, joining, lost, away } = self.0;
         write!(f, "{epoch} primary {:x} of [{}]", primary.0, Ids(replicas))?;
         if !joining.is_empty() {
             write!(f, " joining [{}]", Ids(joining))?;
+        }
+        if !away.is_empty() {
+            write!(f, " away [{}]", Ids(&away.keys().copied().collect::<Vec<_>>()))?;
         }
         if lost.is_empty() { Ok(()) } else { f.write_str(", history lost") }
     }

@@ -14,6 +14,7 @@
 //! What fails is judged by the caller; here a device that is not present in the inventory is out.
 
 mod accused;
+mod away;
 mod balance;
 mod diff;
 mod domain;
@@ -36,6 +37,7 @@ use quarry_clustermap::{
 };
 
 pub use accused::{ACCUSED_MS, ALONE_MS, Accusation, SHUNNED_MS};
+pub use away::PLACE_KEPT_MS;
 pub use diff::MapDiff;
 pub use forecast::{Forecast, forecast};
 pub use operations::{Intent, IntentError};

@@ -15,6 +15,7 @@
 //! that is to go leaves. A replica that comes into sync becomes primary if it leads less than its share.
 //!
 //! A member that lags leaves too, or the primary that says so ([`accused`]); for a while it is not chosen again.
+//! Whoever leaves and may be back soon keeps its place ([`away`]).
 //! The primary of a node that is about to stop is another in-sync replica, if there is one elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use quarry_clustermap::{ClusterMap, DeviceEntry, DeviceId, PartitionConfig, PartitionId, Tier};
 
 use crate::accused::{self, Suspects};
+use crate::away;
 use crate::{Joined, Move, PlanError, PlanInput, devices_staying, domain::Spread, epoch_of};
 
 /// Gives the first map its partitions.
@@ -40,6 +42,7 @@ pub(crate) fn create(next: &mut ClusterMap, partition_count: u16) -> Result<(), 
             replicas,
             joining: Vec::new(),
             lost: BTreeSet::new(),
+            away: BTreeMap::new(),
         });
     }
     Ok(())
@@ -78,12 +81,16 @@ pub(crate) fn update(
             }
             continue;
         }
+        let were_in_sync = config.replicas.clone();
         evict(&mut config, next);
         accused::evict(&mut config, partition, (next, input, &suspects), reasons);
+        away::keep(&mut config, (&were_in_sync, wanted), next, input);
+        away::forget(&mut config, (next, input, &suspects));
         hand_over(&mut config, next, input);
         trim(&mut config, &old, wanted, next);
+        away::welcome(&mut config, (partition, wanted), (next, input, &suspects), moves);
         placer.replace(&old, &config);
-        while config.replicas.len() + config.joining.len() < wanted {
+        while config.replicas.len() + config.joining.len() + away::kept(&config, wanted) < wanted {
             let avoid = |device| suspects.shuns(device) || is_avoided(input, partition, device);
             let Some(device) = placer.joiner(next, &config, wanted, avoid) else {
                 short += 1;
@@ -92,6 +99,7 @@ pub(crate) fn update(
             config.joining.push(device);
             moves.push(Move::Join { partition, device });
         }
+        away::trim(&mut config, wanted);
         touched |= config.members().any(|device| input.is_opened_again(device));
         if config != old || touched {
             config.epoch = epoch_of(next);
@@ -172,7 +180,7 @@ fn evict(config: &mut PartitionConfig, next: &ClusterMap) {
 }
 
 /// Whether a device is not to join a partition in this plan.
-fn is_avoided(input: &PlanInput<'_>, partition: PartitionId, device: DeviceId) -> bool {
+pub(crate) fn is_avoided(input: &PlanInput<'_>, partition: PartitionId, device: DeviceId) -> bool {
     let lags = input.reports.lagging.iter().any(|lag| (lag.partition, lag.device) == (partition, device));
     lags || input.reports.avoid.contains(&(partition, device))
 }
@@ -231,7 +239,7 @@ impl Placer {
             follows: BTreeMap::new(),
         };
         for config in &map.partitions {
-            config.members().for_each(|device| *placer.members.entry(device).or_default() += 1);
+            config.places().for_each(|device| *placer.members.entry(device).or_default() += 1);
             *placer.primaries.entry(config.primary).or_default() += 1;
         }
         placer
@@ -295,10 +303,10 @@ impl Placer {
 
     /// The members of a partition are no longer those of `old` but those of `new`.
     fn replace(&mut self, old: &PartitionConfig, new: &PartitionConfig) {
-        for device in old.members() {
+        for device in old.places() {
             *self.members.entry(device).or_default() -= 1;
         }
-        for device in new.members() {
+        for device in new.places() {
             *self.members.entry(device).or_default() += 1;
         }
     }
@@ -311,7 +319,7 @@ impl Placer {
         wanted: usize,
         avoid: impl Fn(DeviceId) -> bool,
     ) -> Option<DeviceId> {
-        let taken: Vec<DeviceId> = config.members().collect();
+        let taken: Vec<DeviceId> = config.places().collect();
         let pick = |level| {
             let free = self.candidates(map, &taken, level).filter(|device| !avoid(*device));
             free.min_by_key(|device| (self.load(*device), *device))

@@ -43,7 +43,7 @@ pub(crate) fn retire(next: &mut ClusterMap, reasons: &mut Vec<String>) {
     let of_groups = next.placement_groups.values();
     let named: BTreeSet<DeviceId> = of_groups
         .flat_map(|group| group.members.iter().chain(group.rebuilding.values()).copied())
-        .chain(next.partitions.iter().flat_map(|config| config.members()))
+        .chain(next.partitions.iter().flat_map(|config| config.places()))
         .collect();
     next.devices.retain(|device, entry| {
         let stays = entry.state == DeviceState::In || !entry.replaced || named.contains(device);

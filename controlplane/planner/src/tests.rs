@@ -1,5 +1,6 @@
 //! Golden plans, and the properties that every plan has.
 
+mod away;
 mod cut;
 mod grow;
 mod histories;

@@ -140,6 +140,7 @@ fn map(random: &mut Random) -> ClusterMap {
         replicas: members[..2].to_vec(),
         joining: random.maybe(|_| members[2]).into_iter().collect(),
         lost: Default::default(),
+        away: Default::default(),
     };
     let group = |random: &mut Random| {
         let rebuilding: BTreeMap<u8, DeviceId> = random.maybe(|_| (1, members[0])).into_iter().collect();

@@ -122,6 +122,8 @@ pub struct PartitionView {
     pub replicas: Vec<DeviceId>,
     /// Being filled.
     pub joining: Vec<DeviceId>,
+    /// Out of sync for now: their places are kept.
+    pub away: Vec<DeviceId>,
 }
 
 impl ClusterView {
@@ -192,6 +194,7 @@ impl ClusterView {
                 primary: config.primary,
                 replicas: config.replicas.clone(),
                 joining: config.joining.clone(),
+                away: config.away.keys().copied().collect(),
             }
         };
         map.partitions.iter().enumerate().map(view).collect()

@@ -36,6 +36,7 @@ pub(crate) fn large(nodes: u32, devices: u64, partitions: u64, groups: u32) -> C
             replicas,
             joining: Vec::new(),
             lost: BTreeSet::new(),
+            away: BTreeMap::new(),
         }
     };
     let group = |index: u32| PlacementGroup {

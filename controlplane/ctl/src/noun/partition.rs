@@ -8,7 +8,7 @@ use crate::{
     output::{self, Format},
 };
 
-const COLUMNS: [&str; 6] = ["partition", "state", "epoch", "primary", "in_sync", "joining"];
+const COLUMNS: [&str; 7] = ["partition", "state", "epoch", "primary", "in_sync", "joining", "away"];
 
 #[derive(Subcommand)]
 pub(crate) enum Verb {

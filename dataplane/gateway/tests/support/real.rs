@@ -93,6 +93,7 @@ fn map() -> ClusterMap {
             replicas: vec![DeviceId(1)],
             joining: Vec::new(),
             lost: Default::default(),
+            away: Default::default(),
         }],
         operations: quarry_clustermap::Operations::default(),
         tiering: quarry_clustermap::Tiering::default(),

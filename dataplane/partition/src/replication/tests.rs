@@ -2,7 +2,7 @@
 
 mod leases;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use quarry_clustermap::{DeviceId, Epoch, PartitionConfig, PartitionId, Sequence};
@@ -15,7 +15,14 @@ const B: DeviceId = DeviceId(2);
 
 fn config(epoch: u64, replicas: &[DeviceId], joining: &[DeviceId]) -> PartitionConfig {
     let (replicas, joining) = (replicas.to_vec(), joining.to_vec());
-    PartitionConfig { epoch: Epoch(epoch), primary: replicas[0], replicas, joining, lost: BTreeSet::new() }
+    PartitionConfig {
+        epoch: Epoch(epoch),
+        primary: replicas[0],
+        replicas,
+        joining,
+        lost: BTreeSet::new(),
+        away: BTreeMap::new(),
+    }
 }
 
 fn mutation() -> Bytes {

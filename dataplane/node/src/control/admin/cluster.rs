@@ -48,10 +48,10 @@ fn names(devices: &[DeviceId]) -> Vec<String> {
 }
 
 fn partition(view: &PartitionView) -> Value {
-    let PartitionView { partition, epoch, state, primary, replicas, joining } = view;
+    let PartitionView { partition, epoch, state, primary, replicas, joining, away } = view;
     json!({
         "partition": partition, "state": state, "epoch": epoch, "primary": primary.to_string(),
-        "in_sync": names(replicas), "joining": names(joining),
+        "in_sync": names(replicas), "joining": names(joining), "away": names(away),
     })
 }
 

@@ -22,6 +22,7 @@ impl Control {
             replicas,
             joining: Vec::new(),
             lost: BTreeSet::new(),
+            away: BTreeMap::new(),
         };
         Self { config, activated: BTreeMap::new(), copies, handed_over: 0 }
     }
