@@ -12,3 +12,5 @@ mod rebuild;
 pub(crate) mod status;
 pub(crate) mod tier;
 pub(crate) mod user;
+pub(crate) mod what_if;
+pub(crate) mod why;
