@@ -1,6 +1,7 @@
 //! One file per noun.
 
 pub(crate) mod device;
+pub(crate) mod doctor;
 pub(crate) mod job;
 pub(crate) mod key;
 pub(crate) mod map;

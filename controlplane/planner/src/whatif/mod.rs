@@ -112,7 +112,7 @@ pub fn with_additions(
 fn add(map: &ClusterMap, additions: &Additions, inventory: &mut Inventory) {
     let hot = || map.devices.values().filter(|entry| entry.tier == Tier::Hot);
     let count = hot().count().max(1);
-    let mean = hot().map(|entry| entry.capacity_bytes / count as u64).sum::<u64>();
+    let mean = hot().map(|entry| entry.capacity_bytes).sum::<u64>() / count as u64;
     let capacity_bytes = additions.device_bytes.unwrap_or(mean);
     let racks: BTreeSet<&str> = map.nodes.values().map(|node| node.rack.as_str()).collect();
     let apart = racks.len() == map.nodes.len();
