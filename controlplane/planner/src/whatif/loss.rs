@@ -80,6 +80,7 @@ impl Random {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "the product is below the count")]
     fn below(&mut self, count: usize) -> usize {
         ((self.unit() * count as f64) as usize).min(count - 1)
     }

@@ -173,6 +173,7 @@ impl Layout {
 /// Judges the hot tier of a map.
 ///
 /// `None`: no device is in, or no group holds data.
+#[expect(clippy::cast_possible_truncation, reason = "an estimate, and whole bytes are enough")]
 pub fn worth(map: &ClusterMap, hardware: &Hardware, trials: Trials) -> Option<Worth> {
     let is_hot = |device: &DeviceId| {
         map.devices.get(device).is_some_and(|e| e.tier == Tier::Hot && e.state == DeviceState::In)
@@ -191,7 +192,7 @@ pub fn worth(map: &ClusterMap, hardware: &Hardware, trials: Trials) -> Option<Wo
         groups.push((members, group.profile.parity()));
     }
     let (&(data_shards, parity_shards), _) = profiles.iter().max_by_key(|(_, count)| **count)?;
-    let profile = ErasureProfile { data_shards, parity_shards, ..map.hot_profile };
+    let profile = ErasureProfile { data_shards, parity_shards };
     let nodes: BTreeSet<NodeId> = devices.iter().map(|device| map.devices[device].node).collect();
     let mut layout = Layout::new(vec![hardware.wait_s; devices.len()], groups);
     let mut nic_bound = false;
