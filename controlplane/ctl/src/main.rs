@@ -34,6 +34,13 @@ struct Cli {
 enum Noun {
     /// The state of everything.
     Status,
+    /// What about hosts and the map is not as it should be, and what to do; fails if anything is bad.
+    Doctor(noun::doctor::Asked),
+    /// Where an object lies, why there, and how its shards are.
+    Why(noun::why::Asked),
+    /// What the cluster is worth, and would be with other devices.
+    #[command(subcommand)]
+    Plan(noun::what_if::Verb),
     /// Nodes.
     #[command(subcommand)]
     Node(noun::node::Verb),
@@ -73,6 +80,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let client = Client::new(&cli.admin, cli.token_file.as_deref())?;
     match cli.noun {
         Noun::Status => noun::status::run(&client, cli.output),
+        Noun::Doctor(asked) => noun::doctor::run(&asked, cli.token_file.as_deref(), &client, cli.output),
+        Noun::Why(asked) => noun::why::run(&asked, &client, cli.output),
+        Noun::Plan(verb) => noun::what_if::run(verb, &client, cli.output),
         Noun::Node(verb) => noun::node::run(verb, &client, cli.output),
         Noun::Device(verb) => noun::device::run(verb, &client, cli.output),
         Noun::Job(verb) => noun::job::run(verb, &client, cli.output),

@@ -38,6 +38,20 @@ pub fn forecast(
     intents: &[Intent],
     now_ms: u64,
 ) -> Result<Forecast, PlanError> {
+    settle(policy, map, intents, None, now_ms).map(|(_, told)| told)
+}
+
+/// The same, with the map at the end; `seen` is what is observed at first, else what the map has.
+///
+/// # Errors
+/// [`PlanError`].
+pub fn settle(
+    policy: &Policy,
+    map: &ClusterMap,
+    intents: &[Intent],
+    seen: Option<&Inventory>,
+    now_ms: u64,
+) -> Result<(ClusterMap, Forecast), PlanError> {
     let mut told = Forecast {
         positions_all: map.placement_groups.values().map(|group| group.members.len()).sum(),
         ..Forecast::default()
@@ -45,7 +59,10 @@ pub fn forecast(
     let mut current = map.clone();
     let mut reports = Reports { intents: intents.to_vec(), ..Reports::default() };
     while told.plans < PLANS_MAX {
-        let inventory = Inventory::of_map(&current);
+        let inventory = match seen {
+            Some(seen) if told.plans == 0 => seen.clone(),
+            _ => Inventory::of_map(&current),
+        };
         let input =
             PlanInput { policy, inventory: &inventory, map: Some(&current), reports: &reports, now_ms };
         let plan = plan(&input)?;
@@ -67,7 +84,7 @@ pub fn forecast(
     let leaving: Vec<DeviceId> =
         current.devices.keys().copied().filter(|device| current.is_leaving(*device)).collect();
     told.stuck = leaving.into_iter().map(|device| current.uses_of(device)).sum();
-    Ok(told)
+    Ok((current, told))
 }
 
 /// Reports that everything under way has ended.

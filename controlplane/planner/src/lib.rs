@@ -28,6 +28,7 @@ mod reports;
 #[cfg(test)]
 mod tests;
 mod tiering;
+pub mod whatif;
 
 use std::collections::BTreeMap;
 
@@ -39,7 +40,7 @@ use quarry_clustermap::{
 pub use accused::{ACCUSED_MS, ALONE_MS, Accusation, SHUNNED_MS};
 pub use away::PLACE_KEPT_MS;
 pub use diff::MapDiff;
-pub use forecast::{Forecast, forecast};
+pub use forecast::{Forecast, forecast, settle};
 pub use operations::{Intent, IntentError};
 pub use reports::{GroupMoved, Joined, Lagging, Reports};
 pub use tiering::{Candidate, Fill, TierMove, plan_tiers};

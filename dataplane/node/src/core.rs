@@ -224,6 +224,7 @@ pub(crate) async fn run(shared: Shared, index: usize) -> anyhow::Result<()> {
     background(Box::pin(jobs::mover::run(Rc::clone(&cluster), Rc::clone(&budget))));
     background(Box::pin(jobs::repair::run(Rc::clone(&host), Rc::clone(&cluster), budget)));
     background(Box::pin(jobs::tiers::run(Rc::clone(&host), Rc::clone(&cluster))));
+    background(Box::pin(jobs::why::run(Rc::clone(&host), Rc::clone(&cluster))));
     background(Box::pin(jobs::scrub::run(
         Rc::clone(&host),
         Rc::clone(&cluster),

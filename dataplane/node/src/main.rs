@@ -122,6 +122,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         token: AdminToken::load(&config.data)?,
         root_key: credentials.access_key.clone(),
         progress: progress.clone(),
+        data: config.data.clone(),
         audit: audit_sink.clone(),
     };
     let admin = AdminState::new(Arc::clone(&metrics), config.cores, injectable, scrub.clone(), access);

@@ -13,10 +13,16 @@ use crate::{
 const COLUMNS: [&str; 8] =
     ["device", "node", "state", "drained", "places", "tier", "capacity_bytes", "location"];
 
+const BLOCKS: [&str; 6] = ["path", "size_bytes", "model", "rotational", "available", "why_not"];
+
 #[derive(Subcommand)]
 pub(crate) enum Verb {
     /// Lists all devices; `places` are positions of placement groups and replicas of partitions.
-    List,
+    List {
+        /// Block devices of the node that answers instead: those that could be given to it, and why the others not.
+        #[arg(long)]
+        available: bool,
+    },
     /// Shows one device.
     Info {
         /// Its id, with or without `dev-`.
@@ -56,7 +62,8 @@ pub(crate) fn run(verb: Verb, client: &Client, format: Format) -> anyhow::Result
         plan::ask(client, &intent, consent, format)
     };
     match verb {
-        Verb::List => output::rows(&client.get("/admin/devices")?, &COLUMNS, format),
+        Verb::List { available: true } => output::rows(&client.get("/admin/blocks")?, &BLOCKS, format),
+        Verb::List { available: false } => output::rows(&client.get("/admin/devices")?, &COLUMNS, format),
         Verb::Info { device } => {
             let devices = client.get("/admin/devices")?;
             let id = format!("dev-{:016x}", number(&device)?);

@@ -1,6 +1,7 @@
 //! One file per noun.
 
 pub(crate) mod device;
+pub(crate) mod doctor;
 pub(crate) mod job;
 pub(crate) mod key;
 pub(crate) mod map;
@@ -12,3 +13,5 @@ mod rebuild;
 pub(crate) mod status;
 pub(crate) mod tier;
 pub(crate) mod user;
+pub(crate) mod what_if;
+pub(crate) mod why;

@@ -107,6 +107,11 @@ impl<P: Platform> PartitionHost<P> {
         self.partition
     }
 
+    /// The newest epoch that it was told.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.replica.borrow().epoch()
+    }
+
     pub(crate) fn is_serving_primary(&self) -> bool {
         self.replica.borrow().is_serving_primary(self.links.monotonic_ms())
     }

@@ -20,7 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use quarry_clustermap::{BucketId, DocumentKind};
+use quarry_clustermap::{BucketId, DocumentKind, Epoch, PartitionId};
 use quarry_controller::BucketTable;
 use quarry_object::{
     cluster::Cluster,
@@ -125,23 +125,73 @@ fn candidate<'a>(key: &'a str, manifest: &Manifest, tags: &'a BTreeMap<String, S
 
 /// Runs until the core stops.
 pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeCluster<P>>, budget: Budget) {
-    let (mut done, mut removed) = (None, None);
+    let mut done = Done::default();
     loop {
         let now_ms = cluster.now_ms();
         let rules = Rules::of(&cluster);
-        let (due, gone) = ((now_ms / DAY_MS, rules.revision), rules.table.removed());
-        if done != Some(due) {
-            if pass(&host, &cluster, &budget, now_ms).await {
-                (done, removed) = (Some(due), Some(gone));
+        let due = Due { day: now_ms / DAY_MS, revision: rules.revision, removed: rules.table.removed() };
+        let served = host.primaries();
+        done.keep(&served.iter().map(|partition| (partition.partition(), partition.epoch())).collect());
+        for partition in &served {
+            let from: &[u8] = match done.owes(partition.partition(), due) {
+                Owed::Nothing => continue,
+                Owed::Uploads => &UPLOAD_ROWS,
+                Owed::All => &[],
+            };
+            let (cluster, rules) = (&cluster, &rules);
+            let mut walk = Walk { cluster, rules, partition, now_ms, complete: true };
+            walk.run(&budget, from).await;
+            if walk.complete {
+                done.note(partition.partition(), partition.epoch(), due);
             }
-        } else if removed != Some(gone) && pass_uploads(&host, &cluster, &budget, now_ms).await {
-            removed = Some(gone);
         }
         cluster.sleep(CHECK).await;
     }
 }
 
+/// What a pass over a partition is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Due {
+    day: u64,
+    revision: u64,
+    /// Buckets that are gone.
+    removed: u64,
+}
+
+/// What of a partition is to be looked at.
+#[derive(PartialEq, Eq, Debug)]
+enum Owed {
+    Nothing,
+    Uploads,
+    All,
+}
+
+/// The last whole pass over each partition that is served here, at the epoch of that pass. One that another core or node
+/// served meanwhile, or that was not served yet, has none: its rows were not looked at.
+#[derive(Default)]
+struct Done(BTreeMap<PartitionId, (Epoch, Due)>);
+
+impl Done {
+    /// Forgets what is not served any more, or was served by others meanwhile.
+    fn keep(&mut self, served: &BTreeMap<PartitionId, Epoch>) {
+        self.0.retain(|partition, (epoch, _)| served.get(partition) == Some(epoch));
+    }
+
+    fn owes(&self, partition: PartitionId, due: Due) -> Owed {
+        match self.0.get(&partition) {
+            Some((_, done)) if *done == due => Owed::Nothing,
+            Some((_, done)) if (done.day, done.revision) == (due.day, due.revision) => Owed::Uploads,
+            _ => Owed::All,
+        }
+    }
+
+    fn note(&mut self, partition: PartitionId, epoch: Epoch, due: Due) {
+        self.0.insert(partition, (epoch, due));
+    }
+}
+
 /// Deletes once what is over at `now_ms`; `false`: something could not be looked at, or is over but not settled yet.
+#[cfg(test)]
 pub(crate) async fn pass<P: Platform>(
     host: &Rc<CoreHost<P>>,
     cluster: &Rc<NodeCluster<P>>,
@@ -152,6 +202,7 @@ pub(crate) async fn pass<P: Platform>(
 }
 
 /// As [`pass`], of uploads alone.
+#[cfg(test)]
 pub(crate) async fn pass_uploads<P: Platform>(
     host: &Rc<CoreHost<P>>,
     cluster: &Rc<NodeCluster<P>>,
@@ -161,6 +212,7 @@ pub(crate) async fn pass_uploads<P: Platform>(
     walk_all(host, cluster, budget, now_ms, &UPLOAD_ROWS).await
 }
 
+#[cfg(test)]
 async fn walk_all<P: Platform>(
     host: &Rc<CoreHost<P>>,
     cluster: &Rc<NodeCluster<P>>,
@@ -321,5 +373,30 @@ impl<P: Platform> Walk<'_, P> {
             }
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_that_was_not_served_is_owed_a_pass() {
+        let due = Due { day: 1, revision: 2, removed: 3 };
+        let (first, second) = (PartitionId(1), PartitionId(2));
+        let mut done = Done::default();
+        done.keep(&[(first, Epoch(1))].into());
+        assert_eq!(done.owes(first, due), Owed::All);
+        done.note(first, Epoch(1), due);
+        assert_eq!(done.owes(first, due), Owed::Nothing);
+        // Another one arrives on the same day.
+        done.keep(&[(first, Epoch(1)), (second, Epoch(5))].into());
+        assert_eq!((done.owes(first, due), done.owes(second, due)), (Owed::Nothing, Owed::All));
+        done.note(second, Epoch(5), due);
+        assert_eq!(done.owes(second, Due { removed: 4, ..due }), Owed::Uploads);
+        assert_eq!(done.owes(second, Due { revision: 4, ..due }), Owed::All);
+        // It goes, and comes back, between two looks: only its epoch tells.
+        done.keep(&[(first, Epoch(1)), (second, Epoch(7))].into());
+        assert_eq!(done.owes(second, due), Owed::All);
     }
 }

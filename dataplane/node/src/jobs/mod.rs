@@ -12,3 +12,4 @@ pub(crate) mod scrub;
 pub(crate) mod strays;
 pub(crate) mod tables;
 pub(crate) mod tiers;
+pub(crate) mod why;

@@ -40,7 +40,7 @@ use crate::{
     audit::AuditCounts,
     cluster::Repairs,
     host::DeviceSpace,
-    jobs::{scrub::ScrubBoard, tiers::TierBoard},
+    jobs::{scrub::ScrubBoard, tiers::TierBoard, why::WhyBoard},
     runtime::{clock, net::LinkStats, pulse::CorePulse},
 };
 
@@ -74,6 +74,8 @@ pub(crate) struct Metrics {
     moves: MoveCounts,
     /// What the tier policy of each core sees.
     pub(crate) tiers: TierBoard,
+    /// Questions of operators to the cores.
+    pub(crate) why: WhyBoard,
     pub(crate) shards_rebuilt: IntCounter,
     pub(crate) rebuilt_bytes: IntCounter,
     pub(crate) strays_freed: IntCounter,
@@ -102,6 +104,11 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Metrics {
+    /// Which node this is; `None` until it knows.
+    pub(crate) fn node(&self) -> Option<NodeId> {
+        self.node.get().copied()
+    }
+
     pub(crate) fn new() -> Result<Arc<Self>, prometheus::Error> {
         let registry = Registry::new();
         let metrics = Self {
@@ -115,6 +122,7 @@ impl Metrics {
             moves_failed: register(&registry, &families::TIER_FAILED)?,
             moves: MoveCounts::default(),
             tiers: TierBoard::default(),
+            why: WhyBoard::default(),
             shards_rebuilt: register(&registry, &families::REPAIRED)?,
             rebuilt_bytes: register(&registry, &families::REPAIRED_BYTES)?,
             strays_freed: register(&registry, &families::STRAYS)?,

@@ -1,15 +1,19 @@
 //! The admin listener: metrics, health, the map, the scrub, (only if enabled) fault injection, and under `/admin/`
 //! what needs the admin token.
 
+mod blocks;
 mod cluster;
+mod host;
 mod identity;
 mod operate;
 mod tiers;
 mod token;
+mod why;
 
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -65,6 +69,8 @@ pub(crate) struct AdminAccess {
     pub(crate) root_key: String,
     /// How far the cores are.
     pub(crate) progress: Progress,
+    /// The data directory.
+    pub(crate) data: PathBuf,
     /// Told about every guarded request.
     pub(crate) audit: Option<AuditSink>,
 }
@@ -191,18 +197,36 @@ async fn answer_guarded(
         );
     };
     let path = parts.uri.path().strip_prefix(GUARDED_PREFIX).unwrap_or_default();
-    let (body, method) = (body.to_bytes(), parts.method.as_str());
-    let (status, value) = match cluster::answer(controller, method, path).await {
-        Some(answer) => answer,
-        None => match operate::answer(state, controller, (method, path, &body)).await {
-            Some(answer) => answer,
-            None => match tiers::answer(state, method, path).await {
-                Some(answer) => answer,
-                None => identity::answer(state, controller, &parts.method, path, &body).await,
-            },
-        },
-    };
+    let body = body.to_bytes();
+    let (status, value) = route(state, controller, &parts.method, path, &body).await;
     respond(status, "application/json", format!("{value}\n"))
+}
+
+/// Each file says which paths are its own.
+async fn route(
+    state: &AdminState,
+    controller: &ControllerHandle,
+    verb: &Method,
+    path: &str,
+    body: &[u8],
+) -> identity::Answer {
+    let method = verb.as_str();
+    if let Some(answer) = cluster::answer(controller, method, path).await {
+        return answer;
+    }
+    if let Some(answer) = operate::answer(state, controller, (method, path, body)).await {
+        return answer;
+    }
+    if let Some(answer) = tiers::answer(state, method, path).await {
+        return answer;
+    }
+    if let Some(answer) = why::answer(state, method, path, body).await {
+        return answer;
+    }
+    if let Some(answer) = host::answer(state, method, path) {
+        return answer;
+    }
+    identity::answer(state, controller, verb, path, body).await
 }
 
 fn answer(state: &AdminState, request: &Request<Incoming>) -> Response<Full<Bytes>> {

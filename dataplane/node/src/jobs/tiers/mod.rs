@@ -32,7 +32,7 @@ pub(crate) use self::{
     board::{TierBoard, TierReport},
     policy::{Cursor, ROUND_S, Round},
     transitions::{Transitions, pass_over},
-    watch::Watch,
+    watch::{VersionName, Watch},
 };
 use crate::{
     cluster::NodeCluster,
