@@ -24,6 +24,7 @@ def main(seed, seconds, words):
     root = pathlib.Path(os.environ.get("QUARRY_E2E_DIR", ROOT / "target" / "e2e"))
     root.mkdir(parents=True, exist_ok=True)
     run, begun = Run(tempfile.mkdtemp(prefix="faults-", dir=root), seed), time.monotonic()
+    run.waits_for_places = True
     good = False
     try:
         run.start()

@@ -242,6 +242,10 @@ fn unbalanced(map: &ClusterMap, tier: Tier) -> (f64, String) {
     worst.filter(|(off, _)| *off > 0.0).unwrap_or((0.0, String::new()))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the command compares the clock of its own host with those of nodes"
+)]
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
