@@ -20,6 +20,9 @@ use crate::{Move, PlanInput, partitions::is_avoided};
 
 /// How long a place is kept, in milliseconds: for a restart, not for a repair. Metadata is small to copy and dear to lose.
 pub const PLACE_KEPT_MS: u64 = 2 * 60 * 1000;
+/// How long a node that was started is left alone before it joins, in milliseconds: its peers first have to find it again, and
+/// a joiner that does not answer would be taken for one that is cut off.
+pub const SETTLE_MS: u64 = 3_000;
 /// Copies of the metadata below which every place gets another device at once.
 const COPIES_MIN: usize = 2;
 
@@ -45,6 +48,9 @@ pub(crate) fn forget(
 ) {
     config.away.retain(|device, since| {
         let Some(entry) = next.devices.get(device) else { return false };
+        if input.is_opened_again(*device) {
+            *since = input.now_ms;
+        }
         // From when the device is out its groups count too: they and the partitions give it up together.
         let passed_ms = input.now_ms.saturating_sub(entry.out_since_ms.unwrap_or(*since).min(*since));
         // A device that is silent while its node answers is slow or broken: it would leave again.
@@ -88,12 +94,13 @@ pub(crate) fn welcome(
     (next, input, suspects): (&ClusterMap, &PlanInput<'_>, &Suspects),
     moves: &mut Vec<Move>,
 ) {
-    let is_back = |device: &DeviceId| {
-        next.devices[device].state == DeviceState::In
-            && !suspects.shuns(*device)
-            && (input.is_opened_again(*device) || !is_avoided(input, partition, *device))
+    let is_back = |(device, since): &(&DeviceId, &u64)| {
+        next.devices[*device].state == DeviceState::In
+            && input.now_ms.saturating_sub(**since) >= SETTLE_MS
+            && !suspects.shuns(**device)
+            && !is_avoided(input, partition, **device)
     };
-    let back: Vec<DeviceId> = config.away.keys().filter(|device| is_back(device)).copied().collect();
+    let back: Vec<DeviceId> = config.away.iter().filter(is_back).map(|(device, _)| *device).collect();
     for device in back {
         config.away.remove(&device);
         if config.replicas.len() + config.joining.len() < wanted {

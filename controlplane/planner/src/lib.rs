@@ -38,7 +38,7 @@ use quarry_clustermap::{
 };
 
 pub use accused::{ACCUSED_MS, ALONE_MS, Accusation, SHUNNED_MS};
-pub use away::PLACE_KEPT_MS;
+pub use away::{PLACE_KEPT_MS, SETTLE_MS};
 pub use diff::MapDiff;
 pub use forecast::{Forecast, forecast, settle};
 pub use operations::{Intent, IntentError};

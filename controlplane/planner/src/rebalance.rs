@@ -47,7 +47,8 @@ fn repairs(next: &ClusterMap, input: &PlanInput<'_>) -> bool {
             && input.now_ms.saturating_sub(since) < input.policy.rebuild_after_ms
     });
     let formers = next.placement_groups.values().flat_map(|group| group.rebuilding.values());
-    may_return || formers.into_iter().any(|former| !next.is_in(*former))
+    let kept = next.partitions.iter().any(|config| !config.away.is_empty());
+    may_return || kept || formers.into_iter().any(|former| !next.is_in(*former))
 }
 
 /// All groups of a tier, for balancing: `movable` says which may change.

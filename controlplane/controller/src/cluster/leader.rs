@@ -250,8 +250,14 @@ impl<M: Metastore> Acting<M> {
     async fn plan(&mut self, mut reports: Vec<Report>, base: Transaction) -> Result<bool, ControllerError> {
         let now = Instant::now();
         for report in &reports {
-            if let Report::Lagging(lag) = report {
-                self.lagged.insert((lag.partition, lag.device), now);
+            match report {
+                Report::Lagging(lag) => drop(self.lagged.insert((lag.partition, lag.device), now)),
+                // It lagged before it was started.
+                Report::Start { registration, .. } | Report::Register(registration) => {
+                    let started = |device| registration.devices.iter().any(|seen| seen.device == device);
+                    self.lagged.retain(|(_, device), _| !started(*device));
+                }
+                _ => {}
             }
         }
         self.lagged.retain(|_, at| at.elapsed() < AVOID_FOR);
