@@ -71,7 +71,7 @@ impl WhyBoard {
     /// Puts a question; `None`: too many wait.
     pub(crate) fn ask(&self, question: Question) -> Option<u64> {
         let mut waiting = self.lock();
-        if waiting.questions.len() + waiting.answers.len() >= QUESTIONS_MAX {
+        if waiting.questions.len() >= QUESTIONS_MAX {
             return None;
         }
         waiting.last += 1;
@@ -85,7 +85,8 @@ impl WhyBoard {
         self.lock().answers.remove(&number)
     }
 
-    /// Nobody waits for it any more. An answer that still comes is dropped when the board is full.
+    /// Nobody waits for it any more. An answer that still comes, and one whose asker has hung up, is dropped when newer ones
+    /// need the room.
     pub(crate) fn forget(&self, number: u64) {
         let mut waiting = self.lock();
         waiting.questions.retain(|(other, _)| *other != number);
@@ -349,5 +350,10 @@ mod tests {
         assert!(board.is_empty());
         assert!((0..QUESTIONS_MAX).all(|_| board.ask(question("x")).is_some()));
         assert_eq!(board.ask(question("x")), None);
+        // Answers that nobody fetches keep nobody from asking.
+        while let Some((number, _)) = board.take(|_| true) {
+            board.answer(number, Ok(json!(number)));
+        }
+        assert!(board.ask(question("x")).is_some());
     }
 }
