@@ -10,7 +10,7 @@
 //!   in sync  ----------------------------->  away  --> joining      in again, and not accused
 //!                                             |
 //!                                             +------> forgotten    too long; or its node is there without it; or it is
-//!                                                                   replaced, to be emptied, or lost its history
+//!                                                                   replaced, to be emptied, or slow
 //! ```
 
 use quarry_clustermap::{ClusterMap, DeviceEntry, DeviceId, DeviceState, PartitionConfig, PartitionId, Tier};
@@ -55,9 +55,8 @@ pub(crate) fn forget(
         let passed_ms = input.now_ms.saturating_sub(entry.out_since_ms.unwrap_or(*since).min(*since));
         // A device that is silent while its node answers is slow or broken: it would leave again.
         let slow = passed_ms >= ALONE_MS && next.is_in(*device) && suspects.accused_alone(next, *device);
-        let lost = input.reports.lost.contains_key(device);
         let keeps_ms = input.policy.rebuild_after_ms.min(PLACE_KEPT_MS);
-        passed_ms < keeps_ms && !slow && !lost && may_return(next, input, *device)
+        passed_ms < keeps_ms && !slow && may_return(next, input, *device)
     });
 }
 

@@ -122,7 +122,7 @@ pub struct PartitionView {
     pub replicas: Vec<DeviceId>,
     /// Being filled.
     pub joining: Vec<DeviceId>,
-    /// Out of sync for now: their places are kept.
+    /// Left the in-sync set, and may be back: their places are kept.
     pub away: Vec<DeviceId>,
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use quarry_clustermap::{ClusterMap, DeviceId, PartitionConfig};
+use quarry_clustermap::{ClusterMap, DeviceId, PartitionConfig, PartitionId};
 
-use super::{World, golden};
-use crate::{Intent, PLACE_KEPT_MS, Reports, SETTLE_MS};
+use super::{World, device, golden};
+use crate::{ALONE_MS, Accusation, DeviceObservation, Intent, Lagging, PLACE_KEPT_MS, Reports, SETTLE_MS};
 
 const A: DeviceId = DeviceId(0xa);
 const B: DeviceId = DeviceId(0xb);
@@ -93,10 +93,62 @@ fn whoever_is_not_to_return_is_made_up_for_at_once() {
     let mut replaced = world();
     replaced.set_present(0xa, false);
     replaced.step(&[], &[]);
-    replaced.add_replacing(0x20, 0xa);
+    // On another node: its own is still away.
+    let seen = DeviceObservation { replaces: Some(A), ..device(2) };
+    replaced.inventory.devices.insert(DeviceId(0x20), seen);
     replaced.step(&[], &[]);
     for world in [drained, replaced] {
         assert!(world.map().partitions.iter().all(|config| config.away.is_empty()));
         assert!(world.map().partitions.iter().all(|config| config.members().count() == 3));
     }
+}
+
+/// It would lag again: its node has another device that does not.
+#[test]
+fn a_slow_device_is_made_up_for_while_its_node_is_well() {
+    let mut world = World::new("4+2", 12, 6, 3);
+    world.step(&[1], &[]);
+    let mut reports = Reports::default();
+    for (index, config) in world.map().partitions.iter().enumerate() {
+        if config.primary != A && config.replicas.contains(&A) {
+            let (partition, epoch) = (PartitionId(u16::try_from(index).unwrap()), config.epoch);
+            reports.lagging.push(Lagging { partition, epoch, by: config.primary, device: A });
+            let by = world.map().devices[&config.primary].node;
+            reports.accused.push(Accusation { by, of: A, first_ms: ALONE_MS, last_ms: 0 });
+        }
+    }
+    world.step_reports(&reports);
+    let kept = world.map().partitions.iter().filter(|config| config.away.contains_key(&A)).count();
+    assert!(kept > 0 && world.map().is_in(A));
+    reports.lagging.clear();
+    assert_eq!(world.step_reports(&reports), "", "nobody knows yet whether its node follows");
+    world.now_ms += ALONE_MS;
+    world.step_reports(&reports);
+    assert!(world.map().partitions.iter().all(|config| config.away.is_empty()));
+    assert_eq!(joining(world.map()).len(), kept);
+}
+
+#[test]
+fn whoever_was_cut_off_waits_until_nothing_is_held_against_it() {
+    let mut world = world();
+    let mut reports = Reports::default();
+    let others = || (2..=6).map(quarry_clustermap::NodeId);
+    reports.accused.extend(others().map(|by| Accusation { by, of: A, first_ms: 0, last_ms: 0 }));
+    for (index, config) in world.map().partitions.iter().enumerate() {
+        if config.primary != A && config.replicas.contains(&A) {
+            let (partition, epoch) = (PartitionId(u16::try_from(index).unwrap()), config.epoch);
+            reports.lagging.push(Lagging { partition, epoch, by: config.primary, device: A });
+        }
+    }
+    world.step_reports(&reports);
+    let partitions = (0_u16..).map(PartitionId).zip(&world.map().partitions);
+    let left: BTreeSet<_> =
+        partitions.filter(|(_, config)| config.away.contains_key(&A)).map(|(id, _)| (id, A)).collect();
+    reports.lagging.clear();
+    world.now_ms += SETTLE_MS;
+    assert_eq!(world.step_reports(&reports), "", "the others remember that it was silent");
+    let avoid = Reports { avoid: left.clone(), ..Reports::default() };
+    assert_eq!(world.step_reports(&avoid), "", "it is not chosen again where it lagged");
+    world.step_reports(&Reports::default());
+    assert_eq!(joining(world.map()).len(), left.len());
 }
