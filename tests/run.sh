@@ -20,6 +20,8 @@ quick() {
     cargo fmt --all --check
     step "lints"
     cargo clippy --workspace --all-targets --locked -- -D warnings
+    step "dependencies: licences, sources, advisories"
+    sh tests/audit.sh --unfetched
     step "unit and property tests, short simulations"
     cargo test --workspace --locked
     step "documentation"
