@@ -4,6 +4,7 @@ mod size;
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -135,6 +136,9 @@ pub(crate) struct RunArgs {
     /// Allow the admin address to inject device faults (tests only).
     #[arg(long, hide = true)]
     pub(crate) enable_fault_injection: bool,
+    /// How many seconds a day of a lifecycle rule has (tests only).
+    #[arg(long, hide = true, value_name = "SECONDS")]
+    pub(crate) lifecycle_day_seconds: Option<NonZeroU32>,
 }
 
 /// How log lines look.

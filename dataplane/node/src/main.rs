@@ -25,6 +25,7 @@ mod sim;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
+    num::NonZeroU64,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -38,6 +39,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use quarry_clustermap::{ClusterMap, DeviceState, NodeId};
 use quarry_controller::{DeviceReport, NodeRegistration, Registered, StoredMap};
 use quarry_metastore::Embedded;
+use quarry_object::lifecycle;
 
 use crate::{
     audit::AuditSink,
@@ -96,6 +98,12 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     check_address(&config)?;
+    if let Some(seconds) = args.lifecycle_day_seconds {
+        tracing::warn!(event = "short_days", seconds, "days of lifecycle rules are shorter than days");
+        lifecycle::set_day_for_tests(
+            NonZeroU64::from(seconds).saturating_mul(const { NonZeroU64::new(1000).expect("not zero") }),
+        );
+    }
     std::fs::create_dir_all(&config.data)
         .with_context(|| format!("cannot create {}", config.data.display()))?;
     let credentials = credentials::load(&config.data)?;

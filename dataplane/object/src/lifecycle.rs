@@ -9,10 +9,27 @@
 //! creation plus the days; dates and an object's own time are exact.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-const DAY_MS: u64 = 24 * 3600 * 1000;
+/// A day, unless [`set_day_for_tests`] says otherwise.
+pub const DAY_MS: u64 = 24 * 3600 * 1000;
+
+static DAY_NOW_MS: AtomicU64 = AtomicU64::new(DAY_MS);
+
+/// How long a day of a rule is in this process, milliseconds.
+#[must_use]
+pub fn day_ms() -> u64 {
+    DAY_NOW_MS.load(Ordering::Relaxed)
+}
+
+/// Makes the days of rules shorter in this process: tests of a whole server do not wait for midnight.
+pub fn set_day_for_tests(day_ms: NonZeroU64) {
+    DAY_NOW_MS.store(day_ms.get(), Ordering::Relaxed);
+}
+
 /// An upload that no rule covers is given up after so long.
 pub const UPLOAD_DAYS_DEFAULT: u32 = 7;
 /// Smaller objects change their class only by rules that speak of sizes, as in S3.
@@ -301,7 +318,8 @@ pub fn rank(class: &str) -> usize {
 
 /// The first midnight not before `from_ms` plus so many days.
 fn midnight_after(from_ms: u64, days: u32) -> u64 {
-    from_ms.saturating_add(u64::from(days) * DAY_MS).div_ceil(DAY_MS).saturating_mul(DAY_MS)
+    let day_ms = day_ms();
+    from_ms.saturating_add(u64::from(days) * day_ms).div_ceil(day_ms).saturating_mul(day_ms)
 }
 
 /// When an object is over, by its bucket's rules or by its own attribute, whichever comes first.

@@ -24,7 +24,7 @@ use quarry_clustermap::{BucketId, DocumentKind, Epoch, PartitionId};
 use quarry_controller::BucketTable;
 use quarry_object::{
     cluster::Cluster,
-    lifecycle::{Candidate, EXPIRES_ATTRIBUTE, Lifecycle, expiry_ms},
+    lifecycle::{Candidate, EXPIRES_ATTRIBUTE, Lifecycle, day_ms, expiry_ms},
     metadata::{ExecuteError, Metadata},
     repair::Budget,
 };
@@ -44,7 +44,6 @@ const CHECK: Duration = Duration::from_secs(10);
 const BATCH: usize = 64;
 /// How old an object is at least before it is deleted.
 pub(crate) const SETTLED_MS: u64 = 10_000;
-const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// The rules of every bucket that exists, and the newest revision of any that has rules.
 struct Rules {
@@ -129,7 +128,7 @@ pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeClus
     loop {
         let now_ms = cluster.now_ms();
         let rules = Rules::of(&cluster);
-        let due = Due { day: now_ms / DAY_MS, revision: rules.revision, removed: rules.table.removed() };
+        let due = Due { day: now_ms / day_ms(), revision: rules.revision, removed: rules.table.removed() };
         let served = host.primaries();
         done.keep(&served.iter().map(|partition| (partition.partition(), partition.epoch())).collect());
         for partition in &served {
@@ -145,7 +144,8 @@ pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeClus
                 done.note(partition.partition(), partition.epoch(), due);
             }
         }
-        cluster.sleep(CHECK).await;
+        // Days are shorter than that in tests only.
+        cluster.sleep(CHECK.min(Duration::from_millis(day_ms() / 8))).await;
     }
 }
 

@@ -22,6 +22,7 @@ use std::{collections::BTreeMap, rc::Rc, time::Duration};
 use quarry_clustermap::{BucketId, PartitionId, Tier};
 use quarry_object::{
     cluster::Cluster,
+    lifecycle::day_ms,
     repair::Budget,
     tier::{MoveError, MoveJob, Moved, is_open},
     writer::WriteError,
@@ -48,7 +49,6 @@ const CHECK: Duration = Duration::from_secs(10);
 /// Pause after a pass that could not do everything; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_secs(10);
 const RETRY_MAX: Duration = Duration::from_secs(640);
-const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// Runs until the core stops.
 pub(crate) async fn run<P: Platform>(host: Rc<CoreHost<P>>, cluster: Rc<NodeCluster<P>>) {
@@ -106,7 +106,7 @@ impl Due {
         }
         let now_ms = cluster.now_ms();
         let transitions = Transitions::of(cluster);
-        let due = (now_ms / DAY_MS, transitions.revision(), is_open(&cluster.map(), Tier::Cold));
+        let due = (now_ms / day_ms(), transitions.revision(), is_open(&cluster.map(), Tier::Cold));
         let served = host.primaries();
         self.done.retain(|partition, _| served.iter().any(|replica| replica.partition() == *partition));
         let mut is_complete = true;
