@@ -319,18 +319,20 @@ impl<S: ObjectStore> S3 for Backend<S> {
 
     async fn get_object(&self, request: S3Request<GetObjectInput>) -> Answer<GetObjectOutput> {
         SendWrapper::new(async {
-            let (caller, bucket) = (caller(&request.extensions), request.input.bucket.clone());
+            let caller = caller(&request.extensions);
+            let (bucket, key) = (request.input.bucket.clone(), request.input.key.clone());
             let answer = object::get(&self.core, request).await;
-            answer.map_err(|error| self.core.conceal(&caller, &bucket, error))
+            answer.map_err(|error| self.core.conceal(&caller, (&bucket, &key), error))
         })
         .await
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> Answer<HeadObjectOutput> {
         SendWrapper::new(async {
-            let (caller, bucket) = (caller(&request.extensions), request.input.bucket.clone());
+            let caller = caller(&request.extensions);
+            let (bucket, key) = (request.input.bucket.clone(), request.input.key.clone());
             let answer = object::head(&self.core, request).await;
-            answer.map_err(|error| self.core.conceal(&caller, &bucket, error))
+            answer.map_err(|error| self.core.conceal(&caller, (&bucket, &key), error))
         })
         .await
     }
@@ -370,9 +372,10 @@ impl<S: ObjectStore> S3 for Backend<S> {
         request: S3Request<GetObjectAttributesInput>,
     ) -> Answer<GetObjectAttributesOutput> {
         SendWrapper::new(async {
-            let (caller, bucket) = (caller(&request.extensions), request.input.bucket.clone());
+            let caller = caller(&request.extensions);
+            let (bucket, key) = (request.input.bucket.clone(), request.input.key.clone());
             let answer = describe::attributes(&self.core, request).await;
-            answer.map_err(|error| self.core.conceal(&caller, &bucket, error))
+            answer.map_err(|error| self.core.conceal(&caller, (&bucket, &key), error))
         })
         .await
     }
@@ -382,9 +385,10 @@ impl<S: ObjectStore> S3 for Backend<S> {
         request: S3Request<GetObjectTaggingInput>,
     ) -> Answer<GetObjectTaggingOutput> {
         SendWrapper::new(async {
-            let (caller, bucket) = (caller(&request.extensions), request.input.bucket.clone());
+            let caller = caller(&request.extensions);
+            let (bucket, key) = (request.input.bucket.clone(), request.input.key.clone());
             let answer = tags::get(&self.core, request).await;
-            answer.map_err(|error| self.core.conceal(&caller, &bucket, error))
+            answer.map_err(|error| self.core.conceal(&caller, (&bucket, &key), error))
         })
         .await
     }
@@ -405,10 +409,10 @@ impl<S: ObjectStore> S3 for Backend<S> {
 
     async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
         SendWrapper::new(async {
-            let (caller, source) =
-                (caller(&request.extensions), copy::source_bucket(&request.input.copy_source));
+            let caller = caller(&request.extensions);
+            let (bucket, key) = copy::source_place(&request.input.copy_source);
             let answer = copy::object(&self.core, request).await;
-            answer.map_err(|error| self.core.conceal(&caller, &source, error))
+            answer.map_err(|error| self.core.conceal(&caller, (&bucket, &key), error))
         })
         .await
     }
@@ -418,10 +422,10 @@ impl<S: ObjectStore> S3 for Backend<S> {
         request: S3Request<UploadPartCopyInput>,
     ) -> Answer<UploadPartCopyOutput> {
         SendWrapper::new(async {
-            let (caller, source) =
-                (caller(&request.extensions), copy::source_bucket(&request.input.copy_source));
+            let caller = caller(&request.extensions);
+            let (bucket, key) = copy::source_place(&request.input.copy_source);
             let answer = copy::part(&self.core, request).await;
-            answer.map_err(|error| self.core.conceal(&caller, &source, error))
+            answer.map_err(|error| self.core.conceal(&caller, (&bucket, &key), error))
         })
         .await
     }
@@ -539,9 +543,10 @@ impl<S: ObjectStore> S3 for Backend<S> {
 
     async fn get_object_acl(&self, request: S3Request<GetObjectAclInput>) -> Answer<GetObjectAclOutput> {
         SendWrapper::new(async {
-            let (caller, bucket) = (caller(&request.extensions), request.input.bucket.clone());
+            let caller = caller(&request.extensions);
+            let (bucket, key) = (request.input.bucket.clone(), request.input.key.clone());
             let answer = acl::get_object(&self.core, request).await;
-            answer.map_err(|error| self.core.conceal(&caller, &bucket, error))
+            answer.map_err(|error| self.core.conceal(&caller, (&bucket, &key), error))
         })
         .await
     }

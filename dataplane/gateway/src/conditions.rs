@@ -23,12 +23,31 @@ pub(crate) fn on_read(
     // An ETag decides alone where one is given: dates are the weaker validator.
     let if_unmodified_since_ms = if_unmodified_since.filter(|_| if_match.is_none()).map(end_of_second);
     let if_modified_since_ms = if_modified_since.filter(|_| if_none_match.is_none()).map(end_of_second);
-    Conditions { if_match, if_none_match, if_modified_since_ms, if_unmodified_since_ms }
+    Conditions {
+        if_match,
+        if_none_match,
+        if_modified_since_ms,
+        if_unmodified_since_ms,
+        ..Conditions::default()
+    }
 }
 
 /// Conditions of a write.
 pub(crate) fn on_write(if_match: Option<ETagCondition>, if_none_match: Option<ETagCondition>) -> Conditions {
     on_read(if_match, if_none_match, None, None)
+}
+
+/// Conditions of a delete. No object has a negative size.
+pub(crate) fn on_delete(
+    if_match: Option<ETagCondition>,
+    last_modified: Option<Timestamp>,
+    size_bytes: Option<i64>,
+) -> Conditions {
+    Conditions {
+        if_match_last_modified_ms: last_modified.map(unix_ms),
+        if_match_size_bytes: size_bytes.map(|size| u64::try_from(size).unwrap_or(u64::MAX)),
+        ..on_write(if_match, None)
+    }
 }
 
 fn etags(condition: ETagCondition) -> Vec<String> {

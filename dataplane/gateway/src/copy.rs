@@ -24,11 +24,11 @@ use crate::error::{from_api_write, refuse};
 use crate::multipart::part_number;
 use crate::versions::version;
 
-/// Where a copy reads from; empty for an access point, which there is none of.
-pub(crate) fn source_bucket(source: &CopySource) -> String {
+/// Bucket and key that a copy reads from; empty for an access point, which there is none of.
+pub(crate) fn source_place(source: &CopySource) -> (String, String) {
     match source {
-        CopySource::Bucket { bucket, .. } => bucket.to_string(),
-        _ => String::new(),
+        CopySource::Bucket { bucket, key, .. } => (bucket.to_string(), key.to_string()),
+        _ => Default::default(),
     }
 }
 

@@ -1,4 +1,5 @@
-//! GetObjectAttributes: what an object is, without its bytes.
+//! GetObjectAttributes: what an object is, without its bytes. Its ETag is bare in S3, unlike all others; s3s can only write
+//! quoted ones, so `reply` takes the quotes off.
 
 use quarry_object::api::{ObjectParts, ObjectStore, Selector};
 use s3s::dto::{
@@ -16,6 +17,9 @@ use crate::versions::version;
 
 /// Parts in one page, as in S3.
 const PAGE_MAX: usize = 1000;
+
+/// The name of the operation in the exchange.
+pub(crate) const OPERATION: &str = "GetObjectAttributes";
 
 pub(crate) async fn attributes<S: ObjectStore>(
     core: &Core<S>,

@@ -12,10 +12,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use quarry_object::api::{ApiError, Conditions, ObjectHead, ObjectInfo, ObjectStore, RangeRequest, Selector};
 use s3s::dto::{
     ChecksumMode, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput,
-    DeletedObject, Error, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, PutObjectInput,
-    PutObjectOutput, Range, StreamingBlob,
+    DeletedObject, ETagCondition, Error, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput,
+    PutObjectInput, PutObjectOutput, Range, StreamingBlob,
 };
-use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
+use s3s::{S3ErrorCode, S3Request, S3Response, S3Result};
 
 use quarry_identity::Action;
 
@@ -24,7 +24,7 @@ use crate::attributes;
 use crate::backend::Core;
 use crate::body::RequestBody;
 use crate::checksum::kind;
-use crate::conditions::{etag, on_read, on_write};
+use crate::conditions::{etag, on_delete, on_read, on_write};
 use crate::configuration::lifecycle::expiration;
 use crate::error::{VERSION_ID, from_api, from_api_write, refuse};
 use crate::multipart::part_number;
@@ -120,11 +120,22 @@ pub(crate) struct Described {
 }
 
 impl Described {
-    fn new<S: ObjectStore>(core: &Core<S>, read: &Read<'_>, info: ObjectInfo, range: (u64, u64)) -> Self {
-        let (first, len_bytes) = range;
+    fn new<S: ObjectStore>(
+        core: &Core<S>,
+        read: &Read<'_>,
+        info: ObjectInfo,
+        (first, len_bytes): (u64, u64),
+        part_checksum: Option<String>,
+    ) -> Self {
         // A checksum of the whole would not match a range, and clients verify it.
         let partial = is_partial(&read.selector, len_bytes);
         let mut headers = described(&info, &read.selector, read.wants_checksums && !partial);
+        if let (true, Some(sum), Some(algorithm)) =
+            (read.wants_checksums, part_checksum, info.checksums.keys().next())
+        {
+            add_checksum_values(&mut headers, &BTreeMap::from([(algorithm.clone(), sum)]));
+            headers.extend(checksum_type(&info.checksums));
+        }
         headers.extend(expiration(core, read.bucket, &info));
         let content_range = partial.then(|| content_range(first, len_bytes, info.size_bytes));
         Self { headers, len_bytes, content_range, etag: info.etag }
@@ -144,7 +155,8 @@ pub(crate) async fn open<S: ObjectStore>(
     let conditions = read.conditions.clone();
     let content = core.store.get_object(read.bucket, read.key, read.selector, conditions);
     let content = content.await.map_err(from_api)?;
-    Ok((Described::new(core, &read, content.info, content.range), content.stream))
+    let described = Described::new(core, &read, content.info, content.range, content.part_checksum);
+    Ok((described, content.stream))
 }
 
 /// Describes an object.
@@ -154,10 +166,10 @@ pub(crate) async fn open<S: ObjectStore>(
 pub(crate) async fn look<S: ObjectStore>(core: &Core<S>, read: Read<'_>) -> S3Result<Described> {
     let conditions = read.conditions.clone();
     let head = core.store.head_object(read.bucket, read.key, read.selector, conditions);
-    let ObjectHead { info, part } = head.await.map_err(from_api)?;
+    let ObjectHead { info, part, part_checksum } = head.await.map_err(from_api)?;
     let range = read.selector.range.map(|range| resolve(range, info.size_bytes));
     let range = part.or(range.transpose().map_err(from_api)?).unwrap_or((0, info.size_bytes));
-    Ok(Described::new(core, &read, info, range))
+    Ok(Described::new(core, &read, info, range, part_checksum))
 }
 
 pub(crate) async fn get<S: ObjectStore>(
@@ -221,10 +233,7 @@ pub(crate) async fn delete<S: ObjectStore>(
     request: S3Request<DeleteObjectInput>,
 ) -> S3Result<S3Response<DeleteObjectOutput>> {
     let input = request.input;
-    if input.if_match_last_modified_time.is_some() || input.if_match_size.is_some() {
-        return Err(of_directory_buckets());
-    }
-    let conditions = on_write(input.if_match, None);
+    let conditions = on_delete(input.if_match, input.if_match_last_modified_time, input.if_match_size);
     let version = version(input.version_id.as_deref())?;
     let deleted = core.store.delete_object(&input.bucket, &input.key, version, conditions);
     let deleted = deleted.await.map_err(from_api_write)?;
@@ -234,10 +243,6 @@ pub(crate) async fn delete<S: ObjectStore>(
         ..DeleteObjectOutput::default()
     };
     Ok(S3Response::with_status(output, StatusCode::NO_CONTENT))
-}
-
-fn of_directory_buckets() -> S3Error {
-    refuse(S3ErrorCode::NotImplemented, "conditions on time and size are for directory buckets")
 }
 
 pub(crate) async fn delete_many<S: ObjectStore>(
@@ -258,13 +263,11 @@ pub(crate) async fn delete_many<S: ObjectStore>(
             None => Action::DeleteObject,
         };
         let allowed = core.require(&caller, action, &bucket, Some((&object.key, None))).await;
-        let unknown = object.last_modified_time.is_some() || object.size.is_some();
-        let allowed = allowed.and_then(|()| if unknown { Err(of_directory_buckets()) } else { Ok(()) });
         let wanted = allowed.and_then(|()| version(object.version_id.as_deref()));
         let outcome = match wanted {
             Ok(version) => {
-                let if_match = object.e_tag.map(|tag| vec![tag.into_value()]);
-                let conditions = Conditions { if_match, ..Conditions::default() };
+                let if_match = object.e_tag.map(ETagCondition::ETag);
+                let conditions = on_delete(if_match, object.last_modified_time, object.size);
                 let deleted = core.store.delete_object(&input.bucket, &object.key, version, conditions);
                 deleted.await.map_err(from_api_write)
             }
@@ -316,8 +319,12 @@ fn described(info: &ObjectInfo, selector: &Selector, with_checksums: bool) -> He
 
 pub(crate) fn add_checksums(headers: &mut HeaderMap, checksums: &BTreeMap<String, String>) {
     add_checksum_values(headers, checksums);
-    let kind = kind(checksums).and_then(|kind| HeaderValue::try_from(kind.as_str()).ok());
-    headers.extend(kind.map(|kind| (CHECKSUM_TYPE, kind)));
+    headers.extend(checksum_type(checksums));
+}
+
+fn checksum_type(checksums: &BTreeMap<String, String>) -> Option<(HeaderName, HeaderValue)> {
+    let value = HeaderValue::try_from(kind(checksums)?.as_str()).ok()?;
+    Some((CHECKSUM_TYPE, value))
 }
 
 pub(crate) fn add_checksum_values(headers: &mut HeaderMap, checksums: &BTreeMap<String, String>) {

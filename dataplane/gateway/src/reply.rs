@@ -9,6 +9,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, Head
 use http::{HeaderValue, Response, StatusCode};
 use s3s::{Body, HttpResponse, S3Error, S3ErrorCode};
 
+use crate::describe;
 use crate::error::from_fault;
 use crate::exchange::Exchange;
 use crate::outbound::Outbound;
@@ -62,6 +63,9 @@ pub(crate) fn complete(mut response: HttpResponse, exchange: &Rc<Exchange>) -> R
         response.headers_mut().insert(CONTENT_TYPE, XML);
         response.headers_mut().remove(CONTENT_LENGTH);
     }
+    if response.status() == StatusCode::OK && *exchange.operation.borrow() == describe::OPERATION {
+        bare_etag(&mut response);
+    }
     if response.status() == StatusCode::REQUEST_TIMEOUT {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -71,6 +75,17 @@ pub(crate) fn complete(mut response: HttpResponse, exchange: &Rc<Exchange>) -> R
         headers.insert(REQUEST_ID, id);
     }
     response.map(|body| Outbound::new(body, Rc::clone(exchange)))
+}
+
+/// Takes the quotes off the one ETag of a document.
+fn bare_etag(response: &mut HttpResponse) {
+    let document = response.body().bytes().unwrap_or_default();
+    let document = String::from_utf8_lossy(&document);
+    let Some(written) = element(&document, "ETag") else { return };
+    let bare = written.replace("&quot;", "").replace('"', "");
+    let document = document.replacen(written, &bare, 1);
+    response.headers_mut().remove(CONTENT_LENGTH);
+    *response.body_mut() = Body::from(document);
 }
 
 fn error_document(written: &str, exchange: &Exchange) -> String {

@@ -83,6 +83,9 @@ fn anyone_may_what_the_policy_says() {
         bench.policy(&format!("{READ},{list}")).await;
         assert!(bench.anyone("GET", "/bucket?prefix=k", "", 200).await.contains("<Key>key</Key>"));
         bench.anyone("GET", "/bucket", "", 403).await;
+        // Who may list what begins with a key may know that there is none.
+        bench.anyone("GET", "/bucket/k", "", 404).await;
+        bench.anyone("GET", "/bucket/none", "", 403).await;
         bench.root("DELETE", "/bucket?policy=", "", 204).await;
         bench.anyone("GET", "/bucket/key", "", 403).await;
     });

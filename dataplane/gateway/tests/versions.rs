@@ -235,6 +235,53 @@ fn tags_travel_with_versions_and_copies() {
     });
 }
 
+#[test]
+fn deletes_under_conditions() {
+    run(async {
+        for versioning in [Versioning::Unversioned, Versioning::Enabled] {
+            let bench = Bench::new(versioning).await;
+            let delete = async |target: &str, name: &str, value: &str, status: u16| {
+                let answer = bench.ask("DELETE", target, &[(name, value)], b"").await;
+                let refused = if status == 412 { "<Code>PreconditionFailed<" } else { "" };
+                answer.is(status).has(&[refused])
+            };
+            let (time, size) = ("x-amz-if-match-last-modified-time", "x-amz-if-match-size");
+            let old = "Thu, 01 Jan 2015 00:00:00 GMT";
+            // Nothing that is not there is of the wrong size or time, but If-Match asks for something.
+            delete("/bucket/none", size, "5", 204).await;
+            delete("/bucket/nothing", time, old, 204).await;
+            delete("/bucket/never", "if-match", "*", 404).await;
+            let stored = bench.put("k", "data").await;
+            let modified = bench.get("/bucket/k").await.header("last-modified").unwrap();
+            for (name, wrong) in [(size, "5"), (size, "-4"), (time, old), ("if-match", "\"0\"")] {
+                delete("/bucket/k", name, wrong, 412).await;
+            }
+            let many = |extra: &str| format!("<Delete><Object><Key>k</Key>{extra}</Object></Delete>");
+            for extra in
+                ["<Size>5</Size>", "<LastModifiedTime>Thu, 01 Jan 2015 00:00:00 GMT</LastModifiedTime>"]
+            {
+                let answer = bench.ask("POST", "/bucket?delete=", &[], many(extra).as_bytes()).await.is(200);
+                answer.has(&["<Error><Code>PreconditionFailed<"]);
+            }
+            if versioning == Versioning::Enabled {
+                let version = format!("/bucket/k?versionId={}", stored.version());
+                delete(&version, size, "5", 412).await;
+                delete("/bucket/k", size, "4", 204).await;
+                // A delete marker has no bytes.
+                delete("/bucket/k", size, "4", 412).await;
+                delete("/bucket/k", size, "0", 204).await;
+                delete(&version, time, &modified, 204).await;
+            } else {
+                delete("/bucket/k", time, &modified, 204).await;
+                bench.get("/bucket/k").await.is(404);
+                bench.put("k", "data").await;
+                bench.ask("POST", "/bucket?delete=", &[], many("<Size>4</Size>").as_bytes()).await.is(200);
+                bench.get("/bucket/k").await.is(404);
+            }
+        }
+    });
+}
+
 const PART_BYTES: usize = 5 << 20;
 
 /// Uploads two parts with a CRC-32C each; returns the upload and the document that completes it.
@@ -293,7 +340,14 @@ fn parts_are_compared_listed_and_read_one_by_one() {
             head.has(&[&format!("x-amz-checksum-crc32c: {whole}"), &format!("x-amz-checksum-type: {kind}")])
                 .has_not("x-amz-mp-parts-count");
             bench.ask("HEAD", "/bucket/big", &[], b"").await.has_not("x-amz-checksum");
+            // A part has a checksum of its own, which is told where the client wants it.
+            let part = bench.ask("GET", "/bucket/big?partNumber=2", &mode, b"").await.is(206);
+            part.has(&["x-amz-checksum-crc32c: 4waSgw==", &format!("x-amz-checksum-type: {kind}")]);
+            bench.ask("HEAD", "/bucket/big?partNumber=2", &mode, b"").await.has(&["c: 4waSgw=="]);
+            let range = [("x-amz-checksum-mode", "ENABLED"), ("range", "bytes=0-3")];
+            bench.ask("GET", "/bucket/big", &range, b"").await.is(206).has_not("x-amz-checksum");
             let part = bench.get(&format!("/bucket/big?partNumber=2&versionId={version}")).await.is(206);
+            let part = part.has_not("x-amz-checksum");
             let range = format!("content-range: bytes {PART_BYTES}-{}/{}", PART_BYTES + 8, PART_BYTES + 9);
             let part = part.has(&["x-amz-mp-parts-count: 2", &range]);
             assert!(part.0.ends_with("\r\n\r\n123456789"));
@@ -302,8 +356,10 @@ fn parts_are_compared_listed_and_read_one_by_one() {
             bench.get("/bucket/big?partNumber=3").await.is(416).has(&["<Code>InvalidPartNumber<"]);
             bench.get("/bucket/big?partNumber=0").await.is(400);
 
-            let asked =
-                [("x-amz-max-parts", "1"), ("x-amz-object-attributes", "Checksum,ObjectParts,ObjectSize")];
+            let asked = [
+                ("x-amz-max-parts", "1"),
+                ("x-amz-object-attributes", "Checksum,ObjectParts,ObjectSize,ETag"),
+            ];
             let answer = bench.ask("GET", "/bucket/big?attributes=", &asked, b"").await.is(200);
             let answer = answer.has(&[
                 "<PartsCount>2<",
@@ -313,6 +369,7 @@ fn parts_are_compared_listed_and_read_one_by_one() {
             ]);
             assert_eq!(answer.element("ChecksumCRC32C"), whole.split('-').next().unwrap());
             assert_eq!(answer.version(), version);
+            assert!(answer.element("ETag").ends_with("-2"), "an ETag without quotes");
         }
         bench.put("small", "123456789").await.has(&["x-amz-checksum-crc64nvme: rosUhgp5mIg="]);
         bench.get("/bucket/small?partNumber=1").await.is(206).has_not("x-amz-mp-parts-count");

@@ -128,6 +128,8 @@ pub struct ObjectHead {
     pub info: ObjectInfo,
     /// First byte and number of bytes of the part that was asked for.
     pub part: Option<(u64, u64)>,
+    /// Checksum of that part by the algorithm of the object's, base64.
+    pub part_checksum: Option<String>,
 }
 
 /// Answer to a DELETE.
@@ -172,6 +174,10 @@ pub struct Conditions {
     pub if_modified_since_ms: Option<u64>,
     /// `If-Unmodified-Since`, Unix milliseconds.
     pub if_unmodified_since_ms: Option<u64>,
+    /// `x-amz-if-match-last-modified-time`, Unix milliseconds of which the whole seconds count; deletes only.
+    pub if_match_last_modified_ms: Option<u64>,
+    /// `x-amz-if-match-size`, bytes; deletes only.
+    pub if_match_size_bytes: Option<u64>,
 }
 
 /// A byte range as asked for.
@@ -202,6 +208,8 @@ pub struct ObjectContent {
     pub info: ObjectInfo,
     /// First byte and number of bytes that follow.
     pub range: (u64, u64),
+    /// If they are a part that was uploaded with a checksum: that, by the algorithm of the object's, base64.
+    pub part_checksum: Option<String>,
     /// The bytes. An error resets the connection: never padded, never silently short.
     pub stream: LocalBoxStream<'static, Result<Bytes, ApiError>>,
 }

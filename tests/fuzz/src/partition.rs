@@ -259,6 +259,8 @@ fn conditions(random: &mut Random) -> Conditions {
         if_none_match: None,
         if_modified_since_ms: random.maybe(Random::number),
         if_unmodified_since_ms: None,
+        if_match_last_modified_ms: random.maybe(Random::number),
+        if_match_size_bytes: random.maybe(Random::number),
     }
 }
 
@@ -370,7 +372,11 @@ fn reply(random: &mut Random) -> Reply {
             manifest: manifest(random),
             inline: random.list(3, |random| random.bytes(60)),
             version: random.maybe(version),
-            part: random.maybe(|random| PartRange { first: random.number(), len: 9 }),
+            part: random.maybe(|random| PartRange {
+                first: random.number(),
+                len: 9,
+                checksum: random.bytes(32),
+            }),
         },
         2 => Reply::Upload(upload(random)),
         3 => {

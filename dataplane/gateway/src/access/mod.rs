@@ -248,13 +248,17 @@ impl<S: ObjectStore> Core<S> {
             Decision::Allow => Ok(()),
             Decision::ImplicitDeny if by_its_list() => Ok(()),
             Decision::ImplicitDeny | Decision::Deny => match missing {
-                Some(error) if self.may_list(caller, bucket) => Err(error),
+                Some(error) if self.may_list(caller, bucket, key.unwrap_or_default()) => Err(error),
                 _ => Err(denied()),
             },
         }
     }
 
-    fn may_list(&self, caller: &Caller, bucket: &BucketInfo) -> bool {
+    /// Whether a caller could list a bucket with a key as the prefix, and so may know whether there is such a key.
+    fn may_list(&self, caller: &Caller, bucket: &BucketInfo, key: &str) -> bool {
+        let mut context = caller.context.clone();
+        context.set("s3:prefix", key);
+        let caller = &Caller { principal: caller.principal.clone(), context };
         let asked = Weighed { caller, action: Action::ListBucket, bucket, key: None };
         self.weigh(&asked, None) == Decision::Allow
     }
@@ -283,13 +287,13 @@ impl<S: ObjectStore> Core<S> {
     }
 
     /// As S3: who may not list a bucket is not told that a key is missing.
-    pub(crate) fn conceal(&self, caller: &Caller, bucket: &str, error: S3Error) -> S3Error {
+    pub(crate) fn conceal(&self, caller: &Caller, (bucket, key): (&str, &str), error: S3Error) -> S3Error {
         let tells = matches!(error.code(), S3ErrorCode::NoSuchKey | S3ErrorCode::NoSuchVersion);
         if !tells || caller.principal == Principal::Root {
             return error;
         }
         match self.store.bucket(bucket) {
-            Ok(found) if !self.may_list(caller, &found) => denied(),
+            Ok(found) if !self.may_list(caller, &found, key) => denied(),
             _ => error,
         }
     }

@@ -164,9 +164,10 @@ fn generated_id(at: usize, filter: &Filter) -> String {
     hex::encode(&Sha256::digest(text.as_bytes())[..24])
 }
 
+/// All conditions of a filter must hold, whether they stand inside And, as S3 wants it where there are several, or beside each
+/// other, as some clients send them.
 fn filter_from_xml(filter: LifecycleRuleFilter) -> S3Result<Filter> {
     let LifecycleRuleFilter { and, object_size_greater_than, object_size_less_than, prefix, tag } = filter;
-    let is_and = and.is_some();
     let single = LifecycleRuleAndOperator {
         object_size_greater_than,
         object_size_less_than,
@@ -174,15 +175,13 @@ fn filter_from_xml(filter: LifecycleRuleFilter) -> S3Result<Filter> {
         tags: tag.map(|tag| vec![tag]),
     };
     let one = conditions(single)?;
-    let Some(and) = and else {
-        if one.conditions() > 1 {
-            return Err(malformed("several conditions of a filter stand inside And"));
-        }
-        return Ok(one);
+    let (is_and, one_conditions) = (and.is_some(), one.conditions());
+    let filter = match and {
+        None => one,
+        Some(and) => conditions(and)?,
     };
-    let filter = conditions(and)?;
-    if one.conditions() > 0 || (is_and && filter.conditions() < 2) {
-        return Err(malformed("And stands alone in its filter and has at least two conditions"));
+    if is_and && (one_conditions > 0 || filter.conditions() == 0) {
+        return Err(malformed("And stands alone in its filter and has conditions"));
     }
     if let (Some(larger), Some(smaller)) = (filter.larger_than_bytes, filter.smaller_than_bytes)
         && larger >= smaller
@@ -376,6 +375,29 @@ mod tests {
     }
 
     #[test]
+    fn conditions_beside_each_other_hold_together() {
+        let beside = LifecycleRuleFilter {
+            prefix: Some("b/".into()),
+            object_size_greater_than: Some(5),
+            tag: Some(tag("a")),
+            ..LifecycleRuleFilter::default()
+        };
+        let LifecycleRuleFilter { prefix, object_size_greater_than, .. } = beside.clone();
+        let and = LifecycleRuleAndOperator {
+            prefix,
+            object_size_greater_than,
+            tags: Some(vec![tag("a")]),
+            ..LifecycleRuleAndOperator::default()
+        };
+        let inside = LifecycleRuleFilter { and: Some(and), ..LifecycleRuleFilter::default() };
+        let read = |filter| from_xml(LifecycleRule { filter: Some(filter), ..rule() }, 0).unwrap().filter;
+        assert_eq!(read(beside), read(inside));
+        let alone = LifecycleRuleAndOperator { tags: Some(vec![tag("a")]), ..Default::default() };
+        let inside = LifecycleRuleFilter { and: Some(alone), ..LifecycleRuleFilter::default() };
+        assert_eq!(read(inside).tags.len(), 1);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         let days = |days| LifecycleExpiration { days: Some(days), ..LifecycleExpiration::default() };
         let filter = |filter| Some(filter);
@@ -408,8 +430,11 @@ mod tests {
             (
                 LifecycleRule {
                     filter: filter(LifecycleRuleFilter {
-                        tag: Some(tag("a")),
                         prefix: Some("b".into()),
+                        and: Some(LifecycleRuleAndOperator {
+                            tags: Some(vec![tag("a")]),
+                            ..LifecycleRuleAndOperator::default()
+                        }),
                         ..none()
                     }),
                     ..rule()

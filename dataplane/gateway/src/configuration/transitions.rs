@@ -50,10 +50,11 @@ fn days(given: i32, class: &str, what: &str) -> S3Result<u32> {
 
 pub(super) fn from_xml(given: Vec<TransitionXml>) -> S3Result<Vec<Transition>> {
     let checked = given.into_iter().map(|given| {
+        let date = given.date.map(|date| midnight(unix_ms(date))).transpose()?;
         let class = class(given.storage_class)?;
-        let at = match (given.days, given.date) {
+        let at = match (given.days, date) {
             (Some(given), None) => TransitionTime::Days(days(given, &class, "Days")?),
-            (None, Some(date)) => TransitionTime::AtMs(midnight(unix_ms(date))?),
+            (None, Some(at_ms)) => TransitionTime::AtMs(at_ms),
             _ => return Err(malformed("a transition has exactly one of Days and Date")),
         };
         Ok(Transition { at, class })

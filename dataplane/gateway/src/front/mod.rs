@@ -24,6 +24,7 @@ use quarry_object::api::ObjectStore;
 use s3s::HttpResponse;
 
 pub(crate) use self::keys::{SigningKey, SigningKeys, derive};
+pub(crate) use self::plan::range;
 pub(crate) use self::screen::{name_date, screen, screen_size};
 use crate::backend::Core;
 use crate::exchange::Exchange;

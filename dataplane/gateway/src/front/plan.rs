@@ -218,7 +218,7 @@ fn date(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Timestamp>, Fal
 }
 
 /// A single range of bytes; what is none, or more than one, is as if it were not there (RFC 9110, section 14.2).
-fn range(text: &str) -> Option<RangeRequest> {
+pub(crate) fn range(text: &str) -> Option<RangeRequest> {
     let number = |text: &str| {
         let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         // More digits than a size can have mean "beyond every end".

@@ -45,7 +45,9 @@ pub(super) async fn answer<S: ObjectStore>(
             match wanted {
                 Wanted::Read(reading) => {
                     let answer = read(core, arrived, reading).await;
-                    answer.map_err(|error| core.conceal(&caller, &arrived.place.bucket, error))
+                    answer.map_err(|error| {
+                        core.conceal(&caller, (&arrived.place.bucket, &arrived.place.key), error)
+                    })
                 }
                 Wanted::Write { conditions } => write(core, &caller, arrived, conditions, origin).await,
                 Wanted::Part { number, upload } => part(core, arrived, number, &upload, origin).await,

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use quarry_object::api::{
     BucketInfo, Conditions, ObjectContent, ObjectInfo, ObjectStore, RangeRequest, Selector,
 };
-use s3s::dto::{Range, StreamingBlob, Timestamp, TimestampFormat};
+use s3s::dto::{StreamingBlob, Timestamp, TimestampFormat};
 use s3s::{Body, HttpResponse, S3Error};
 
 use self::rules::{Asked, Redirection, Website, error_page, of_object, with_slash};
@@ -23,6 +23,7 @@ use crate::backend::Core;
 use crate::conditions;
 use crate::error::{custom, from_api};
 use crate::exchange::Exchange;
+use crate::front;
 use crate::host::Place;
 use crate::outbound::Content;
 use crate::reply::Verbatim;
@@ -109,7 +110,7 @@ impl<S: ObjectStore> Page<'_, S> {
         }
         let selector = Selector { range, ..Selector::default() };
         let content = store.get_object(bucket, key, selector, conditions).await.map_err(from_api)?;
-        let ObjectContent { info, range: (first, len_bytes), stream } = content;
+        let ObjectContent { info, range: (first, len_bytes), stream, .. } = content;
         let body = Body::from(StreamingBlob::new(Content::new(stream, len_bytes)));
         Ok(described(&info, range.map(|_| (first, len_bytes)), body))
     }
@@ -218,10 +219,8 @@ fn on_page(headers: &HeaderMap) -> Conditions {
     }
 }
 
-/// A range that makes no sense is no range, as HTTP says.
 fn range_of(headers: &HeaderMap) -> Option<RangeRequest> {
-    let range = headers.get(RANGE)?.to_str().ok()?;
-    Range::parse(range).ok().map(object::range_request)
+    front::range(headers.get(RANGE)?.to_str().ok()?)
 }
 
 #[cfg(test)]

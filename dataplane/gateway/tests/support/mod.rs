@@ -309,7 +309,7 @@ impl ObjectStore for MemoryStore {
         } else {
             stream.boxed_local()
         };
-        Ok(ObjectContent { info: stored.info, range, stream })
+        Ok(ObjectContent { info: stored.info, range, part_checksum: None, stream })
     }
 
     async fn head_object(
@@ -320,7 +320,7 @@ impl ObjectStore for MemoryStore {
         conditions: Conditions,
     ) -> Result<ObjectHead, ApiError> {
         let info = self.find(bucket, key, &conditions)?.info;
-        Ok(ObjectHead { info, part: None })
+        Ok(ObjectHead { info, part: None, part_checksum: None })
     }
 
     async fn delete_object(

@@ -28,6 +28,8 @@ pub(super) fn to_conditions(conditions: Conditions) -> command::Conditions {
         if_none_match: conditions.if_none_match,
         if_modified_since_ms: conditions.if_modified_since_ms,
         if_unmodified_since_ms: conditions.if_unmodified_since_ms,
+        if_match_last_modified_ms: conditions.if_match_last_modified_ms,
+        if_match_size_bytes: conditions.if_match_size_bytes,
     }
 }
 

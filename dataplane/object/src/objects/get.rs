@@ -22,6 +22,10 @@ use crate::{
     reader::{ReadMemory, read_range},
 };
 
+fn checksum_text(digest: &[u8]) -> Option<String> {
+    (!digest.is_empty()).then(|| encode_checksum(digest))
+}
+
 impl<C: Cluster + Metadata> Objects<C> {
     pub(super) async fn head(
         &self,
@@ -35,7 +39,8 @@ impl<C: Cluster + Metadata> Objects<C> {
             Reply::Object { manifest, version, part, .. } => {
                 self.refuse_expired(bucket, key, selector.version, &manifest)?;
                 let info = convert::to_info(key, manifest, version);
-                Ok(ObjectHead { info, part: part.map(|part| (part.first, part.len)) })
+                let part_checksum = part.as_ref().and_then(|part| checksum_text(&part.checksum));
+                Ok(ObjectHead { info, part: part.map(|part| (part.first, part.len)), part_checksum })
             }
             other => Err(convert::unexpected(&other)),
         }
@@ -69,7 +74,7 @@ impl<C: Cluster + Metadata> Objects<C> {
                 let parts = parts.into_iter().map(|part| ObjectPartInfo {
                     number: part.number,
                     size_bytes: part.size_bytes,
-                    checksum: (!part.checksum.is_empty()).then(|| encode_checksum(&part.checksum)),
+                    checksum: checksum_text(&part.checksum),
                 });
                 let parts = parts.collect();
                 Ok(ObjectParts { info: convert::to_info(key, manifest, name), parts, truncated })
@@ -96,6 +101,7 @@ impl<C: Cluster + Metadata> Objects<C> {
                     other => return Err(convert::unexpected(&other)),
                 };
             self.refuse_expired(bucket, key, selector.version, &manifest)?;
+            let part_checksum = part.as_ref().and_then(|part| checksum_text(&part.checksum));
             let (first, len) = match part {
                 Some(part) => (part.first, part.len),
                 None => resolve(selector.range, manifest.size_bytes)?,
@@ -115,7 +121,7 @@ impl<C: Cluster + Metadata> Objects<C> {
             }
             let stream = stream::iter(head).chain(stream).boxed_local();
             let info = convert::to_info(key, manifest, name);
-            return Ok(ObjectContent { info, range: (first, len), stream });
+            return Ok(ObjectContent { info, range: (first, len), part_checksum, stream });
         }
     }
 

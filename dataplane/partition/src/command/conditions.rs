@@ -46,6 +46,18 @@ pub(super) fn check(
     }
 }
 
+/// Checks conditions of a delete. Those on time and size are met by nothing, as S3 has it for the buckets that know them,
+/// and a delete marker is something: of no bytes, and of its own time.
+pub(super) fn check_delete(conditions: &Conditions, current: Option<&Manifest>) -> Result<(), Refusal> {
+    check(conditions, Access::Write, current.filter(|current| !current.kind.is_marker()))?;
+    let Some(current) = current else { return Ok(()) };
+    let other_time = conditions
+        .if_match_last_modified_ms
+        .is_some_and(|time| seconds(time) != seconds(current.last_modified_ms));
+    let other_size = conditions.if_match_size_bytes.is_some_and(|size| size != current.size_bytes);
+    if other_time || other_size { Err(Refusal::PreconditionFailed) } else { Ok(()) }
+}
+
 fn matches_any(etags: &[String], current: &Manifest) -> bool {
     etags.iter().any(|etag| etag == "*" || *etag == current.etag)
 }

@@ -25,6 +25,10 @@ pub struct Conditions {
     pub if_modified_since_ms: Option<u64>,
     /// `If-Unmodified-Since`, Unix milliseconds.
     pub if_unmodified_since_ms: Option<u64>,
+    /// `x-amz-if-match-last-modified-time`, Unix milliseconds of which the whole seconds count; deletes only.
+    pub if_match_last_modified_ms: Option<u64>,
+    /// `x-amz-if-match-size`, bytes; deletes only.
+    pub if_match_size_bytes: Option<u64>,
 }
 
 /// The bytes of a put.
@@ -476,12 +480,14 @@ pub enum BlobStatus {
 }
 
 /// Where a part lies in its object.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct PartRange {
     /// First byte.
     pub first: u64,
     /// Bytes.
     pub len: u64,
+    /// Digest by the algorithm of the upload; empty if there is none.
+    pub checksum: Vec<u8>,
 }
 
 /// The answer to a command that was carried out.

@@ -2,8 +2,8 @@
 
 use quarry_clustermap::{BlobId, BucketId};
 
-use super::{check_key, upload, visible};
-use crate::command::conditions::{self, Access};
+use super::{check_key, upload};
+use crate::command::conditions;
 use crate::command::manifest::{
     BlobOwner, Manifest, NullVersion, Origin, StoredAttributes, VersionKind, version_id,
 };
@@ -44,7 +44,7 @@ pub(super) async fn object<V: View>(
         state.check_writer(request).await?;
     }
     let newest = state.newest(bucket, key).await?;
-    conditions::check(conditions, Access::Write, visible(newest.as_ref()))?;
+    conditions::check_delete(conditions, newest.as_ref())?;
     if state.versioning == Versioning::Unversioned {
         if let Some(null) = state.null_version(bucket, key, newest.as_ref()).await? {
             state.remove_from_stack(bucket, key, newest.as_ref(), null).await?;
@@ -80,7 +80,7 @@ pub(super) async fn version<V: View>(
 ) -> Result<Reply, EvaluateError> {
     check_key(key)?;
     let found = state.find(bucket, key, version).await?;
-    conditions::check(conditions, Access::Write, visible(found.as_ref()))?;
+    conditions::check_delete(conditions, found.as_ref())?;
     let is_marker = found.as_ref().is_some_and(|found| found.kind.is_marker());
     if let Some(found) = found {
         let newest = state.newest(bucket, key).await?;

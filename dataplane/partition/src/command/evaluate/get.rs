@@ -69,12 +69,12 @@ async fn part_range<V: View>(
     number: u16,
 ) -> Result<PartRange, EvaluateError> {
     if manifest.parts == 0 && number == 1 {
-        return Ok(PartRange { first: 0, len: manifest.size_bytes });
+        return Ok(PartRange { first: 0, len: manifest.size_bytes, checksum: Vec::new() });
     }
     let mut first = 0;
     for part in all_parts(state, lookup, manifest).await? {
         if part.number == number {
-            return Ok(PartRange { first, len: part.size_bytes });
+            return Ok(PartRange { first, len: part.size_bytes, checksum: part.checksum });
         }
         first += part.size_bytes;
     }

@@ -157,6 +157,17 @@ impl Model {
         }
     }
 
+    fn check_delete(&self, object: Option<&Object>, conditions: &Conditions) -> Result<(), Refusal> {
+        self.check(object, conditions, true)?;
+        let Some(object) = object else { return Ok(()) };
+        let size = if object.is_marker { 0 } else { object.stored.size_bytes };
+        let fits = |condition: Option<u64>, value: u64| condition.is_none_or(|wanted| wanted == value);
+        let second = conditions.if_match_last_modified_ms.map(|time| time / 1000);
+        let holds =
+            fits(second, object.stored.last_modified_ms / 1000) && fits(conditions.if_match_size_bytes, size);
+        if holds { Ok(()) } else { Err(Refusal::PreconditionFailed) }
+    }
+
     fn free_segments(&mut self, segments: &[Segment]) {
         for segment in segments {
             if let Segment::Blob(blob) = segment {
@@ -209,7 +220,7 @@ impl Model {
     ) -> Result<Reply, Refusal> {
         if let Some(version) = version {
             let found = self.stack(&at).iter().find(|object| object.id() == version).cloned();
-            self.check(found.as_ref(), conditions, true)?;
+            self.check_delete(found.as_ref(), conditions)?;
             self.remove(&at, version);
             let is_marker = found.is_some_and(|object| object.is_marker);
             return Ok(Reply::Deleted { version: Some(version), is_marker });
@@ -223,7 +234,7 @@ impl Model {
         if versioned {
             self.writer_check(&Content::Inline { request, bytes: vec![] })?;
         }
-        self.check(self.stack(&at).first(), conditions, true)?;
+        self.check_delete(self.stack(&at).first(), conditions)?;
         if !versioned {
             self.remove(&at, VersionId::Null);
             return Ok(Reply::Deleted { version: None, is_marker: false });

@@ -113,15 +113,17 @@ fn conditions() -> impl Strategy<Value = Conditions> {
         prop::sample::select(vec!["*", "e0", "e1"]).prop_map(|e| vec![e.to_owned()]),
     );
     let time = || prop::option::weighted(0.2, 4000_u64..8000);
-    let any =
-        (etags.clone(), etags, time(), time()).prop_map(|(if_match, if_none_match, modified, unmodified)| {
-            Conditions {
-                if_match,
-                if_none_match,
-                if_modified_since_ms: modified,
-                if_unmodified_since_ms: unmodified,
-            }
-        });
+    let size = prop::option::weighted(0.1, prop::sample::select(vec![0, 30, 5 * MIB]));
+    let any = (etags.clone(), etags, time(), time(), time(), size).prop_map(
+        |(if_match, if_none_match, modified, unmodified, at, if_match_size_bytes)| Conditions {
+            if_match,
+            if_none_match,
+            if_modified_since_ms: modified,
+            if_unmodified_since_ms: unmodified,
+            if_match_last_modified_ms: at,
+            if_match_size_bytes,
+        },
+    );
     prop_oneof![2 => Just(Conditions::default()), 1 => any]
 }
 
