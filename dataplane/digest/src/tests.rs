@@ -44,6 +44,21 @@ fn the_test_suite_of_the_rfc() {
 }
 
 #[test]
+fn every_kernel_gives_what_one_stream_gives() {
+    use crate::compress::{BLOCK_BYTES, Kernel, LANES, START, many_by, one};
+    let data: Vec<Bytes> = (0..LANES).map(|lane| filler(5 * BLOCK_BYTES, lane as u64)).collect();
+    let mut expected = [START; LANES];
+    for (state, data) in expected.iter_mut().zip(&data) {
+        one(state, data);
+    }
+    for kernel in Kernel::available() {
+        let mut states = [START; LANES];
+        many_by(kernel, &mut states, std::array::from_fn(|lane| &data[lane][..]), 5);
+        assert_eq!(states, expected, "{kernel:?}");
+    }
+}
+
+#[test]
 fn every_length_around_the_padding() {
     for len in 0..300 {
         let data = filler(len, len as u64);

@@ -46,8 +46,9 @@ use crate::unrouted::Unrouted;
 
 /// Bytes of a head that hyper collects before it gives up: above what our limits allow, so that we answer.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// hyper takes so many times the header fields that we allow, so that we answer.
-const HYPER_HEADERS_FACTOR: usize = 4;
+/// hyper takes so many times the header fields that we allow, so that we answer. Memory for all of them is taken anew for
+/// each request.
+const HYPER_HEADERS_FACTOR: usize = 2;
 
 /// A connection that ended other than by an orderly close: mostly clients that left.
 #[derive(Debug, thiserror::Error)]

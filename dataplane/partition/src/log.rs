@@ -14,8 +14,8 @@ use bytes::Bytes;
 use quarry_clustermap::{Epoch, Sequence};
 use rkyv::{Archive, Deserialize, Serialize, rancor};
 
-use crate::Row;
 use crate::frame::{FrameError, FrameKind};
+use crate::row::{ArchivedRow, Row};
 
 /// Frame of a [`Payload`].
 pub(crate) const PAYLOAD: FrameKind = log_frame(1, PAYLOAD_BYTES_MAX);
@@ -31,6 +31,9 @@ pub const PAYLOAD_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const ROW_KEY_BYTES_MAX: usize = 2045;
 /// Most rows in one payload: bounds what decoding allocates.
 pub const PAYLOAD_ROWS_MAX: usize = 65_536;
+
+/// Values that are shared with the frame they came in, as most of it is they; shorter ones would keep it for little.
+const SHARED_BYTES_MIN: usize = 1024;
 
 /// What an entry does.
 #[derive(Clone, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
@@ -52,6 +55,14 @@ impl Payload {
         }
     }
 
+    /// The same rows, owned.
+    pub fn into_rows(self) -> Vec<Row> {
+        match self {
+            Self::Mutations(rows) | Self::Backfill(rows) => rows,
+            Self::Noop => Vec::new(),
+        }
+    }
+
     /// The frame that is journaled and sent.
     ///
     /// # Errors
@@ -70,6 +81,28 @@ impl Payload {
     pub fn decode(frame: &[u8]) -> Result<Self, FrameError> {
         let archived = Self::validate(frame)?;
         rkyv::deserialize::<Self, rancor::Error>(archived).map_err(|_| FrameError::Archive)
+    }
+
+    /// The rows of a frame, in order: key and value. Values of at least 1 KiB are views into the frame.
+    ///
+    /// # Errors
+    /// As [`Payload::decode`].
+    pub fn decode_rows(frame: &Bytes) -> Result<Vec<(Bytes, Option<Bytes>)>, FrameError> {
+        let (ArchivedPayload::Mutations(rows) | ArchivedPayload::Backfill(rows)) = Self::validate(frame)?
+        else {
+            return Ok(Vec::new());
+        };
+        let value = |bytes: &[u8]| {
+            if bytes.len() >= SHARED_BYTES_MIN {
+                frame.slice_ref(bytes)
+            } else {
+                Bytes::copy_from_slice(bytes)
+            }
+        };
+        let row = |row: &ArchivedRow| {
+            (Bytes::copy_from_slice(&row.key), row.value.as_ref().map(|bytes| value(bytes)))
+        };
+        Ok(rows.iter().map(row).collect())
     }
 
     /// Whether [`Payload::decode`] would succeed, without allocating.

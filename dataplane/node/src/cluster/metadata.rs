@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::future::join_all;
 use quarry_clustermap::{BucketId, DocumentKind, NodeId, PartitionId, Versioning};
 use quarry_controller::{BucketState, BucketTable, ControllerError};
@@ -15,7 +16,7 @@ use quarry_object::{
     api::ApiError,
     metadata::{Bucket, ExecuteError, Metadata},
     peer::{PeerFault, PeerRequest, PeerResponse},
-    transport::Address,
+    transport::{Address, Class, Parcel},
 };
 use quarry_partition::command::{Command, Conditions, Entry, Framed, List, Outcome, Refusal, Reply};
 
@@ -66,10 +67,15 @@ impl<P: Platform> NodeCluster<P> {
         self.parts.timer.monotonic().saturating_sub(since)
     }
 
-    async fn execute_once(&self, partition: PartitionId, command: &[u8]) -> Result<Outcome, PeerFault> {
+    /// Sends an encoded command to the primary as the map has it now.
+    async fn execute_once(
+        &self,
+        partition: PartitionId,
+        (class, request): (Class, &Bytes),
+    ) -> Result<Outcome, PeerFault> {
         let primary = self.map.borrow().partition(partition).primary;
-        let request = PeerRequest::Execute { partition, command: command.to_vec() };
-        match self.ask(Address::Device(primary), request).await? {
+        let parcel = Parcel { message: request.clone(), bulk: Bytes::new() };
+        match self.send(Address::Device(primary), class, parcel).await?.0 {
             PeerResponse::Executed { outcome } => {
                 Outcome::decode(&outcome).map_err(|error| PeerFault::Damaged { detail: error.to_string() })
             }
@@ -212,7 +218,8 @@ fn to_api_error(error: &ControllerError) -> ApiError {
 
 impl<P: Platform> Metadata for NodeCluster<P> {
     async fn execute(&self, partition: PartitionId, command: Command) -> Result<Reply, ExecuteError> {
-        let encoded = command.encode();
+        let request = PeerRequest::Execute { partition, command: command.encode() };
+        let (class, request) = (request.class(), Bytes::from(request.encode()));
         let started = self.parts.timer.monotonic();
         let mut pause = RETRY_PAUSE_MIN;
         // Once a try may have been carried out, only an answer can say that the command was not.
@@ -226,7 +233,7 @@ impl<P: Platform> Metadata for NodeCluster<P> {
                 | Command::ListParts { .. }
         );
         loop {
-            match stage::timed(Stage::Commit, self.execute_once(partition, &encoded)).await {
+            match stage::timed(Stage::Commit, self.execute_once(partition, (class, &request))).await {
                 Ok(Outcome::Done(reply)) => return Ok(reply),
                 // The first try has aborted it.
                 Ok(Outcome::Refused(Refusal::NoSuchUpload))

@@ -28,7 +28,7 @@ use quarry_identity::UserTable;
 use quarry_object::{
     ReadLatency,
     peer::{PeerFault, PeerRequest, PeerResponse, Run},
-    transport::{Address, Parcel, Transport, TransportError},
+    transport::{Address, Class, Parcel, Transport, TransportError},
 };
 use quarry_storage::device::{BufferPool, DeviceError};
 
@@ -216,7 +216,17 @@ impl<P: Platform> NodeCluster<P> {
         bulk: Bytes,
     ) -> Result<(PeerResponse, Bytes), PeerFault> {
         let parcel = Parcel { message: request.encode().into(), bulk };
-        let answer = self.parts.transport.call(to, request.class(), parcel).await.map_err(to_fault)?;
+        self.send(to, request.class(), parcel).await
+    }
+
+    /// Sends an encoded request and waits for its answer.
+    async fn send(
+        &self,
+        to: Address,
+        class: Class,
+        parcel: Parcel,
+    ) -> Result<(PeerResponse, Bytes), PeerFault> {
+        let answer = self.parts.transport.call(to, class, parcel).await.map_err(to_fault)?;
         match PeerResponse::decode(&answer.message) {
             Ok(PeerResponse::Failed(fault)) => Err(fault),
             Ok(response) => Ok((response, answer.bulk)),

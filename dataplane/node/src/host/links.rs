@@ -185,7 +185,7 @@ impl<P: Platform> Links<P> {
 
     /// Sends a replication message, an encoded envelope; it may be lost, the state machine sends it again.
     pub(super) fn send(&self, to: DeviceId, message: Bytes) {
-        let message = message.to_vec();
+        let message = Vec::from(message);
         if let Some(together) = self.together.borrow_mut().as_mut() {
             return together.entry(to).or_default().push(message);
         }

@@ -262,10 +262,12 @@ impl<P: Platform> PartitionHost<P> {
             return Err(PeerFault::BucketGone.into());
         }
         let view = RowView::proposed(&self.store, self.partition, &self.proposed);
-        let evaluated = evaluate(&view, self.context(command), command).await;
+        let mut evaluated = evaluate(&view, self.context(command), command).await;
         let (token, outcome) = self.new_waiter();
-        match &evaluated {
-            Ok(evaluated) if !evaluated.rows.is_empty() => self.propose(token, evaluated.rows.clone())?,
+        match &mut evaluated {
+            Ok(evaluated) if !evaluated.rows.is_empty() => {
+                self.propose(token, std::mem::take(&mut evaluated.rows))?;
+            }
             _ => self.input(Input::Barrier { token }),
         }
         drop(turn);
@@ -289,7 +291,8 @@ impl<P: Platform> PartitionHost<P> {
     }
 
     fn propose(self: &Rc<Self>, token: u64, rows: Vec<Row>) -> Result<(), PeerFault> {
-        let payload = Payload::Mutations(rows.clone()).encode().map_err(|error| {
+        let mutations = Payload::Mutations(rows);
+        let payload = mutations.encode().map_err(|error| {
             self.waiting.borrow_mut().remove(&token);
             PeerFault::Damaged { detail: format!("the change does not fit one log entry: {error}") }
         })?;
@@ -298,7 +301,7 @@ impl<P: Platform> PartitionHost<P> {
         let sequence = self.replica.borrow().last_proposed();
         // Refused, or committed already (one replica whose flush is immediate): nothing is pending.
         if sequence > before && sequence > self.replica.borrow().committed() {
-            self.proposed.borrow_mut().insert(sequence, rows);
+            self.proposed.borrow_mut().insert(sequence, mutations.into_rows());
         }
         Ok(())
     }
@@ -430,8 +433,8 @@ impl<P: Platform> PartitionHost<P> {
     }
 
     fn apply(self: &Rc<Self>, sequence: Sequence, payload: &Bytes) {
-        let payload = Payload::decode(payload).expect("the state machine hands out checked payloads only");
-        let mutations = into_mutations(payload);
+        let rows = Payload::decode_rows(payload).expect("the state machine hands out checked payloads only");
+        let mutations: Vec<_> = rows.into_iter().map(|(key, value)| Mutation { key, value }).collect();
         // Now, not when it was proposed: the freer sees committed rows only.
         if mutations.iter().any(|row| row.value.is_some() && is_free_list_row(&row.key)) {
             self.freed_something.set(true);
@@ -490,13 +493,11 @@ impl<P: Platform> PartitionHost<P> {
 }
 
 pub(crate) fn into_mutations(payload: Payload) -> Vec<Mutation> {
-    match payload {
-        Payload::Mutations(rows) | Payload::Backfill(rows) => rows
-            .into_iter()
-            .map(|row| Mutation { key: row.key.into(), value: row.value.map(Bytes::from) })
-            .collect(),
-        Payload::Noop => Vec::new(),
-    }
+    payload
+        .into_rows()
+        .into_iter()
+        .map(|row| Mutation { key: row.key.into(), value: row.value.map(Bytes::from) })
+        .collect()
 }
 
 fn is_read(command: &Command) -> bool {

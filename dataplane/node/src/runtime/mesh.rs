@@ -9,7 +9,7 @@ use std::{
     collections::HashMap,
     rc::Rc,
     sync::{Arc, OnceLock},
-    task::{Poll, Waker},
+    task::{Context, Poll, Waker},
 };
 
 use crossbeam::queue::ArrayQueue;
@@ -142,18 +142,23 @@ impl Mesh {
             Kind::Request(id) => Some(id),
             Kind::OneWay => None,
         };
-        let handler = self.handler.borrow().clone();
+        let Some(handler) = self.handler.borrow().clone() else { return };
+        let mut answer = handler(frame.to, frame.body);
+        let Some(id) = id else {
+            // Replication is mostly done at once: no task for it.
+            let first = answer.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            if first.is_pending() {
+                (self.spawn)(Box::pin(async move {
+                    let _nobody_asked = answer.await;
+                }));
+            }
+            return;
+        };
         let mesh = Rc::clone(self);
         (self.spawn)(Box::pin(async move {
-            let Some(handler) = handler else { return };
-            let body = handler(frame.to, frame.body).await;
-            if let Some(id) = id {
-                mesh.respond(
-                    frame.from,
-                    Frame { from: mesh.me, to: frame.to, kind: Kind::Response(id), body },
-                )
+            let body = answer.await;
+            mesh.respond(frame.from, Frame { from: mesh.me, to: frame.to, kind: Kind::Response(id), body })
                 .await;
-            }
         }));
     }
 

@@ -78,37 +78,50 @@ impl Ring {
     }
 
     /// Writes one batch at the head (two writes where it wraps around) without a flush; returns the new head,
-    /// to be installed by [`Ring::advance_head`] after the flush.
+    /// to be installed by [`Ring::advance_head`] after the flush. `buf` holds whole blocks: room for the header, the
+    /// payload and zeros; its memory comes back.
     pub(crate) async fn write<D: Device>(
         ring: Ring,
         device: &D,
-        mut bytes: Vec<u8>,
+        mut buf: IoBuf,
+        payload_bytes: usize,
         records: u32,
-    ) -> Result<ReplayStart, DeviceError> {
-        let payload_bytes = u32::try_from(bytes.len() - batch::HEADER_BYTES).expect("batches are bounded");
+    ) -> (Result<ReplayStart, DeviceError>, IoBuf) {
         let header = BatchHeader {
             device: ring.device,
             sequence: ring.head.sequence,
             previous_crc: ring.head.previous_crc,
-            payload_bytes,
+            payload_bytes: u32::try_from(payload_bytes).expect("batches are bounded"),
             records,
         };
-        let crc = batch::seal(&header, &mut bytes);
-        bytes.resize(usize::try_from(header.blocks()).expect("batches are bounded") * BLOCK_BYTES, 0);
-        assert!(ring.used_blocks() + header.blocks() <= ring.area.blocks, "a batch never overtakes the tail");
+        let crc = batch::seal(&header, &mut buf);
+        let blocks = header.blocks();
+        assert_eq!(buf.len() as u64, blocks * BLOCK_BYTES as u64, "a batch is whole blocks");
+        assert!(ring.used_blocks() + blocks <= ring.area.blocks, "a batch never overtakes the tail");
         let index = ring.head.position % ring.area.blocks;
-        let until_end = usize::try_from((ring.area.blocks - index).min(header.blocks())).expect("bounded");
-        let (first, second) = bytes.split_at(until_end * BLOCK_BYTES);
         let at = (ring.area.start.0 + index) * BLOCK_BYTES as u64;
-        device.write(at, IoBuf::copy_of(first)).await.0?;
-        if !second.is_empty() {
-            device.write(ring.area.start.offset_bytes(), IoBuf::copy_of(second)).await.0?;
-        }
-        Ok(ReplayStart {
-            position: ring.head.position + header.blocks(),
+        let (written, buf) = if index + blocks <= ring.area.blocks {
+            device.write(at, buf).await
+        } else {
+            let until_end = usize::try_from(ring.area.blocks - index).expect("bounded") * BLOCK_BYTES;
+            (ring.write_around(device, at, buf.split_at(until_end)).await, buf)
+        };
+        let head = ReplayStart {
+            position: ring.head.position + blocks,
             sequence: ring.head.sequence + 1,
             previous_crc: crc,
-        })
+        };
+        (written.map(|()| head), buf)
+    }
+
+    async fn write_around<D: Device>(
+        &self,
+        device: &D,
+        at: u64,
+        (first, second): (&[u8], &[u8]),
+    ) -> Result<(), DeviceError> {
+        device.write(at, IoBuf::copy_of(first)).await.0?;
+        device.write(self.area.start.offset_bytes(), IoBuf::copy_of(second)).await.0
     }
 
     /// The batch that ends at `head` is durable.

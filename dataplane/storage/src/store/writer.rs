@@ -4,13 +4,18 @@ use std::rc::Rc;
 
 use super::core::Mode;
 use super::{Inner, StoreError, StoreState};
-use crate::device::Device;
+use crate::device::{BLOCK_BYTES, Device, IoBuf};
 use crate::format::batch;
 use crate::journal::{Pending, Ring};
+
+/// Memory of a batch is used again from this size on, and kept up to the other.
+const SPARE_BYTES_MIN: usize = 64 << 10;
+const SPARE_BYTES_MAX: usize = 256 << 10;
 
 impl<D: Device + 'static> Inner<D> {
     /// Runs until the store is shut down or fails.
     pub(super) async fn run_writer(self: Rc<Self>) {
+        let mut spare = None;
         loop {
             let listener = self.work.listen();
             if matches!(*self.state.borrow(), StoreState::Failed(_)) {
@@ -22,7 +27,7 @@ impl<D: Device + 'static> Inner<D> {
             self.stats.set_queued(self.queue.borrow().bytes());
             if !batch.is_empty() {
                 self.writing.set(true);
-                let written = self.write_batch(batch).await;
+                let written = self.write_batch(batch, &mut spare).await;
                 self.writing.set(false);
                 if let Err((error, batch)) = written {
                     self.fail(&error);
@@ -40,15 +45,19 @@ impl<D: Device + 'static> Inner<D> {
         self.progress.notify(usize::MAX);
     }
 
-    /// One batch: write, one flush, apply in order, tell the waiters.
-    async fn write_batch(&self, batch: Vec<Pending>) -> Result<(), (StoreError, Vec<Pending>)> {
+    /// One batch: write, one flush, apply in order, tell the waiters. `spare` is memory for the next one.
+    async fn write_batch(
+        &self,
+        batch: Vec<Pending>,
+        spare: &mut Option<IoBuf>,
+    ) -> Result<(), (StoreError, Vec<Pending>)> {
         let payload: usize = batch.iter().map(|pending| pending.bytes.len()).sum();
-        let mut bytes = Vec::with_capacity(batch::HEADER_BYTES + payload);
-        bytes.resize(batch::HEADER_BYTES, 0);
-        batch.iter().for_each(|pending| bytes.extend_from_slice(&pending.bytes));
+        let buf = gather(&batch, payload, spare.take());
         let records = u32::try_from(batch.len()).expect("a batch is bounded by bytes");
         let ring = self.ring.borrow().clone();
-        let head = match Ring::write(ring, &*self.device, bytes, records).await {
+        let (written, buf) = Ring::write(ring, &*self.device, buf, payload, records).await;
+        *spare = Some(buf).filter(|buf| buf.capacity() <= SPARE_BYTES_MAX);
+        let head = match written {
             Ok(head) => head,
             Err(error) => return Err((error.into(), batch)),
         };
@@ -74,6 +83,23 @@ impl<D: Device + 'static> Inner<D> {
         }
         Ok(())
     }
+}
+
+/// The blocks of a batch, all but the header, in `spare` memory if it is large enough.
+fn gather(batch: &[Pending], payload_bytes: usize, spare: Option<IoBuf>) -> IoBuf {
+    let total_bytes = batch::HEADER_BYTES + payload_bytes;
+    let len_bytes = total_bytes.next_multiple_of(BLOCK_BYTES);
+    let spare = spare.filter(|buf| buf.capacity() >= len_bytes);
+    let mut buf = spare.unwrap_or_else(|| IoBuf::zeroed(len_bytes.max(SPARE_BYTES_MIN)));
+    buf.set_len(len_bytes);
+    let mut at = batch::HEADER_BYTES;
+    for pending in batch {
+        buf[at..][..pending.bytes.len()].copy_from_slice(&pending.bytes);
+        at += pending.bytes.len();
+    }
+    // Of an earlier batch.
+    buf[total_bytes..].fill(0);
+    buf
 }
 
 fn refuse(batch: Vec<Pending>, error: &StoreError) {
