@@ -61,6 +61,11 @@ use crate::{
     },
 };
 
+/// A request allocates often, and larger pieces than the fast path of the C library's own allocator takes: this one is 10 to 15 %
+/// of the CPU of a small request cheaper (bench/results/2026-11-23-cpu-of-requests.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Short, so that a wake from another thread is seen soon by a busy core; the pulse makes it safe (see there).
 const PREEMPT_TIMER: Duration = Duration::from_millis(1);
 

@@ -13,6 +13,8 @@
 //! archive is safe to read, not that it is what was written. Whatever the bytes are, opening a frame does not panic, and
 //! costs no memory beyond a small multiple of their length.
 
+use std::cell::Cell;
+
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
 use rkyv::ser::allocator::ArenaHandle;
@@ -21,8 +23,13 @@ use rkyv::{Archive, Deserialize, Portable, Serialize, rancor};
 /// Bytes before the body.
 pub const FRAME_HEADER_BYTES: usize = 16;
 const CHECKSUM_AT: usize = 12;
-/// What most frames without an inline body fit into.
-const FRAME_BYTES_USUAL: usize = 512;
+/// Memory of an archive up to this size is kept for the next one: growing anew each time costs more than the copy.
+const ARCHIVE_BYTES_KEPT: usize = 64 << 10;
+
+thread_local! {
+    /// Where the next archive is made.
+    static ARCHIVE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Why bytes are not the frame that was expected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -103,22 +110,15 @@ impl FrameKind {
     /// # Panics
     /// If the body is 4 GiB long or longer: every caller bounds what it frames.
     pub fn seal(&self, body: &[u8]) -> Vec<u8> {
-        let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + body.len());
-        frame.resize(FRAME_HEADER_BYTES, 0);
-        frame.extend_from_slice(body);
-        self.seal_in_place(frame)
-    }
-
-    /// Fills in the header of a frame whose body is in place.
-    fn seal_in_place(&self, mut frame: Vec<u8>) -> Vec<u8> {
-        let (header, body) = frame.split_at_mut(FRAME_HEADER_BYTES);
         let length = u32::try_from(body.len()).expect("bodies are bounded far below 4 GiB");
-        header[..4].copy_from_slice(&self.magic);
-        header[4..6].copy_from_slice(&self.kind.to_le_bytes());
-        header[6..8].copy_from_slice(&self.version.to_le_bytes());
-        header[8..CHECKSUM_AT].copy_from_slice(&length.to_le_bytes());
-        let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[..CHECKSUM_AT]), body);
-        header[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
+        let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + body.len());
+        frame.extend_from_slice(&self.magic);
+        frame.extend_from_slice(&self.kind.to_le_bytes());
+        frame.extend_from_slice(&self.version.to_le_bytes());
+        frame.extend_from_slice(&length.to_le_bytes());
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&frame), body);
+        frame.extend_from_slice(&checksum.to_le_bytes());
+        frame.extend_from_slice(body);
         frame
     }
 
@@ -158,15 +158,20 @@ impl FrameKind {
         Ok(body)
     }
 
-    /// The frame of a value, made in one piece of memory: archives need no alignment, and their pointers are relative.
+    /// The frame of a value.
     pub fn encode<T>(&self, value: &T) -> Vec<u8>
     where
         T: for<'a> Serialize<HighSerializer<Vec<u8>, ArenaHandle<'a>, rancor::Error>>,
     {
-        let mut frame = Vec::with_capacity(FRAME_BYTES_USUAL);
-        frame.resize(FRAME_HEADER_BYTES, 0);
-        let frame = rkyv::api::high::to_bytes_in::<_, rancor::Error>(value, frame);
-        self.seal_in_place(frame.expect("plain data always serialises to memory"))
+        let mut memory = ARCHIVE.take();
+        memory.clear();
+        let archive = rkyv::api::high::to_bytes_in::<_, rancor::Error>(value, memory);
+        let archive = archive.expect("plain data always serialises to memory");
+        let frame = self.seal(&archive);
+        if archive.capacity() <= ARCHIVE_BYTES_KEPT {
+            ARCHIVE.set(archive);
+        }
+        frame
     }
 
     /// The archived value in a frame, validated.

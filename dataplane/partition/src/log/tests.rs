@@ -91,3 +91,33 @@ fn other_frames_are_named() {
     assert!(matches!(Payload::decode(&[0; 16]), Err(FrameError::Magic { .. })));
     assert!(matches!(Payload::decode(&PAYLOAD.seal(&[])), Err(FrameError::Archive)));
 }
+
+#[test]
+fn rows_of_a_frame_are_those_of_the_payload() {
+    let row =
+        |key: &[u8], value: Option<usize>| Row { key: key.to_vec(), value: value.map(|len| vec![7; len]) };
+    let rows = vec![
+        row(b"a", Some(SHARED_BYTES_MIN)),
+        row(b"", Some(0)),
+        row(b"b", None),
+        row(b"c", Some(SHARED_BYTES_MIN - 1)),
+    ];
+    for payload in [Payload::Mutations(rows.clone()), Payload::Backfill(rows), Payload::Noop] {
+        let frame = payload.encode().unwrap();
+        let decoded = Payload::decode_rows(&frame).unwrap();
+        let shared: Vec<bool> = decoded
+            .iter()
+            .map(|(_, value)| {
+                value.as_ref().is_some_and(|value| frame.as_ptr_range().contains(&value.as_ptr()))
+            })
+            .collect();
+        assert_eq!(shared, [true, false, false, false][..payload.rows().len()]);
+        let decoded = decoded
+            .into_iter()
+            .map(|(key, value)| Row { key: key.to_vec(), value: value.map(|value| value.to_vec()) });
+        assert_eq!(decoded.collect::<Vec<_>>(), payload.into_rows());
+        let mut damaged = frame.to_vec();
+        *damaged.last_mut().unwrap() ^= 1;
+        assert!(Payload::decode_rows(&damaged.into()).is_err());
+    }
+}
