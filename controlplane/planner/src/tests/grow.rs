@@ -192,7 +192,8 @@ proptest! {
         }
         let all = capacities.iter().sum::<u64>();
         let width = world.policy.hot_profile.total() as u64;
-        prop_assume!(capacities.iter().all(|capacity| capacity * width <= all));
+        // A group takes no device twice, so none can hold more than one part in so many as a group has.
+        prop_assume!(capacities.iter().all(|capacity| capacity * width <= all) && added * width <= all + added);
         world.step(&[], &[]);
         world.settle(check_redundancy);
         check_balance(world.map())?;
