@@ -232,8 +232,13 @@ def test_delete_objects(s3, put):
     assert [(error["Key"], error["Code"]) for error in answer["Errors"]] == [(keys[0], "PreconditionFailed")]
     assert "Deleted" not in answer
     for condition in ({"Size": 1}, {"LastModifiedTime": datetime.datetime(2020, 1, 1)}):
-        answer = s3.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": put("kept", b"x"), **condition}]})
-        assert [error["Code"] for error in answer["Errors"]] == ["NotImplemented"], "deleted, whatever the condition says"
+        key = put("kept", b"xyz")
+        answer = s3.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": key, **condition}]})
+        assert [error["Code"] for error in answer["Errors"]] == ["PreconditionFailed"], "deleted, whatever the condition says"
+        head = s3.head_object(Bucket=BUCKET, Key=key)
+        met = {"Size": 3} if "Size" in condition else {"LastModifiedTime": head["LastModified"]}
+        answer = s3.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": key, **met}]})
+        assert [entry["Key"] for entry in answer["Deleted"]] == [key] and "Errors" not in answer
     many = [{"Key": f"{put.prefix}{number}"} for number in range(1001)]
     assert len(s3.delete_objects(Bucket=BUCKET, Delete={"Objects": many[:1000]})["Deleted"]) == 1000
     refused(400, "MalformedXML", s3.delete_objects, Bucket=BUCKET, Delete={"Objects": many})

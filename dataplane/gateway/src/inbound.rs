@@ -79,9 +79,14 @@ impl Source {
         }
     }
 
+    /// Whether there is no body, or no byte of it is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.incoming.borrow().is_end_stream()
+    }
+
     /// Whether there is a body that nothing has asked for.
     pub(crate) fn is_untold(&self) -> bool {
-        !self.polled.get() && !self.incoming.borrow().is_end_stream()
+        !self.polled.get() && !self.is_empty()
     }
 
     /// Reads and drops the rest for a while, so that the client gets to read the answer.

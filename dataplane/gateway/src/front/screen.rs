@@ -151,6 +151,9 @@ fn find<'a>(query: &'a [Pair<'_>], name: &str) -> Option<&'a str> {
 fn screen_authentication(headers: &HeaderMap, query: &[Pair<'_>]) -> S3Result<()> {
     let header = headers.get(AUTHORIZATION);
     let presigned = find(query, "X-Amz-Signature").is_some();
+    if headers.get_all(AMZ_DATE).iter().any(|value| is_date_of_other_signs(value.as_bytes())) {
+        return Err(refuse(S3ErrorCode::InvalidRequest, "the header x-amz-date is malformed"));
+    }
     if find(query, "Signature").is_some() || find(query, "AWSAccessKeyId").is_some() {
         return Err(unsupported_mechanism());
     }
@@ -198,6 +201,9 @@ fn screen_presigned(headers: &HeaderMap, query: &[Pair<'_>]) -> S3Result<()> {
         )
     };
     screen_scope(find(query, "X-Amz-Credential").ok_or_else(lacking)?, malformed)?;
+    if find(query, "X-Amz-Date").is_some_and(|date| is_date_of_other_signs(date.as_bytes())) {
+        return Err(refuse(S3ErrorCode::AuthorizationQueryParametersError, "X-Amz-Date is malformed"));
+    }
     let expires = find(query, "X-Amz-Expires").ok_or_else(lacking)?;
     if expires.parse::<i64>().is_ok_and(|seconds| seconds <= 0) {
         return Err(refuse(S3ErrorCode::AccessDenied, "Request has expired"));
@@ -234,10 +240,20 @@ pub(crate) fn name_date(headers: &mut HeaderMap) {
     headers.extend(HeaderValue::from_bytes(&basic).ok().map(|value| (AMZ_DATE, value)));
 }
 
+/// Whether something of the length of a date has other signs than digits where they belong: s3s computes with them before it
+/// looks. What has another length it refuses itself.
+fn is_date_of_other_signs(date: &[u8]) -> bool {
+    let digits = |text: &[u8]| text.iter().all(u8::is_ascii_digit);
+    date.len() == 16 && !(digits(&date[..8]) && digits(&date[9..15]))
+}
+
 fn screen_scope(credential: &str, malformed: S3ErrorCode) -> S3Result<()> {
+    // s3s takes what follows the first slash for the date, and computes with it before it looks.
+    let is_date = |text: &str| text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let begins = credential.split('/').nth(1).is_some_and(is_date);
     // The access key id may itself hold slashes, so the scope is read from its end.
     match credential.rsplit('/').collect::<Vec<_>>().as_slice() {
-        ["aws4_request", "s3", _region, _date, _, ..] => Ok(()),
+        ["aws4_request", "s3", _region, _date, _, ..] if begins => Ok(()),
         _ => Err(refuse(malformed, "the credential scope must be <key>/<date>/<region>/s3/aws4_request")),
     }
 }
@@ -270,6 +286,9 @@ fn screen_features(parts: &Parts) -> S3Result<()> {
     }
     for (name, value) in &parts.headers {
         let name = name.as_str();
+        if name.starts_with("x-amz-meta-") && has_empty_encoded_word(value.as_bytes()) {
+            return Err(refuse(S3ErrorCode::InvalidArgument, format!("the header {name} is malformed")));
+        }
         let refused = REFUSED_HEADERS
             .iter()
             .any(|(prefix, harmless)| name.starts_with(prefix) && !value.to_str().is_ok_and(harmless));
@@ -278,6 +297,13 @@ fn screen_features(parts: &Parts) -> S3Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a value that s3s takes for encoded words (RFC 2047) has one whose begin is its end as well: s3s cuts it without a look.
+fn has_empty_encoded_word(value: &[u8]) -> bool {
+    let value = value.trim_ascii();
+    let is_encoded = value.starts_with(b"=?") && value.ends_with(b"?=");
+    is_encoded && value.split(|byte| byte.is_ascii_whitespace() || *byte == 0x0b).any(|word| word == b"=?=")
 }
 
 #[cfg(test)]
