@@ -203,8 +203,7 @@ fn draft(dice: &mut Dice) -> Draft {
     }
     if dice.chance(3) && !draft.query.is_empty() {
         let at = dice.below(draft.query.len());
-        let clean = |text: String| in_head(&text).replace(['&', '=', '#'], "");
-        draft.query[at].1 = clean(spoil(&draft.query[at].1, dice));
+        draft.query[at].1 = in_head(&spoil(&draft.query[at].1, dice)).replace(['&', '=', '#'], "");
     }
     if dice.chance(2) {
         draft.body = spoil(document, dice).into_bytes();
