@@ -5,7 +5,6 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::future::pending;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -13,11 +12,10 @@ use quarry_clustermap::Versioning;
 use quarry_gateway::{Gateway, Limits};
 use quarry_identity::{AccessKey, Change, Secret, UserTable};
 use quarry_object::metadata::Metadata as _;
-use support::client::{connect, run};
+use support::client::{run, send};
 use support::draft::{Authentication, Draft, Framing, SPOILT, crc32c_base64};
 use support::real::{RealCluster, real_store};
 use support::{Log, USERS, gateway_by};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const REQUESTS: usize = 3000;
 /// Whose key may read what begins with `plain`, and nothing else.
@@ -42,16 +40,7 @@ impl Side {
     }
 
     async fn send(&self, request: &[u8]) -> Vec<u8> {
-        let (mut reader, mut writer) = tokio::io::split(connect(&self.gateway, pending()));
-        let mut answer = Vec::new();
-        let write = async {
-            // The server may answer and close before it has read everything.
-            drop(writer.write_all(request).await);
-            drop(writer.shutdown().await);
-        };
-        let (_, read) = tokio::join!(write, reader.read_to_end(&mut answer));
-        read.unwrap();
-        answer
+        send(&self.gateway, request).await
     }
 }
 

@@ -8,18 +8,16 @@
 
 mod support;
 
-use std::future::pending;
 use std::rc::Rc;
 use std::time::Duration;
 
 use quarry_clustermap::Versioning;
-use quarry_gateway::{Gateway, Limits};
+use quarry_gateway::Limits;
 use quarry_object::metadata::Metadata as _;
-use support::client::{connect, run};
+use support::client::{run, send};
 use support::draft::{Authentication, Draft, Framing, Spoilt};
 use support::gateway_by;
 use support::real::real_store;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const REQUESTS: u64 = 4000;
 /// On the clock of the test, which jumps: longer than any deadline of the gateway.
@@ -267,19 +265,6 @@ fn request(seed: u64) -> Vec<u8> {
         damage(&mut request, &mut dice);
     }
     request
-}
-
-async fn send(gateway: &Gateway, request: &[u8]) -> Vec<u8> {
-    let (mut reader, mut writer) = tokio::io::split(connect(gateway, pending()));
-    let mut answer = Vec::new();
-    let write = async {
-        // The gateway may answer and close before it has read everything.
-        drop(writer.write_all(request).await);
-        drop(writer.shutdown().await);
-    };
-    let (_, read) = tokio::join!(write, reader.read_to_end(&mut answer));
-    read.unwrap();
-    answer
 }
 
 #[test]

@@ -173,3 +173,17 @@ pub fn connect(gateway: &Gateway, shutdown: impl Future<Output = ()> + 'static) 
     });
     client
 }
+
+/// Sends bytes on a connection of their own, ends it, and reads what comes back.
+pub async fn send(gateway: &Gateway, request: &[u8]) -> Vec<u8> {
+    let (mut reader, mut writer) = tokio::io::split(connect(gateway, std::future::pending()));
+    let mut answer = Vec::new();
+    let write = async {
+        // The gateway may answer and close before it has read everything.
+        drop(writer.write_all(request).await);
+        drop(writer.shutdown().await);
+    };
+    let (_, read) = tokio::join!(write, reader.read_to_end(&mut answer));
+    read.unwrap();
+    answer
+}
