@@ -61,8 +61,8 @@ use crate::{
     },
 };
 
-/// A request allocates often, and larger pieces than the fast path of the C library's own allocator takes: this one is 10 to 15 %
-/// of the CPU of a small request cheaper (bench/results/2026-11-23-cpu-of-requests.md).
+/// A request allocates often, and larger pieces than the fast path of the C library's own allocator takes: this one was 10 to 15 %
+/// of the CPU of a small request cheaper when it was preloaded (bench/results/2026-11-23-cpu-of-requests.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
