@@ -6,7 +6,7 @@
 #   sh deploy/packages.sh build test     and what the tests need
 set -eu
 
-# command:package:reason
+# command or file:package:reason
 build_needs="
 cc:gcc:links Rust programs and compiles C
 make:make:builds ISA-L (erasure coding, SIMD)
@@ -15,6 +15,7 @@ automake:automake:builds ISA-L
 libtoolize:libtool:builds ISA-L
 nasm:nasm:assembles ISA-L's SIMD kernels
 protoc:protobuf-compiler:generates the etcd client
+/usr/include/google/protobuf/descriptor.proto:libprotobuf-dev:definitions that the etcd client includes
 "
 test_needs="
 chromium:chromium:shows pages and sends forms in a test
@@ -36,7 +37,7 @@ look() {
         [ -n "$command" ] || continue
         if [ "$command" = python3-venv ]; then
             python3 -c 'import ensurepip, venv' >/dev/null 2>&1 && continue
-        elif command -v "$command" >/dev/null 2>&1; then
+        elif [ -e "$command" ] || command -v "$command" >/dev/null 2>&1; then
             continue
         fi
         echo "$package:$reason"
