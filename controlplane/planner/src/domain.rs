@@ -3,7 +3,7 @@
 //! Racks hold nodes, nodes hold devices. A set has at most so many members on one rack and on one node as it must have
 //! to find room at all. Of the two, racks come first as long as the loss of a whole rack is survived by that; else nodes.
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
 use quarry_clustermap::{ClusterMap, DeviceId, NodeId};
 
@@ -14,28 +14,47 @@ pub(crate) struct Spread {
     pub(crate) node: usize,
 }
 
-impl Spread {
-    /// The widest spread of `width` members over `devices`, of which `spare` may be lost at once.
-    pub(crate) fn choose(map: &ClusterMap, devices: &[DeviceId], width: usize, spare: usize) -> Self {
+/// How widely sets can be spread over some devices. Devices are counted once and each answer is kept: a plan asks for
+/// every set, and a cluster has as many sets as devices, or more.
+#[derive(Debug)]
+pub(crate) struct Spreads {
+    /// Devices of each node of each rack.
+    racks: Vec<Vec<usize>>,
+    known: RefCell<BTreeMap<(usize, usize), Spread>>,
+}
+
+impl Spreads {
+    pub(crate) fn new(map: &ClusterMap, devices: &[DeviceId]) -> Self {
         let mut racks: BTreeMap<&str, BTreeMap<NodeId, usize>> = BTreeMap::new();
         for device in devices {
             let node = map.devices[device].node;
             *racks.entry(&map.nodes[&node].rack).or_default().entry(node).or_default() += 1;
         }
+        let racks = racks.into_values().map(|nodes| nodes.into_values().collect()).collect();
+        Self { racks, known: RefCell::default() }
+    }
+
+    /// The widest spread of `width` members, of which `spare` may be lost at once.
+    pub(crate) fn of(&self, width: usize, spare: usize) -> Spread {
+        *self.known.borrow_mut().entry((width, spare)).or_insert_with(|| self.widest(width, spare))
+    }
+
+    fn widest(&self, width: usize, spare: usize) -> Spread {
         let room = |rack: usize, node: usize| -> usize {
-            let of_rack =
-                |nodes: &BTreeMap<NodeId, usize>| nodes.values().map(|count| (*count).min(node)).sum();
-            racks.values().map(|nodes| rack.min(of_rack(nodes))).sum()
+            let of_rack = |nodes: &Vec<usize>| nodes.iter().map(|count| (*count).min(node)).sum();
+            self.racks.iter().map(|nodes| rack.min(of_rack(nodes))).sum()
         };
         let least = |fits: &dyn Fn(usize) -> bool| (1..width).find(|limit| fits(*limit)).unwrap_or(width);
         let rack = least(&|rack| room(rack, width) >= width);
         if rack <= spare {
-            return Self { rack, node: least(&|node| room(rack, node) >= width) };
+            return Spread { rack, node: least(&|node| room(rack, node) >= width) };
         }
         let node = least(&|node| room(width, node) >= width);
-        Self { rack: least(&|rack| room(rack, node) >= width), node }
+        Spread { rack: least(&|rack| room(rack, node) >= width), node }
     }
+}
 
+impl Spread {
     /// Whether a set that has `taken` may have `device` too. Greedy use never gets stuck: as long as a set is not full,
     /// some device is allowed.
     pub(crate) fn allows(self, map: &ClusterMap, taken: &[DeviceId], device: DeviceId) -> bool {

@@ -28,7 +28,7 @@ use quarry_clustermap::{ClusterMap, DeviceId, ErasureProfile, PgId, PgState, Pla
 
 use crate::{
     Move, PlanInput, devices_in, devices_staying,
-    domain::{Spread, interleave},
+    domain::{Spreads, interleave},
     epoch_of, rebalance, replace,
 };
 
@@ -110,9 +110,8 @@ fn profile_to_open(map: &ClusterMap, tier: Tier, devices: &[DeviceId]) -> Option
     let wanted = map.wanted_profile(tier);
     let most = devices.len().checked_sub(wanted.parity())?.min(wanted.data());
     let least = wanted.data().min(2);
-    let survives = |data: &usize| {
-        Spread::choose(map, devices, data + wanted.parity(), wanted.parity()).node <= wanted.parity()
-    };
+    let spreads = Spreads::new(map, devices);
+    let survives = |data: &usize| spreads.of(data + wanted.parity(), wanted.parity()).node <= wanted.parity();
     let data = (least..=most).rev().find(survives).or((most >= least).then_some(most))?;
     let data_shards = u8::try_from(data).expect("at most the wanted k, which is a u8");
     Some(ErasureProfile { data_shards, ..wanted })
@@ -145,7 +144,7 @@ fn layout(
     patterns: usize,
 ) -> Vec<Vec<DeviceId>> {
     let width = profile.total();
-    let spread = Spread::choose(map, devices, width, profile.parity());
+    let spread = Spreads::new(map, devices).of(width, profile.parity());
     let order = interleave(map, devices);
     let mut uses = vec![0_usize; order.len()];
     let group = |(offsets, shift): (Vec<usize>, usize)| {
@@ -171,20 +170,24 @@ fn offsets(uses: &mut [usize], width: usize) -> Vec<usize> {
     assert!(width <= n, "the profile was chosen for the devices");
     let mut chosen = vec![0_usize];
     while chosen.len() < width {
-        let cost = |candidate: usize| -> usize {
-            let mut uses = uses.to_vec();
-            for other in &chosen {
-                uses[(candidate + n - other) % n] += 1;
-                uses[(other + n - candidate) % n] += 1;
-            }
-            uses.iter().map(|count| count * count).sum()
+        let differences = |candidate: usize| -> Vec<usize> {
+            let both = |other: &usize| [(candidate + n - other) % n, (other + n - candidate) % n];
+            chosen.iter().flat_map(both).collect()
+        };
+        // By how much the sum of the squares of all uses grows.
+        let mut cost = |candidate: usize| -> usize {
+            let differences = differences(candidate);
+            let grow = |difference: &usize| {
+                uses[*difference] += 1;
+                2 * uses[*difference] - 1
+            };
+            let cost = differences.iter().map(grow).sum();
+            differences.iter().for_each(|difference| uses[*difference] -= 1);
+            cost
         };
         let candidates = (1..n).filter(|offset| !chosen.contains(offset));
         let best = candidates.min_by_key(|offset| (cost(*offset), *offset)).expect("width is at most n");
-        for other in &chosen {
-            uses[(best + n - other) % n] += 1;
-            uses[(other + n - best) % n] += 1;
-        }
+        differences(best).into_iter().for_each(|difference| uses[difference] += 1);
         chosen.push(best);
     }
     chosen.sort_unstable();

@@ -24,7 +24,11 @@ use quarry_clustermap::{ClusterMap, DeviceEntry, DeviceId, PartitionConfig, Part
 
 use crate::accused::{self, Suspects};
 use crate::away;
-use crate::{Joined, Move, PlanError, PlanInput, devices_staying, domain::Spread, epoch_of};
+use crate::{
+    Joined, Move, PlanError, PlanInput, devices_staying,
+    domain::{Spread, Spreads},
+    epoch_of,
+};
 
 /// Gives the first map its partitions.
 pub(crate) fn create(next: &mut ClusterMap, partition_count: u16) -> Result<(), PlanError> {
@@ -87,7 +91,7 @@ pub(crate) fn update(
         away::keep(&mut config, (&were_in_sync, wanted), next, input);
         away::forget(&mut config, (next, input, &suspects));
         hand_over(&mut config, next, input);
-        trim(&mut config, &old, wanted, next);
+        trim(&mut config, &old, (wanted, placer.spread(wanted)), next);
         away::welcome(&mut config, (partition, wanted), (next, input, &suspects), moves);
         placer.replace(&old, &config);
         while config.replicas.len() + config.joining.len() + away::kept(&config, wanted) < wanted {
@@ -198,8 +202,12 @@ fn hand_over(config: &mut PartitionConfig, next: &ClusterMap, input: &PlanInput<
 /// Never more than the wanted number of members, but for one that joins to take another's place. Of the in-sync replicas
 /// of before, the one leaves that is to be emptied, stands too close to others, or is last in the order of preference; not
 /// the primary if another is there.
-fn trim(config: &mut PartitionConfig, old: &PartitionConfig, wanted: usize, next: &ClusterMap) {
-    let spread = Spread::choose(next, &devices_staying(next, Tier::Hot), wanted, wanted - 1);
+fn trim(
+    config: &mut PartitionConfig,
+    old: &PartitionConfig,
+    (wanted, spread): (usize, Spread),
+    next: &ClusterMap,
+) {
     while config.replicas.len() > wanted {
         let crowded = |device: DeviceId| {
             let others: Vec<DeviceId> =
@@ -224,6 +232,7 @@ fn trim(config: &mut PartitionConfig, old: &PartitionConfig, wanted: usize, next
 struct Placer {
     /// Those that may take something new.
     devices: Vec<DeviceId>,
+    spreads: Spreads,
     members: BTreeMap<DeviceId, usize>,
     primaries: BTreeMap<DeviceId, usize>,
     /// How often the second follows the first as its primary: spreads the load of a lost primary.
@@ -232,8 +241,10 @@ struct Placer {
 
 impl Placer {
     fn new(map: &ClusterMap) -> Self {
+        let devices = devices_staying(map, Tier::Hot);
         let mut placer = Self {
-            devices: devices_staying(map, Tier::Hot),
+            spreads: Spreads::new(map, &devices),
+            devices,
             members: BTreeMap::new(),
             primaries: BTreeMap::new(),
             follows: BTreeMap::new(),
@@ -261,12 +272,17 @@ impl Placer {
         }
     }
 
+    /// How widely the members of a partition are spread.
+    fn spread(&self, wanted: usize) -> Spread {
+        self.spreads.of(wanted, wanted - 1)
+    }
+
     fn load(&self, device: DeviceId) -> usize {
         self.members.get(&device).copied().unwrap_or_default()
     }
 
     fn first_members(&mut self, map: &ClusterMap, wanted: usize) -> Vec<DeviceId> {
-        let level = Spread::choose(map, &self.devices, wanted, wanted - 1);
+        let level = self.spread(wanted);
         let count = |device: &DeviceId| self.primaries.get(device).copied().unwrap_or_default();
         let primary = *self
             .devices
@@ -324,7 +340,7 @@ impl Placer {
             let free = self.candidates(map, &taken, level).filter(|device| !avoid(*device));
             free.min_by_key(|device| (self.load(*device), *device))
         };
-        let widest = Spread::choose(map, &self.devices, wanted, wanted - 1);
+        let widest = self.spread(wanted);
         let device = pick(widest).or_else(|| pick(Spread { rack: usize::MAX, node: usize::MAX }))?;
         *self.members.entry(device).or_default() += 1;
         Some(device)

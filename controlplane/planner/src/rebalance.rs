@@ -16,7 +16,7 @@ use crate::{
     accused::Suspects,
     balance::{Balance, Set},
     devices_staying,
-    domain::Spread,
+    domain::Spreads,
     epoch_of, replace,
 };
 
@@ -59,8 +59,9 @@ fn group_sets(
     movable: impl Fn(PgId) -> bool,
 ) -> Vec<Set<PgId>> {
     let groups = map.placement_groups.iter().filter(|(_, group)| group.tier == tier);
+    let spreads = Spreads::new(map, devices);
     let sets = groups.map(|(pg, group)| {
-        let spread = Spread::choose(map, devices, group.profile.total(), group.profile.parity());
+        let spread = spreads.of(group.profile.total(), group.profile.parity());
         Set { key: *pg, members: group.members.clone(), spread, movable: movable(*pg) }
     });
     sets.collect()
@@ -133,7 +134,7 @@ fn partition_balance(
 ) -> Balance<'_, PartitionId> {
     let devices = devices_staying(map, Tier::Hot);
     let wanted = map.hot_profile.metadata_replicas();
-    let spread = Spread::choose(map, &devices, wanted, map.hot_profile.parity());
+    let spread = Spreads::new(map, &devices).of(wanted, map.hot_profile.parity());
     let set = |(index, config): (usize, &PartitionConfig)| Set {
         key: PartitionId(u16::try_from(index).expect("a valid map has at most 65,536 partitions")),
         members: members_to_be(map, config, wanted),

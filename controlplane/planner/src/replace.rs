@@ -17,9 +17,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quarry_clustermap::{ClusterMap, DeviceId, DeviceState, Epoch, JobKind, PgId, PgState, PlacementGroup};
+use quarry_clustermap::{
+    ClusterMap, DeviceId, DeviceState, Epoch, JobKind, PgId, PgState, PlacementGroup, Tier,
+};
 
-use crate::{Move, PlanInput, devices_staying, domain::Spread, epoch_of};
+use crate::{
+    Move, PlanInput, devices_staying,
+    domain::{Spread, Spreads},
+    epoch_of,
+};
 
 /// Ends moves, and gives positions new members.
 pub(crate) fn update(
@@ -160,7 +166,7 @@ fn replace_due(
             if group.positions_not_whole(next) > group.profile.parity() {
                 too_many += 1;
             } else if let Some(device) = load.candidate(next, group, position) {
-                load.replace(old, device);
+                load.replace(next, old, device);
                 give(next, pg, position, device, moves);
                 taken += 1;
             } else {
@@ -202,23 +208,46 @@ pub(crate) fn give(next: &mut ClusterMap, pg: PgId, position: u8, device: Device
     moves.push(Move::Rebuild { pg, position, device });
 }
 
-/// Positions per device.
+/// Positions per device, and who of those that stay has least for its capacity.
 struct Load {
     positions: BTreeMap<DeviceId, u64>,
+    tiers: BTreeMap<Tier, Free>,
+}
+
+/// Devices of a tier that may take a position.
+struct Free {
+    spreads: Spreads,
+    /// Least loaded first.
+    by_load: BTreeSet<(u128, DeviceId)>,
 }
 
 impl Load {
     fn of(map: &ClusterMap) -> Self {
-        let mut positions = BTreeMap::new();
+        let mut load = Self { positions: BTreeMap::new(), tiers: BTreeMap::new() };
         for device in map.placement_groups.values().flat_map(|group| &group.members) {
-            *positions.entry(*device).or_default() += 1;
+            *load.positions.entry(*device).or_default() += 1;
         }
-        Self { positions }
+        for tier in Tier::ALL {
+            let devices = devices_staying(map, tier);
+            let spreads = Spreads::new(map, &devices);
+            let by_load = devices.iter().map(|device| (load.relative(map, *device), *device)).collect();
+            load.tiers.insert(tier, Free { spreads, by_load });
+        }
+        load
     }
 
-    fn replace(&mut self, old: DeviceId, new: DeviceId) {
-        *self.positions.entry(new).or_default() += 1;
-        self.positions.entry(old).and_modify(|count| *count -= 1);
+    fn replace(&mut self, map: &ClusterMap, old: DeviceId, new: DeviceId) {
+        for (device, more) in [(new, true), (old, false)] {
+            let before = self.relative(map, device);
+            let count = self.positions.entry(device).or_default();
+            *count = if more { *count + 1 } else { *count - 1 };
+            let after = self.relative(map, device);
+            for free in self.tiers.values_mut() {
+                if free.by_load.remove(&(before, device)) {
+                    free.by_load.insert((after, device));
+                }
+            }
+        }
     }
 
     /// Positions per byte of capacity, scaled to an integer.
@@ -229,20 +258,20 @@ impl Load {
 
     /// The least loaded device that may take a position: as far from the other members as the devices allow.
     fn candidate(&self, map: &ClusterMap, group: &PlacementGroup, position: u8) -> Option<DeviceId> {
-        let devices = devices_staying(map, group.tier);
+        let free = &self.tiers[&group.tier];
         let others = group.members.iter().enumerate().filter(|(at, _)| *at != usize::from(position));
         let others: Vec<DeviceId> =
             others.map(|(_, device)| *device).filter(|device| map.devices.contains_key(device)).collect();
         let former: BTreeSet<DeviceId> = group.rebuilding.values().copied().collect();
         let total = group.profile.total();
-        let widest = Spread::choose(map, &devices, total, group.profile.parity());
+        let widest = free.spreads.of(total, group.profile.parity());
         let pick = |spread: Spread| {
-            let free = devices.iter().copied().filter(|device| {
+            let mut devices = free.by_load.iter().map(|(_, device)| *device);
+            devices.find(|device| {
                 !group.members.contains(device)
                     && !former.contains(device)
                     && spread.allows(map, &others, *device)
-            });
-            free.min_by_key(|device| (self.relative(map, *device), *device))
+            })
         };
         [widest, Spread { rack: total, ..widest }, Spread { rack: total, node: total }]
             .into_iter()
