@@ -180,12 +180,13 @@ fn phases_follow_each_other_and_ramps_are_left_out() {
             report["phases"].as_array().unwrap().iter().map(|phase| number(&phase["operations"])).collect();
         assert_eq!(operations, [50.0, 100.0, 300.0]);
         assert_eq!(number(&report["operations"]), 400.0);
-        assert!(number(&report["measured_seconds"]) >= 2.0 && number(&report["measured_seconds"]) < 3.0);
+        let ramp = number(&report["elapsed_seconds"]) - number(&report["measured_seconds"]);
+        assert!((ramp - 1.0).abs() < 1e-6, "all but the ramp is measured: {report}");
         let (_, report) =
             run(&server, "--mix head=1 --size 10B --objects 5 -c 2 --think 50ms --phases prepare,steady:1s");
         assert!(
-            (10.0..=40.0).contains(&number(&report["operations"])),
-            "2 workers, 20 times a second: {report}"
+            (1.0..=42.0).contains(&number(&report["operations"])),
+            "2 workers, at most 20 times a second and once more: {report}"
         );
     });
 }
