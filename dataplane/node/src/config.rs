@@ -1,5 +1,6 @@
 //! Configuration: flags over file over defaults, validated whole before any device is opened.
 
+mod memory;
 mod size;
 
 use std::{
@@ -331,7 +332,6 @@ pub(crate) enum ConfigError {
 /// Device files of the embedded default.
 pub(crate) const DEFAULT_DEVICE_COUNT: usize = 6;
 const DEFAULT_DEVICE_SIZE: u64 = 4 << 30;
-const DEFAULT_CACHE: u64 = 32 << 20;
 const DEFAULT_BUFFERS: u64 = 64 << 20;
 /// Below this a body costs less as part of three commit records than as shards on k+m devices (bench/results).
 const DEFAULT_INLINE_BELOW: u64 = 32 << 10;
@@ -386,15 +386,16 @@ impl Config {
             _ => return Err(ConfigError::HalfTls),
         };
         let devices = if args.devices.is_empty() { file.devices } else { args.devices.clone() };
+        let cold_devices =
+            if args.cold_devices.is_empty() { file.cold_devices } else { args.cold_devices.clone() };
+        let device_count = if devices.is_empty() { DEFAULT_DEVICE_COUNT } else { devices.len() };
+        let default_cache = || memory::default_cache_bytes(device_count + cold_devices.len());
+        let cache_bytes = file.cache_per_device.map_or_else(default_cache, |size| size.0);
         let default_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let config = Self {
             data: args.data.clone().or(file.data).ok_or(ConfigError::NoData)?,
             devices,
-            cold_devices: if args.cold_devices.is_empty() {
-                file.cold_devices
-            } else {
-                args.cold_devices.clone()
-            },
+            cold_devices,
             cold_profile,
             device_size_bytes: args
                 .device_size
@@ -420,7 +421,7 @@ impl Config {
             },
             object_ownership: args.object_ownership.or(file.object_ownership).unwrap_or_default().into(),
             region: file.region.unwrap_or_else(|| "us-east-1".into()),
-            cache_per_device_bytes: to_usize(file.cache_per_device.map_or(DEFAULT_CACHE, |size| size.0)),
+            cache_per_device_bytes: to_usize(cache_bytes),
             buffers_per_core_bytes: to_usize(file.buffers_per_core.map_or(DEFAULT_BUFFERS, |size| size.0)),
             inline_below_bytes: file.inline_below.map_or(DEFAULT_INLINE_BELOW, |size| size.0),
             repair_bytes_per_second: file.repair_per_second.map_or(DEFAULT_REPAIR_PER_SECOND, |rate| rate.0),
