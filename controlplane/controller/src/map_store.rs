@@ -20,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+use futures::future::try_join_all;
 use quarry_clustermap::{
     ClusterId, ClusterMap, DeviceEntry, DeviceId, ErasureProfile, MapVersion, NodeEntry, NodeId, Operations,
     PartitionConfig, PgId, PlacementGroup, Tiering,
@@ -48,8 +49,13 @@ const NODES_PER_LEAF: u32 = 16;
 const AHEAD_OPERATIONS_MAX: usize = 100;
 /// Bytes after which a transaction takes no more leaves; one leaf more still fits.
 const BYTES_WANTED_MAX: usize = TRANSACTION_BYTES_MAX / 2;
-/// Leaves that are asked for one by one; beyond that all are read at once.
+/// Leaves that are asked for one by one, whatever part of the map they are.
 const LEAVES_READ_SINGLY_MAX: usize = 24;
+/// Of a larger map a node asks for up to one leaf in so many one by one; beyond that it reads all at once. A thousand nodes
+/// do so at the same time: what one does not need costs etcd a thousand times.
+const LEAVES_READ_SINGLY_PART: usize = 4;
+/// Of those, how many are under way at a time.
+const LEAVES_AT_A_TIME: usize = 8;
 /// Readings of a head whose leaves are gone before that is called damage.
 const READ_ATTEMPTS_MAX: usize = 16;
 
@@ -186,17 +192,23 @@ async fn read_leaves(
             None => missing.push((name, key)),
         }
     }
-    let mut all: BTreeMap<String, Entry> = BTreeMap::new();
-    if missing.len() > LEAVES_READ_SINGLY_MAX {
+    let mut entries: BTreeMap<String, Entry> = BTreeMap::new();
+    if missing.len() > LEAVES_READ_SINGLY_MAX.max(head.leaves.len() / LEAVES_READ_SINGLY_PART) {
         let range = metastore.range(LEAF_PREFIX).await?;
-        all = range.entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+        entries.extend(range.entries.into_iter().map(|entry| (entry.key.clone(), entry)));
+    }
+    let singly: Vec<&String> =
+        missing.iter().map(|(_, key)| key).filter(|key| !entries.contains_key(*key)).collect();
+    for keys in singly.chunks(LEAVES_AT_A_TIME) {
+        let mut reads = Vec::with_capacity(keys.len());
+        for key in keys {
+            reads.push(metastore.get(key));
+        }
+        let read = try_join_all(reads).await?;
+        entries.extend(read.into_iter().flatten().map(|entry| (entry.key.clone(), entry)));
     }
     for (name, key) in missing {
-        let entry = match all.remove(&key) {
-            Some(entry) => Some(entry),
-            None => metastore.get(&key).await?,
-        };
-        let Some(entry) = entry else { return Ok(None) };
+        let Some(entry) = entries.remove(&key) else { return Ok(None) };
         let content = Arc::new(Content::parse(name, &entry)?);
         leaves.insert(name.clone(), Leaf { key, content });
     }
