@@ -21,6 +21,7 @@ use crate::backend::Core;
 use crate::checksum::kind;
 use crate::conditions::{etag, on_read};
 use crate::error::{from_api_write, refuse};
+use crate::front::range;
 use crate::multipart::part_number;
 use crate::versions::version;
 
@@ -177,10 +178,8 @@ fn source(header: CopySource, conditions: Conditions, range: Option<RangeRequest
 
 /// S3 takes only `bytes=first-last` here.
 fn source_range(header: &str) -> Result<RangeRequest, S3Error> {
-    let parsed = header.strip_prefix("bytes=").and_then(|range| range.split_once('-'));
-    let parsed = parsed.and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
-    match parsed {
-        Some((first, last)) if first <= last => Ok(RangeRequest::Inclusive { first, last }),
+    match range::parse(header) {
+        Some(range @ RangeRequest::Inclusive { .. }) if header.starts_with("bytes=") => Ok(range),
         _ => Err(refuse(S3ErrorCode::InvalidArgument, "x-amz-copy-source-range must be bytes=first-last")),
     }
 }

@@ -308,6 +308,29 @@ async fn two_parts(bench: &Bench, kind: &str) -> (String, String) {
 }
 
 #[test]
+fn the_range_of_a_copied_part_is_taken_by_the_letter() {
+    run(async {
+        let bench = Bench::new(Versioning::Enabled).await;
+        bench.put("source", "0123456789").await.is(200);
+        let created = bench.ask("POST", "/bucket/big?uploads=", &[], b"").await.is(200);
+        let target = format!("/bucket/big?partNumber=1&uploadId={}", created.element("UploadId"));
+        let copy = async |range: &str| {
+            let headers = [("x-amz-copy-source", "/bucket/source"), ("x-amz-copy-source-range", range)];
+            bench.ask("PUT", &target, &headers, b"").await
+        };
+        copy("bytes=2-5").await.is(200).has(&["<ETag>\"81b073de9370ea873f548e31b8adc081\"<"]);
+        // Other than a Range, one that is malformed is an error.
+        for wrong in ["bytes=5-2", "bytes=2-", "bytes=-2", "bytes=+2-+5", "2-5", "Bytes=2-5", "bytes=0-1,3-4"]
+        {
+            copy(wrong).await.is(400).has(&["<Code>InvalidArgument<"]);
+        }
+        for beyond in ["bytes=2-10", "bytes=10-12", "bytes=2-99999999999999999999"] {
+            copy(beyond).await.is(416).has(&["<Code>InvalidRange<"]);
+        }
+    });
+}
+
+#[test]
 fn parts_are_compared_listed_and_read_one_by_one() {
     run(async {
         let bench = Bench::new(Versioning::Enabled).await;
