@@ -23,7 +23,7 @@ use crate::conditions::{etag, on_read};
 use crate::error::{from_api_write, refuse};
 use crate::front::range;
 use crate::multipart::part_number;
-use crate::versions::version;
+use crate::versions::{self, version};
 
 /// Bucket and key that a copy reads from; empty for an access point, which there is none of.
 pub(crate) fn source_place(source: &CopySource) -> (String, String) {
@@ -100,7 +100,7 @@ pub(crate) async fn object<S: ObjectStore>(
     Ok(S3Response::new(CopyObjectOutput {
         copy_object_result: Some(result),
         copy_source_version_id: source_version.map(|version| version.to_string()),
-        version_id: copied.version.map(|version| version.to_string()),
+        version_id: versions::written(copied.version),
         ..CopyObjectOutput::default()
     }))
 }

@@ -13,7 +13,7 @@ use quarry_gateway::{Gateway, Limits};
 use quarry_identity::{AccessKey, Change, Secret, UserTable};
 use quarry_object::metadata::Metadata as _;
 use support::client::{run, send};
-use support::draft::{Authentication, Draft, Framing, SPOILT, crc32c_base64};
+use support::draft::{Authentication, Draft, Framing, SPOILT, Spoilt, crc32c_base64};
 use support::real::{RealCluster, real_store};
 use support::{Log, USERS, gateway_by};
 
@@ -502,6 +502,32 @@ fn a_malformed_range_is_left_out_on_every_way() {
             ["HTTP/1.1 200 OK", "HTTP/1.1 206 Partial Content", "HTTP/1.1 403 Forbidden"]
         );
         assert_eq!(fronts.into_iter().collect::<Vec<_>>(), ["fast", "header", "query", "signature"]);
+    });
+}
+
+#[test]
+fn a_body_without_a_length_is_refused() {
+    run(async {
+        let pair = Pair::new().await;
+        let draft = Draft { framing: Framing::Unsigned, ..Draft::new("PUT", "/bucket/k", b"body") };
+        for (spoilt, code) in
+            [(Spoilt::NoLength, "MissingContentLength"), (Spoilt::ChunkedTransfer, "NotImplemented")]
+        {
+            let (fast, general) = pair.both(&Draft { spoilt, ..draft.clone() }.finish()).await;
+            assert_eq!(comparable(&fast), comparable(&general));
+            assert!(
+                comparable(&fast).2.contains(&format!("<Code>{code}</Code>")),
+                "{}",
+                String::from_utf8_lossy(&fast)
+            );
+        }
+        // Its own chunks say how long it is.
+        for framing in [Framing::Chunks, Framing::UnsignedTrailer] {
+            let request = Draft { framing, spoilt: Spoilt::ChunkedTransfer, ..draft.clone() }.finish();
+            let (fast, general) = pair.both(&request).await;
+            assert_eq!(comparable(&fast), comparable(&general));
+            assert!(fast.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&fast));
+        }
     });
 }
 

@@ -132,6 +132,37 @@ fn versions_from_put_to_delete() {
 }
 
 #[test]
+fn a_write_names_a_version_of_its_own_only() {
+    run(async {
+        for versioning in [Versioning::Enabled, Versioning::Suspended] {
+            let bench = Bench::new(versioning).await;
+            let named = versioning == Versioning::Enabled;
+            let put = bench.put("k", "data").await;
+            let copy =
+                bench.ask("PUT", "/bucket/copy", &[("x-amz-copy-source", "/bucket/k")], b"").await.is(200);
+            let upload = bench.ask("POST", "/bucket/big?uploads=", &[], b"").await.element("UploadId");
+            let part = format!("/bucket/big?partNumber=1&uploadId={upload}");
+            let tag = bench.ask("PUT", &part, &[], b"part").await.is(200).header("etag").unwrap();
+            let document = format!(
+                "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{tag}</ETag></Part></CompleteMultipartUpload>"
+            );
+            let complete = format!("/bucket/big?uploadId={upload}");
+            let done = bench.ask("POST", &complete, &[], document.as_bytes()).await.is(200);
+            for (written, key) in [(put, "k"), (copy, "copy"), (done, "big")] {
+                let version = if named { written.version() } else { "null".to_owned() };
+                written.header("x-amz-version-id").map_or_else(|| assert!(!named), |_| assert!(named));
+                // Whoever reads or deletes is told.
+                assert_eq!(bench.get(&format!("/bucket/{key}")).await.is(200).version(), version);
+                let target = format!("/bucket/{key}?versionId={version}");
+                assert_eq!(bench.ask("DELETE", &target, &[], b"").await.is(204).version(), version);
+            }
+            let marker = bench.ask("DELETE", "/bucket/k", &[], b"").await.is(204);
+            assert_eq!(marker.version() == "null", !named);
+        }
+    });
+}
+
+#[test]
 fn versions_are_listed_in_pages() {
     run(async {
         let bench = Bench::new(Versioning::Unversioned).await;
