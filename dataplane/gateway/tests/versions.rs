@@ -288,9 +288,11 @@ fn deletes_under_conditions() {
                 delete("/bucket/k", name, wrong, 412).await;
             }
             let many = |extra: &str| format!("<Delete><Object><Key>k</Key>{extra}</Object></Delete>");
-            for extra in
-                ["<Size>5</Size>", "<LastModifiedTime>Thu, 01 Jan 2015 00:00:00 GMT</LastModifiedTime>"]
-            {
+            for extra in [
+                "<Size>5</Size>",
+                "<LastModifiedTime>Thu, 01 Jan 2015 00:00:00 GMT</LastModifiedTime>",
+                "<ETag>0</ETag>",
+            ] {
                 let answer = bench.ask("POST", "/bucket?delete=", &[], many(extra).as_bytes()).await.is(200);
                 answer.has(&["<Error><Code>PreconditionFailed<"]);
             }
@@ -298,8 +300,11 @@ fn deletes_under_conditions() {
                 let version = format!("/bucket/k?versionId={}", stored.version());
                 delete(&version, size, "5", 412).await;
                 delete("/bucket/k", size, "4", 204).await;
-                // A delete marker has no bytes.
+                // A delete marker has no bytes, and is nothing to If-Match.
                 delete("/bucket/k", size, "4", 412).await;
+                delete("/bucket/k", size, "-4", 412).await;
+                delete("/bucket/k", "if-match", "*", 404).await;
+                delete("/bucket/k", "if-match", "\"0\"", 404).await;
                 delete("/bucket/k", size, "0", 204).await;
                 delete(&version, time, &modified, 204).await;
             } else {

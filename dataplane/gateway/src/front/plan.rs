@@ -246,7 +246,19 @@ fn overrides(query: &Query<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Fallba
 
 #[cfg(test)]
 mod tests {
-    use super::HEADERS;
+    use super::{Fallback, HEADERS, Query};
+
+    #[test]
+    fn what_is_unusual_in_a_query_is_left_to_s3s() {
+        let of = |target: &str| {
+            let (parts, ()) = http::Request::get(target).body(()).expect("a target").into_parts();
+            Query::of(&parts).map(|query| query.has("a"))
+        };
+        assert_eq!(of("/b/k?b=1&a=%2B"), Ok(true));
+        for unusual in ["/b/k?a=1&a=2", "/b/k?a=1+2", "/b/k?%61=1"] {
+            assert_eq!(of(unusual), Err(Fallback::Query), "{unusual}");
+        }
+    }
 
     #[test]
     fn the_list_of_headers_can_be_searched() {
