@@ -1,7 +1,8 @@
-"""Leaves out one flush, or one wait for a flush, at a time; the tests of a normal run must notice each.
+"""Leaves out one flush, one wait for a flush, or one rule of the S3 gateway at a time; the tests of a normal run must notice.
 
 Flushes of the store, and waits for its journal, are found by pattern, so a new one is on the list by itself. Places
-further up are written down below. The source stays as it is: a copy is changed, under target/mutations.
+further up are written down below, rules of the gateway in mutations_s3.py. The source stays as it is: a copy is changed, under
+target/mutations.
 """
 
 import fcntl
@@ -13,17 +14,20 @@ import subprocess
 import sys
 import time
 
+from mutations_s3 import RULES
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
 COPY = TARGET / "mutations"
 # Longest run of a package's tests; a mutation that hangs them was noticed.
 TEST_SECONDS_MAX = 300
 
-STORAGE = ("quarry-storage", "store::tests")
-OBJECT = ("quarry-object", "")
-PARTITION = ("quarry-partition", "replication")
-FLUSH_ORDER = ("quarryd", "sim::flush_order")
-CRASH = ("quarryd", "sim::crash")
+# Package, words in the names of its tests, which of its targets.
+STORAGE = ("quarry-storage", "store::tests", "--lib")
+OBJECT = ("quarry-object", "", "--lib")
+PARTITION = ("quarry-partition", "replication", "--lib")
+FLUSH_ORDER = ("quarryd", "sim::flush_order", "--bins")
+CRASH = ("quarryd", "sim::crash", "--bins")
 
 STORE = "dataplane/storage/src/store"
 # What is put in place of what is left out.
@@ -157,7 +161,7 @@ def found():
 
 
 def written_down():
-    for name, file, text, put, tests in WRITTEN_DOWN:
+    for name, file, text, put, tests in WRITTEN_DOWN + RULES:
         whole = (ROOT / file).read_text()
         if whole.count(text) != 1:
             sys.exit(f"{name}: the text is not there once in {file}: mend tests/mutations.py")
@@ -180,9 +184,8 @@ def write(file, content):
         path.write_bytes(content)
 
 
-def run(package, words, build_only=False):
-    kind = "--bins" if package == "quarryd" else "--lib"
-    command = ["cargo", "test", "--quiet", "--locked", "-p", package, kind]
+def run(package, words, target, build_only=False):
+    command = ["cargo", "test", "--quiet", "--locked", "-p", package, target]
     command += ["--no-run"] if build_only else [word for word in [words] if word]
     environment = {**os.environ, "CARGO_TARGET_DIR": str(TARGET), "RUST_BACKTRACE": "0"}
     return subprocess.run(
@@ -192,16 +195,16 @@ def run(package, words, build_only=False):
 
 def who_notices(place):
     """Name of a test that fails without this place, or None."""
-    for package, words in place.tests:
-        built = run(package, words, build_only=True)
+    for package, words, target in place.tests:
+        built = run(package, words, target, build_only=True)
         if built.returncode != 0:
             sys.exit(f"{place.name}: does not build:\n{built.stderr[-3000:]}")
         try:
-            ran = run(package, words)
+            ran = run(package, words, target)
         except subprocess.TimeoutExpired:
             return f"{package}: hangs"
         if ran.returncode != 0:
-            failed = re.findall(r"^    (\S+)$", ran.stdout, re.MULTILINE)
+            failed = re.findall(r"^    ([a-z_][\w:]*)$", ran.stdout, re.MULTILINE)
             return f"{package}: {', '.join(dict.fromkeys(failed)) or 'crashes'}"
     return None
 

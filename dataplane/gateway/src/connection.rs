@@ -34,7 +34,7 @@ use crate::deadline::Timer;
 use crate::error::{Fault, from_fault, slow_down};
 use crate::exchange::{Exchange, ExchangeHandle};
 use crate::form;
-use crate::front::{self, Arrived};
+use crate::front::{self, Arrived, range};
 use crate::host::{Hosts, Place};
 use crate::inbound::{Inbound, Source};
 use crate::load::{Load, Slot};
@@ -92,6 +92,7 @@ impl Gateway {
         builder.set_host(Hosts(options.domains.clone()));
         builder.set_auth(Authentication(SendWrapper::new(Rc::clone(&core.identities))));
         builder.set_access(Access(SendWrapper::new(Rc::clone(&core))));
+        builder.set_route(range::Verifier);
         let mut config = S3Config::default();
         config.xml_max_body_size = options.limits.xml_bytes_max;
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(config))));
@@ -227,7 +228,7 @@ impl Shared {
         front::name_date(&mut parts.headers);
         let mut request = HttpRequest::from_parts(parts, s3s::Body::http_body(inbound));
         request.extensions_mut().insert(handle);
-        match self.service.call(request).await {
+        match range::serve(&self.service, request).await {
             Ok(response) => response,
             Err(error) => {
                 tracing::error!(event = "request_failed", request_id = exchange.request_id, ?error);

@@ -21,8 +21,9 @@ use crate::backend::Core;
 use crate::checksum::kind;
 use crate::conditions::{etag, on_read};
 use crate::error::{from_api_write, refuse};
+use crate::front::range;
 use crate::multipart::part_number;
-use crate::versions::version;
+use crate::versions::{self, version};
 
 /// Bucket and key that a copy reads from; empty for an access point, which there is none of.
 pub(crate) fn source_place(source: &CopySource) -> (String, String) {
@@ -99,7 +100,7 @@ pub(crate) async fn object<S: ObjectStore>(
     Ok(S3Response::new(CopyObjectOutput {
         copy_object_result: Some(result),
         copy_source_version_id: source_version.map(|version| version.to_string()),
-        version_id: copied.version.map(|version| version.to_string()),
+        version_id: versions::written(copied.version),
         ..CopyObjectOutput::default()
     }))
 }
@@ -177,10 +178,8 @@ fn source(header: CopySource, conditions: Conditions, range: Option<RangeRequest
 
 /// S3 takes only `bytes=first-last` here.
 fn source_range(header: &str) -> Result<RangeRequest, S3Error> {
-    let parsed = header.strip_prefix("bytes=").and_then(|range| range.split_once('-'));
-    let parsed = parsed.and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
-    match parsed {
-        Some((first, last)) if first <= last => Ok(RangeRequest::Inclusive { first, last }),
+    match range::parse(header) {
+        Some(range @ RangeRequest::Inclusive { .. }) if header.starts_with("bytes=") => Ok(range),
         _ => Err(refuse(S3ErrorCode::InvalidArgument, "x-amz-copy-source-range must be bytes=first-last")),
     }
 }

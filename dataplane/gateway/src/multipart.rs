@@ -24,6 +24,7 @@ use crate::conditions::{etag, on_write};
 use crate::error::{from_api, from_api_write, refuse};
 use crate::list::{Encoding, given as non_empty, owner, page_size};
 use crate::object::Written;
+use crate::versions;
 
 /// Parts in one upload, as in S3.
 const PARTS_MAX: usize = 10_000;
@@ -238,7 +239,7 @@ pub(crate) async fn complete<S: ObjectStore>(
         checksum_sha1: take("sha1"),
         checksum_sha256: take("sha256"),
         checksum_type,
-        version_id: done.version.map(|version| version.to_string()),
+        version_id: versions::written(done.version),
         location: Some(format!("/{}/{}", input.bucket, input.key)),
         bucket: Some(input.bucket),
         key: Some(input.key),

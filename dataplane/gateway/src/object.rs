@@ -29,7 +29,7 @@ use crate::configuration::lifecycle::expiration;
 use crate::error::{VERSION_ID, from_api, from_api_write, refuse};
 use crate::multipart::part_number;
 use crate::outbound::Content;
-use crate::versions::version;
+use crate::versions::{version, written};
 
 /// Keys in one DeleteObjects, as in S3.
 const DELETE_MANY_MAX: usize = 1000;
@@ -65,12 +65,7 @@ pub(crate) async fn write<S: ObjectStore>(
     let stored = core.store.put_object(bucket, key, attributes, conditions, body);
     let stored = stored.await.map_err(from_api_write)?;
     let headers = HeaderMap::from_iter(expiration(core, bucket, &stored));
-    Ok(Written {
-        etag: stored.etag,
-        version: stored.version.map(|version| version.to_string()),
-        checksums: stored.checksums,
-        headers,
-    })
+    Ok(Written { etag: stored.etag, version: written(stored.version), checksums: stored.checksums, headers })
 }
 
 pub(crate) async fn put<S: ObjectStore>(

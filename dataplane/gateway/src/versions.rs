@@ -26,6 +26,12 @@ pub(crate) fn version(text: Option<&str>) -> S3Result<Option<VersionId>> {
     text.map(parse).transpose()
 }
 
+/// What a write tells of the version it made. Where versions are suspended that is the null version, which S3 does not name
+/// here, but where it is read or deleted.
+pub(crate) fn written(version: Option<VersionId>) -> Option<String> {
+    version.filter(|version| *version != VersionId::Null).map(|version| version.to_string())
+}
+
 /// The marker that goes on after a version. That of the null version names its place, which stays when it goes.
 fn marker(version: VersionId, version_ms: u64) -> String {
     match version {

@@ -262,6 +262,11 @@ fn websites_are_served() {
         has(&bench.plain("DELETE", "/index.html", "host: bucket.site.test\r\n").await, &["HTTP/1.1 405 "]);
         let part = bench.plain("GET", "/", "host: bucket.site.test\r\nrange: bytes=1-2\r\n").await;
         assert!(part.starts_with("HTTP/1.1 206 ") && part.ends_with("\r\n\r\nom"), "{part}");
+        for ignored in ["bytes=2-1", "bytes=0-1,3-3", "bytes=0-1\r\nrange: bytes=1-2"] {
+            let headers = format!("host: bucket.site.test\r\nrange: {ignored}\r\n");
+            let whole = bench.plain("GET", "/", &headers).await;
+            assert!(whole.starts_with("HTTP/1.1 200 ") && whole.ends_with("\r\n\r\nhome"), "{whole}");
+        }
         let tag = header(&get("/").await, "etag").unwrap().to_owned();
         let again =
             bench.plain("GET", "/", &format!("host: bucket.site.test\r\nif-none-match: {tag}\r\n")).await;

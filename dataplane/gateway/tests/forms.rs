@@ -9,9 +9,12 @@ use std::rc::Rc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use quarry_clustermap::Versioning;
 use quarry_gateway::{Gateway, Limits};
+use quarry_object::metadata::Metadata as _;
 use sha2::Sha256;
 use support::client::{connect, exchange, run, signed};
+use support::real::real_store;
 use support::{ACCESS_KEY, MemoryStore, SECRET_KEY, gateway_with};
 
 const DATE: &str = "20260102";
@@ -131,6 +134,26 @@ fn a_signed_form_stores_its_file() {
         form.tail = "--XX\r\nContent-Disposition: form-data; name=\"submit\"\r\n\r\nGo\r\n--XX--\r\n";
         assert!(bench.send(&form.request("/bucket")).await.starts_with("HTTP/1.1 204 "));
         assert!(bench.get("e").await.ends_with("\r\n\r\n--XX is no end\r\n--X"));
+    });
+}
+
+#[test]
+fn the_version_of_an_upload_is_told() {
+    run(async {
+        for (versioning, tells) in
+            [(Versioning::Unversioned, false), (Versioning::Enabled, true), (Versioning::Suspended, false)]
+        {
+            let (cluster, store) = real_store();
+            let bench = Bench { gateway: gateway_with(Rc::default(), Limits::default(), store) };
+            assert!(bench.send(&signed("PUT", "/bucket", b"")).await.contains(" 200 "));
+            cluster.set_versioning("bucket", versioning).await.unwrap();
+            let redirected = Form::new("k", b"x").field("success_action_redirect", "http://a.example/");
+            for (form, status) in [(Form::new("k", b"x"), "204"), (redirected, "303")] {
+                let text = bench.send(&form.request("/bucket")).await;
+                assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+                assert_eq!(text.contains("\r\nx-amz-version-id: "), tells, "{versioning:?}: {text}");
+            }
+        }
     });
 }
 

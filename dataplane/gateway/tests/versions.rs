@@ -132,6 +132,37 @@ fn versions_from_put_to_delete() {
 }
 
 #[test]
+fn a_write_names_a_version_of_its_own_only() {
+    run(async {
+        for versioning in [Versioning::Enabled, Versioning::Suspended] {
+            let bench = Bench::new(versioning).await;
+            let named = versioning == Versioning::Enabled;
+            let put = bench.put("k", "data").await;
+            let copy =
+                bench.ask("PUT", "/bucket/copy", &[("x-amz-copy-source", "/bucket/k")], b"").await.is(200);
+            let upload = bench.ask("POST", "/bucket/big?uploads=", &[], b"").await.element("UploadId");
+            let part = format!("/bucket/big?partNumber=1&uploadId={upload}");
+            let tag = bench.ask("PUT", &part, &[], b"part").await.is(200).header("etag").unwrap();
+            let document = format!(
+                "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{tag}</ETag></Part></CompleteMultipartUpload>"
+            );
+            let complete = format!("/bucket/big?uploadId={upload}");
+            let done = bench.ask("POST", &complete, &[], document.as_bytes()).await.is(200);
+            for (written, key) in [(put, "k"), (copy, "copy"), (done, "big")] {
+                let version = if named { written.version() } else { "null".to_owned() };
+                written.header("x-amz-version-id").map_or_else(|| assert!(!named), |_| assert!(named));
+                // Whoever reads or deletes is told.
+                assert_eq!(bench.get(&format!("/bucket/{key}")).await.is(200).version(), version);
+                let target = format!("/bucket/{key}?versionId={version}");
+                assert_eq!(bench.ask("DELETE", &target, &[], b"").await.is(204).version(), version);
+            }
+            let marker = bench.ask("DELETE", "/bucket/k", &[], b"").await.is(204);
+            assert_eq!(marker.version() == "null", !named);
+        }
+    });
+}
+
+#[test]
 fn versions_are_listed_in_pages() {
     run(async {
         let bench = Bench::new(Versioning::Unversioned).await;
@@ -257,9 +288,11 @@ fn deletes_under_conditions() {
                 delete("/bucket/k", name, wrong, 412).await;
             }
             let many = |extra: &str| format!("<Delete><Object><Key>k</Key>{extra}</Object></Delete>");
-            for extra in
-                ["<Size>5</Size>", "<LastModifiedTime>Thu, 01 Jan 2015 00:00:00 GMT</LastModifiedTime>"]
-            {
+            for extra in [
+                "<Size>5</Size>",
+                "<LastModifiedTime>Thu, 01 Jan 2015 00:00:00 GMT</LastModifiedTime>",
+                "<ETag>0</ETag>",
+            ] {
                 let answer = bench.ask("POST", "/bucket?delete=", &[], many(extra).as_bytes()).await.is(200);
                 answer.has(&["<Error><Code>PreconditionFailed<"]);
             }
@@ -267,8 +300,11 @@ fn deletes_under_conditions() {
                 let version = format!("/bucket/k?versionId={}", stored.version());
                 delete(&version, size, "5", 412).await;
                 delete("/bucket/k", size, "4", 204).await;
-                // A delete marker has no bytes.
+                // A delete marker has no bytes, and is nothing to If-Match.
                 delete("/bucket/k", size, "4", 412).await;
+                delete("/bucket/k", size, "-4", 412).await;
+                delete("/bucket/k", "if-match", "*", 404).await;
+                delete("/bucket/k", "if-match", "\"0\"", 404).await;
                 delete("/bucket/k", size, "0", 204).await;
                 delete(&version, time, &modified, 204).await;
             } else {
@@ -305,6 +341,29 @@ async fn two_parts(bench: &Bench, kind: &str) -> (String, String) {
         );
     }
     (upload, format!("<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"))
+}
+
+#[test]
+fn the_range_of_a_copied_part_is_taken_by_the_letter() {
+    run(async {
+        let bench = Bench::new(Versioning::Enabled).await;
+        bench.put("source", "0123456789").await.is(200);
+        let created = bench.ask("POST", "/bucket/big?uploads=", &[], b"").await.is(200);
+        let target = format!("/bucket/big?partNumber=1&uploadId={}", created.element("UploadId"));
+        let copy = async |range: &str| {
+            let headers = [("x-amz-copy-source", "/bucket/source"), ("x-amz-copy-source-range", range)];
+            bench.ask("PUT", &target, &headers, b"").await
+        };
+        copy("bytes=2-5").await.is(200).has(&["<ETag>\"81b073de9370ea873f548e31b8adc081\"<"]);
+        // Other than a Range, one that is malformed is an error.
+        for wrong in ["bytes=5-2", "bytes=2-", "bytes=-2", "bytes=+2-+5", "2-5", "Bytes=2-5", "bytes=0-1,3-4"]
+        {
+            copy(wrong).await.is(400).has(&["<Code>InvalidArgument<"]);
+        }
+        for beyond in ["bytes=2-10", "bytes=10-12", "bytes=2-99999999999999999999"] {
+            copy(beyond).await.is(416).has(&["<Code>InvalidRange<"]);
+        }
+    });
 }
 
 #[test]

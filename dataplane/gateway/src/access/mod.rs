@@ -42,6 +42,7 @@ use crate::backend::Core;
 use crate::body::is_aws_chunked;
 use crate::error::{from_api, refuse};
 use crate::exchange::{Exchange, ExchangeHandle};
+use crate::front::range::VerifiedHandle;
 
 /// Policies of buckets that a core keeps parsed.
 const POLICIES_CACHED_MAX: usize = 1024;
@@ -350,6 +351,14 @@ pub(crate) struct Asked<'a> {
     pub(crate) query: &'a str,
 }
 
+/// The access key whose signature s3s has verified, in this call or in the one before (see `front::range`).
+fn signer(request: &mut S3AccessContext<'_>) -> Option<String> {
+    match request.extensions_mut().get::<VerifiedHandle>() {
+        Some(verified) => verified.access_key.clone(),
+        None => request.credentials().map(|found| found.access_key.clone()),
+    }
+}
+
 /// Judges every request that comes through s3s.
 pub(crate) struct Access<S>(pub(crate) SendWrapper<Rc<Core<S>>>);
 
@@ -358,9 +367,11 @@ impl<S: ObjectStore> Access<S> {
         let core = &*self.0;
         let handle = request.extensions_mut().get::<ExchangeHandle>().cloned();
         let handle = handle.expect("every request carries its exchange");
-        let principal = match request.credentials() {
+        let verified = request.extensions_mut().get::<VerifiedHandle>().cloned();
+        let access_key = signer(request);
+        let principal = match &access_key {
             None => Principal::Anonymous,
-            Some(found) => core.identities.find(&found.access_key)?.0,
+            Some(found) => core.identities.find(found)?.0,
         };
         let (bucket, key) = match request.s3_path() {
             S3Path::Root => (None, None),
@@ -369,10 +380,10 @@ impl<S: ObjectStore> Access<S> {
         };
         let asked = Asked {
             operation: request.s3_op().name(),
-            is_signed: request.credentials().is_some(),
+            is_signed: access_key.is_some(),
             bucket,
             key,
-            headers: request.headers(),
+            headers: verified.as_ref().map_or(request.headers(), |verified| &verified.headers),
             query: request.uri().query().unwrap_or(""),
         };
         core.judge(&asked, principal, &handle.exchange).await.map(drop)
@@ -510,8 +521,7 @@ impl<S: ObjectStore> Core<S> {
 #[async_trait]
 impl<S: ObjectStore> S3Access for Access<S> {
     async fn check(&self, request: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let anonymous = request.credentials().is_none();
-        if anonymous {
+        if signer(request).is_none() {
             begin_auth();
         }
         let judged = SendWrapper::new(self.judge(request)).await;

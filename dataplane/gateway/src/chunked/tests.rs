@@ -217,6 +217,7 @@ fn framing_that_no_client_should_send_is_refused() {
         "\r\n",
         "no colon\r\n\r\n",
         "x-amz-checksum-sha1:not announced\r\n\r\n",
+        "x-amz-checksum-crc32c:a\r\nx-amz-checksum-sha1:not announced either\r\n\r\n",
         "x-amz-checksum-crc32c:a\r\nx-amz-checksum-crc32c:b\r\n\r\n",
         "x-amz-checksum-crc32c:\u{1}\r\n\r\n",
         "x-amz-trailer-signature:00\r\n\r\n",
@@ -231,6 +232,19 @@ fn framing_that_no_client_should_send_is_refused() {
     let at = unsigned.windows(15).position(|window| window == b"x-amz-trailer-s").unwrap();
     let unsigned = [&unsigned[..at], b"\r\n\r\n"].concat();
     let error = refused(Framing::SignedTrailer, std::str::from_utf8(&unsigned).unwrap());
+    assert!(matches!(error, ChunkError::Trailer { .. }), "{error:?}");
+}
+
+#[test]
+fn a_trailer_behind_the_signature_of_the_trailers_is_refused() {
+    let other = "x-amz-checksum-sha1";
+    let announced = || vec![HeaderName::from_static(CHECKSUM), HeaderName::from_static(other)];
+    let decoder = || Decoder::new(Framing::SignedTrailer, 3, announced(), Some(chain(SEED)));
+    let body = encode(Framing::SignedTrailer, &[b"abc".to_vec()], "AAAAAA==");
+    let late = [&body[..body.len() - 2], format!("{other}:a\r\n\r\n").as_bytes()].concat();
+    let missing = decode(decoder(), &body, &[7]).unwrap_err();
+    assert!(matches!(missing, ChunkError::Trailer { .. }), "{missing:?}");
+    let error = decode(decoder(), &late, &[7]).unwrap_err();
     assert!(matches!(error, ChunkError::Trailer { .. }), "{error:?}");
 }
 

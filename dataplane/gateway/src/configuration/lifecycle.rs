@@ -444,6 +444,17 @@ mod tests {
             (
                 LifecycleRule {
                     filter: filter(LifecycleRuleFilter {
+                        object_size_greater_than: Some(5),
+                        object_size_less_than: Some(5),
+                        ..none()
+                    }),
+                    ..rule()
+                },
+                "InvalidRequest",
+            ),
+            (
+                LifecycleRule {
+                    filter: filter(LifecycleRuleFilter {
                         and: Some(LifecycleRuleAndOperator::default()),
                         ..none()
                     }),

@@ -227,7 +227,15 @@ mod tests {
             (vec![after(90, "STANDARD_IA"), after(60, "GLACIER_IR")], argument.clone()),
             (vec![after(30, "STANDARD_IA"), after(60, "STANDARD_IA")], argument.clone()),
             (vec![after(30, "STANDARD_IA"), date(DAY_MS)], Some("InvalidRequest".to_owned())),
-            (vec![date(DAY_MS + 1000)], argument),
+            (vec![date(DAY_MS + 1000)], argument.clone()),
+            // Also where the class is not there.
+            (
+                vec![TransitionXml {
+                    storage_class: Some("GLACIER".to_owned().into()),
+                    ..date(DAY_MS + 1000)
+                }],
+                argument,
+            ),
             (vec![after(1, "GLACIER")], Some("NotImplemented".to_owned())),
             (vec![after(1, "STANDARD")], Some("MalformedXML".to_owned())),
             (vec![TransitionXml { days: None, ..after(1, "GLACIER_IR") }], Some("MalformedXML".to_owned())),

@@ -25,11 +25,11 @@ use self::signature::{Signature, SignatureError};
 use self::upload::{Destination, File};
 use crate::access::{Caller, acl};
 use crate::backend::Core;
-use crate::error::{Fault, from_api, from_fault, refuse};
+use crate::error::{Fault, VERSION_ID, from_api, from_fault, refuse};
 use crate::exchange::Exchange;
 use crate::host::Place;
 use crate::inbound::Source;
-use crate::{attributes, reply, tags};
+use crate::{attributes, reply, tags, versions};
 
 const ACL: HeaderName = HeaderName::from_static("x-amz-acl");
 const FILE_NAME: &str = "${filename}";
@@ -232,6 +232,9 @@ fn answer(
     let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let asked = fields.get("success_action_redirect").or_else(|| fields.get("redirect"));
     let mut response = HttpResponse::new(Body::empty());
+    if let Some(version) = versions::written(stored.version) {
+        add(&mut response, VERSION_ID, &version);
+    }
     if let Some(to) = asked.filter(|to| is_web_address(to)) {
         let sign = if to.contains('?') { '&' } else { '?' };
         let (bucket, key, tag) = (encode(&place.bucket), encode(key), encode(&etag));

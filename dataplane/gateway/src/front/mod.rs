@@ -7,10 +7,11 @@
 //! to answer. So the two can differ only where the fast way takes a request that s3s would refuse or read otherwise;
 //! `tests/front.rs` sends the same requests to both and compares.
 //!
-//! The one intended difference: a malformed Range is left out, as RFC 9110 says, where s3s refuses it.
+//! What s3s gets wrong about ranges is set right before it serves a request (`range`).
 
 mod keys;
 mod plan;
+pub(crate) mod range;
 mod screen;
 mod serve;
 mod signature;
@@ -24,7 +25,6 @@ use quarry_object::api::ObjectStore;
 use s3s::HttpResponse;
 
 pub(crate) use self::keys::{SigningKey, SigningKeys, derive};
-pub(crate) use self::plan::range;
 pub(crate) use self::screen::{name_date, screen, screen_size};
 use crate::backend::Core;
 use crate::exchange::Exchange;

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use http::header::{
     CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_TYPE,
-    EXPIRES, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE, TRANSFER_ENCODING,
+    EXPIRES, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE, TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -15,6 +15,7 @@ use percent_encoding::percent_decode_str;
 use quarry_object::api::{Conditions, RangeRequest};
 use s3s::dto::{ETagCondition, Timestamp, TimestampFormat};
 
+use super::range;
 use crate::conditions::{on_read, on_write};
 use crate::error::CONTENT_SHA256;
 use crate::host::Place;
@@ -165,7 +166,7 @@ impl Reading {
             is_head,
             version: query.get("versionId").map(Cow::into_owned),
             part: part.map_err(|_| Fallback::Query)?,
-            range: text(RANGE.as_str()).and_then(range),
+            range: range::of(headers),
             conditions,
             checksums: text("x-amz-checksum-mode") == Some("ENABLED"),
             overrides: overrides(query)?,
@@ -217,25 +218,6 @@ fn date(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Timestamp>, Fal
     parsed.transpose().map_err(|_| Fallback::Header)
 }
 
-/// A single range of bytes; what is none, or more than one, is as if it were not there (RFC 9110, section 14.2).
-pub(crate) fn range(text: &str) -> Option<RangeRequest> {
-    let number = |text: &str| {
-        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        // More digits than a size can have mean "beyond every end".
-        is_number.then(|| text.parse().unwrap_or(u64::MAX))
-    };
-    let (unit, range) = text.split_once('=')?;
-    let (first, last) = range.split_once('-').filter(|_| unit.eq_ignore_ascii_case("bytes"))?;
-    match (first, last) {
-        ("", last) => Some(RangeRequest::Suffix { len: number(last)? }),
-        (first, "") => Some(RangeRequest::From { first: number(first)? }),
-        (first, last) => {
-            let (first, last) = (number(first)?, number(last)?);
-            (first <= last).then_some(RangeRequest::Inclusive { first, last })
-        }
-    }
-}
-
 fn overrides(query: &Query<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Fallback> {
     let mut found = Vec::new();
     for (name, _) in query.pairs.iter().filter(|(name, _)| name.starts_with("response-")) {
@@ -264,35 +246,22 @@ fn overrides(query: &Query<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Fallba
 
 #[cfg(test)]
 mod tests {
-    use super::{HEADERS, RangeRequest, range};
+    use super::{Fallback, HEADERS, Query};
+
+    #[test]
+    fn what_is_unusual_in_a_query_is_left_to_s3s() {
+        let of = |target: &str| {
+            let (parts, ()) = http::Request::get(target).body(()).expect("a target").into_parts();
+            Query::of(&parts).map(|query| query.has("a"))
+        };
+        assert_eq!(of("/b/k?b=1&a=%2B"), Ok(true));
+        for unusual in ["/b/k?a=1&a=2", "/b/k?a=1+2", "/b/k?%61=1"] {
+            assert_eq!(of(unusual), Err(Fallback::Query), "{unusual}");
+        }
+    }
 
     #[test]
     fn the_list_of_headers_can_be_searched() {
         assert!(HEADERS.is_sorted());
-    }
-
-    #[test]
-    fn what_is_no_range_is_none() {
-        let inclusive = |first, last| Some(RangeRequest::Inclusive { first, last });
-        for (text, expected) in [
-            ("bytes=0-4", inclusive(0, 4)),
-            ("Bytes=3-3", inclusive(3, 3)),
-            ("bytes=0-99999999999999999999", inclusive(0, u64::MAX)),
-            ("bytes=7-", Some(RangeRequest::From { first: 7 })),
-            ("bytes=-0", Some(RangeRequest::Suffix { len: 0 })),
-            ("bytes=-3", Some(RangeRequest::Suffix { len: 3 })),
-            ("bytes=4-2", None),
-            ("bytes=a-b", None),
-            ("bytes=+1-2", None),
-            ("bytes=", None),
-            ("bytes=-", None),
-            ("bytes=1", None),
-            ("bytes= 1-2", None),
-            ("lines=1-2", None),
-            ("bytes=0-1,4-5", None),
-            ("bytes=--1", None),
-        ] {
-            assert_eq!(range(text), expected, "{text}");
-        }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use http::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, DATE, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -14,6 +14,7 @@ use quarry_object::lifecycle::EXPIRES_ATTRIBUTE;
 use s3s::dto::{Timestamp, TimestampFormat};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
+use crate::body::is_aws_chunked;
 use crate::error::{CONTENT_SHA256, custom, refuse};
 use crate::options::Limits;
 
@@ -283,6 +284,11 @@ fn screen_features(parts: &Parts) -> S3Result<()> {
     let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     if parts.method == http::Method::POST && content_type.to_ascii_lowercase().starts_with("multipart/") {
         return Err(refuse(S3ErrorCode::NotImplemented, "uploads by HTML form are not implemented"));
+    }
+    let in_pieces = parts.headers.contains_key(TRANSFER_ENCODING) && !is_aws_chunked(&parts.headers);
+    if parts.method == http::Method::PUT && in_pieces {
+        let message = "a body in the chunks of Transfer-Encoding is not implemented";
+        return Err(refuse(S3ErrorCode::NotImplemented, message));
     }
     for (name, value) in &parts.headers {
         let name = name.as_str();

@@ -7,13 +7,11 @@ pub(crate) mod rules;
 
 use http::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH,
-    LAST_MODIFIED, LOCATION, RANGE,
+    LAST_MODIFIED, LOCATION,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use quarry_object::api::{
-    BucketInfo, Conditions, ObjectContent, ObjectInfo, ObjectStore, RangeRequest, Selector,
-};
+use quarry_object::api::{BucketInfo, Conditions, ObjectContent, ObjectInfo, ObjectStore, Selector};
 use s3s::dto::{StreamingBlob, Timestamp, TimestampFormat};
 use s3s::{Body, HttpResponse, S3Error};
 
@@ -23,7 +21,7 @@ use crate::backend::Core;
 use crate::conditions;
 use crate::error::{custom, from_api};
 use crate::exchange::Exchange;
-use crate::front;
+use crate::front::range;
 use crate::host::Place;
 use crate::outbound::Content;
 use crate::reply::Verbatim;
@@ -99,7 +97,7 @@ impl<S: ObjectStore> Page<'_, S> {
     async fn fetch(&self, key: &str, conditional: bool) -> Result<HttpResponse, S3Error> {
         self.check(key).await?;
         let (conditions, range) = if conditional {
-            (on_page(&self.parts.headers), range_of(&self.parts.headers))
+            (on_page(&self.parts.headers), range::of(&self.parts.headers))
         } else {
             (Conditions::default(), None)
         };
@@ -217,10 +215,6 @@ fn on_page(headers: &HeaderMap) -> Conditions {
         if_modified_since_ms: since.map(|date| unix_ms(date) + conditions::REST_OF_SECOND_MS),
         ..Conditions::default()
     }
-}
-
-fn range_of(headers: &HeaderMap) -> Option<RangeRequest> {
-    front::range(headers.get(RANGE)?.to_str().ok()?)
 }
 
 #[cfg(test)]
