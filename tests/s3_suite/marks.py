@@ -1,5 +1,5 @@
 """A pytest plugin: notes the marks of each test in the JUnit report, so that results can be told by feature, and takes a share
-of the tests. QUARRY_SHARE is "days/WHICH/OF": of those that wait for days of lifecycle rules; or "rest/WHICH/OF": of all others."""
+of the tests. QUARRY_SHARE is "days/WHICH/OF": of those that wait for days of lifecycle rules; "rest/WHICH/OF": of all others; or "all/WHICH/OF"."""
 
 import os
 
@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items):
     mine = []
     for item in items:
         marks = {mark.name for mark in item.iter_markers() if mark.name != "parametrize"}
-        if waits_for_days(marks, item.name) == (kind == "days"):
+        if kind == "all" or waits_for_days(marks, item.name) == (kind == "days"):
             item.user_properties.append(("marks", " ".join(sorted(marks))))
             mine.append(item)
     items[:] = mine[int(which)::int(count)]

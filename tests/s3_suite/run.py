@@ -4,7 +4,10 @@ The suite is ceph/s3-tests, from a checkout that the caller gives; nothing of it
 reason in reasons.toml; one without is shown as such, and is an error. So is a pattern that explains nothing any more: it would
 hide what breaks next.
 
-Tests that wait for lifecycle rules run at the end, against a node whose days have ten seconds; the others see whole days.
+Tests that wait for lifecycle rules run at the end, against a node whose days have nine seconds; the others see whole days.
+
+With --external the same tests run against another server, which the caller started and describes in a configuration of the suite;
+what passes there is counted and printed by feature, and no page is written.
 """
 
 import argparse
@@ -30,8 +33,11 @@ sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
 from harness import BINARIES, Node  # noqa: E402 - needs the path above
 
-# The length of a day in the tests that wait for days, and how many nodes share them.
-DAY_SECONDS = 10
+# The length of a day in the tests that wait for days, for how long they wait for each, and how many nodes share them. A rule of one
+# day ends at the midnight after it, so up to two days later, which is just when those tests look: days are shorter by the time
+# that a node may take to notice. The longest rule that must not have ended yet has five days, which are looked at after four.
+DAY_SECONDS = 9
+WAIT_SECONDS = 10
 DAYS_JOBS = 4
 ROOT_KEY, ROOT_SECRET = "conformanceroot", "conformance-root-secret"
 # Sections of the suite's configuration. To the suite they are accounts of their own; here they are users of one account,
@@ -77,7 +83,7 @@ def write_configuration(node, path):
         access, secret = make_user(node, name, "tenant")
         config[section] = {"access_key": access, "secret_key": secret, "user_id": canonical_id(name), "display_name": name,
                            "email": f"{name}@example.com"}
-    config["s3 main"].update({"api_name": "", "lc_debug_interval": str(DAY_SECONDS)})
+    config["s3 main"].update({"api_name": "", "lc_debug_interval": str(WAIT_SECONDS)})
     config["s3 tenant"]["tenant"] = ""
     with open(path, "w") as file:
         config.write(file)
@@ -107,9 +113,13 @@ def run_suite(arguments, python, work, share):
 
 
 def run_share(arguments, python, node, work, share):
-    report = work / "report.xml"
     configuration = work / "s3tests.conf"
     write_configuration(node, configuration)
+    return run_tests(arguments, python, configuration, work, share)
+
+
+def run_tests(arguments, python, configuration, work, share):
+    report = work / "report.xml"
     # The suite makes its configuration from the environment; the plugin is ours.
     environment = {**os.environ, "S3TEST_CONF": str(configuration), "PYTHONPATH": f"{HERE}:{arguments.suite}",
                    "QUARRY_SHARE": share}
@@ -228,17 +238,33 @@ def write_report(found, reasons, version, path):
     return unexplained
 
 
+def count_external(arguments, python, work):
+    """Runs the suite against a server that is there already."""
+    found = results(run_tests(arguments, python, arguments.external.resolve(), work, "all/0/1"))
+    by_feature = collections.defaultdict(collections.Counter)
+    for result in found:
+        by_feature[feature_of(result)][result.outcome] += 1
+    for name, n in sorted(by_feature.items()):
+        print(f"{name}: {n['passed']} passed, {n['skipped']} skipped, {n['failure'] + n['error']} failed")
+    n = sum(by_feature.values(), collections.Counter())
+    print(f"{n['passed']} passed, {n['skipped']} skipped, {n['failure'] + n['error']} failed, {version_of(arguments.suite)}")
+
+
 def main():
     parser = argparse.ArgumentParser(prog="tests/conformance", description=__doc__)
     parser.add_argument("suite", type=pathlib.Path, help="a checkout of ceph/s3-tests")
     parser.add_argument("--only", help="only tests that match (pytest -k); the page is not written")
     parser.add_argument("--jobs", type=int, default=1, help="nodes that share the tests")
     parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs" / "conformance.md")
+    parser.add_argument("--external", type=pathlib.Path, metavar="CONFIGURATION", help="of a server that runs already, to compare")
     arguments = parser.parse_args()
     arguments.suite = arguments.suite.resolve()
     work = pathlib.Path(tempfile.mkdtemp(dir=os.environ.get("QUARRY_E2E_DIR")))
     python = python_of_suite(arguments.suite)
     try:
+        if arguments.external:
+            count_external(arguments, python, work)
+            return 0
         with concurrent.futures.ThreadPoolExecutor(arguments.jobs + DAYS_JOBS) as pool:
             # Those that wait hardly need a processor.
             waiting, jobs = DAYS_JOBS, arguments.jobs
