@@ -276,7 +276,7 @@ class Run:
 def seen_in(begin, end, calls):
     """Errors and gaps among the calls that overlap with this time (seconds since the origin)."""
     row = collections.Counter()
-    slowest, acknowledged = collections.Counter(), collections.defaultdict(lambda: collections.defaultdict(list))
+    took, acknowledged = collections.defaultdict(list), collections.defaultdict(lambda: collections.defaultdict(list))
     for tries in calls:
         first, last = tries[0], tries[-1]
         if last["end"] / 1e6 < begin or first["start"] / 1e6 > end:
@@ -291,14 +291,21 @@ def seen_in(begin, end, calls):
         row["unknown_writes"] += sum(attempt["outcome"] == "unknown" for attempt in tries if kind == "write")
         if done:
             # From the first try of the call to its acknowledgement.
-            slowest[kind] = max(slowest[kind], (last["end"] - first["start"]) / 1e6)
+            took[kind].append((last["end"] - first["start"]) / 1e6)
             acknowledged[kind][first["key"]].append(last["end"] / 1e6)
     for kind in ("write", "read"):
-        row[f"slowest_{kind}_s"] = round(slowest[kind], 2)
+        row[f"slowest_{kind}_s"] = round(max(took[kind], default=0), 2)
+        row[f"p99_{kind}_s"] = round(percentile(took[kind], 99), 3)
         row[f"gap_{kind}_s"] = round(gap(begin, end, sum(acknowledged[kind].values(), [])), 2)
         hot = [times for key, times in acknowledged[kind].items() if key.startswith("hot/")]
         row[f"gap_{kind}_one_key_s"] = round(max((gap(begin, end, times) for times in hot), default=end - begin), 2)
     return dict(row)
+
+
+def percentile(values, percent):
+    """The smallest value that so many percent of them do not exceed; 0 if there is none."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0
 
 
 def gap(begin, end, times):
@@ -313,6 +320,7 @@ COLUMNS = [
     ("standard_errors", "errors, 3 attempts"), ("patient_errors", "errors, patient"),
     ("gap_write_s", "gap, writes"), ("gap_read_s", "gap, reads"),
     ("gap_write_one_key_s", "gap, writes of one key"), ("gap_read_one_key_s", "gap, reads of one key"),
+    ("p99_write_s", "p99, writes"), ("p99_read_s", "p99, reads"),
     ("slowest_write_s", "slowest write"), ("slowest_read_s", "slowest read"),
 ]
 

@@ -307,7 +307,7 @@ TABLE = [
     ("serving_s", "all partitions serve, groups open after s"), ("moved_mib", "MiB moved"), ("least_mib", "least MiB"),
     *[column for column in COLUMNS if column[0] in (
         "calls", "attempts_failed", "standard_errors", "patient_errors", "gap_write_s", "gap_read_s",
-        "gap_write_one_key_s", "gap_read_one_key_s")],
+        "gap_write_one_key_s", "gap_read_one_key_s", "p99_write_s", "p99_read_s")],
 ]
 
 
