@@ -316,7 +316,8 @@ def digests():
     expect(raw("PUT", path, b"body", payload=sha256_hex(b"else")), 400, "XAmzContentSHA256Mismatch")
     expect(raw("PUT", path, b"body", payload="UNSIGNED-PAYLOAD"), 200)
     expect(raw("PUT", path, b"0\r\n\r\n", payload="UNSIGNED-PAYLOAD", length=False,
-               add={"transfer-encoding": "chunked"}), 411, "MissingContentLength")
+               add={"transfer-encoding": "chunked"}), 501, "NotImplemented")
+    expect(raw("PUT", path, b"", payload="UNSIGNED-PAYLOAD", length=False), 411, "MissingContentLength")
     xml = b"<Delete><Object><Key>digest</Key></Object></Delete>"
     expect(raw("POST", f"/{BUCKET}", xml, query="delete=", extra={"content-md5": zero}), 400, "BadDigest")
     expect(raw("POST", f"/{BUCKET}", xml, query="delete=", payload=sha256_hex(b"")), 400, "XAmzContentSHA256Mismatch")
