@@ -125,8 +125,7 @@ pub trait Cluster: 'static {
     fn buffers(&self) -> &BufferPool;
     /// What reads took lately on this core; the reader keeps it up to date.
     fn read_latency(&self) -> &ReadLatency;
-    /// How unattractive the device is for new blobs (fullness, queue); compared only, 0 where nothing is
-    /// known.
+    /// How unattractive the device is for new blobs (slowness, fullness); compared only, 0 where nothing is known.
     fn write_cost(&self, _device: DeviceId) -> u64 {
         0
     }

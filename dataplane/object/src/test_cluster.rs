@@ -46,6 +46,7 @@ pub(crate) struct Disk {
     /// Answers `DeviceOut` to everything, though the map says it is in.
     pub(crate) out: Cell<bool>,
     pub(crate) full: Cell<bool>,
+    pub(crate) write_cost: Cell<u64>,
     /// A shard may take the place of an older copy of itself: repair.
     pub(crate) may_replace: Cell<bool>,
     pub(crate) stale: RefCell<Vec<PgId>>,
@@ -308,6 +309,10 @@ impl Cluster for TestCluster {
     fn next_blob_id(&self) -> BlobId {
         self.blobs.set(self.blobs.get() + 1);
         BlobId { writer: NodeId(1), incarnation: Incarnation(1), counter: WriterCounter(self.blobs.get()) }
+    }
+
+    fn write_cost(&self, device: DeviceId) -> u64 {
+        self.disks[&device].write_cost.get()
     }
 
     fn random(&self) -> u64 {

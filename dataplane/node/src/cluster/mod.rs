@@ -27,7 +27,7 @@ use quarry_controller::{BucketTable, Published};
 use quarry_identity::UserTable;
 use quarry_object::{
     ReadLatency,
-    peer::{PeerFault, PeerRequest, PeerResponse, Run},
+    peer::{DeviceFill, PeerFault, PeerRequest, PeerResponse, Run},
     transport::{Address, Class, Parcel, Transport, TransportError},
 };
 use quarry_storage::device::{BufferPool, DeviceError};
@@ -45,6 +45,9 @@ const READ_ERROR_WINDOW: Duration = Duration::from_secs(60);
 /// Writes that go on without a slow device within [`READ_ERROR_WINDOW`], on one core; beyond, they wait for it. Bounds
 /// the buffers that its operations hold, and the repairs that follow.
 const GIVE_UPS_MAX: u32 = 16;
+/// Devices that are fuller by less than this are as good for new blobs as others: else the emptiest by a hair would take
+/// twice the writes of others.
+const FILL_STEP_PERMILLE: u16 = 20;
 
 /// How far each core is: which map and which revisions of buckets and users it acts on.
 #[derive(Clone)]
@@ -121,6 +124,8 @@ pub(crate) struct NodeCluster<P: Platform> {
     read_errors: RefCell<BTreeMap<DeviceId, (Duration, u32)>>,
     /// Since when, and how often, writes went on without the device.
     given_up: RefCell<BTreeMap<DeviceId, (Duration, u32)>>,
+    /// How full each device is, in thousandths, as of some seconds ago.
+    fill: RefCell<BTreeMap<DeviceId, u16>>,
 }
 
 impl<P: Platform> NodeCluster<P> {
@@ -136,6 +141,7 @@ impl<P: Platform> NodeCluster<P> {
             random,
             read_errors: RefCell::default(),
             given_up: RefCell::default(),
+            fill: RefCell::default(),
         })
     }
 
@@ -237,6 +243,24 @@ impl<P: Platform> NodeCluster<P> {
     /// A device answered a write with an error: it is out.
     fn write_failed(&self, device: DeviceId, problem: &str) {
         self.parts.control.device_failed(device, format!("a write failed: {problem}"));
+    }
+
+    /// What a node says of its devices.
+    pub(crate) fn set_fill(&self, devices: Vec<DeviceFill>) {
+        self.fill
+            .borrow_mut()
+            .extend(devices.into_iter().map(|DeviceFill { device, permille }| (device, permille)));
+    }
+
+    /// Worse is first what is slow, then what is fuller by some steps.
+    fn cost_of(&self, device: DeviceId) -> u64 {
+        let fuller = self.fill_permille(device) / FILL_STEP_PERMILLE;
+        u64::from(self.times_given_up(device)) << 16 | u64::from(fuller)
+    }
+
+    /// How full a device is, in thousandths; 0 if nobody has said yet.
+    pub(crate) fn fill_permille(&self, device: DeviceId) -> u16 {
+        self.fill.borrow().get(&device).copied().unwrap_or_default()
     }
 
     /// How often writes went on without the device lately.

@@ -220,7 +220,7 @@ impl<P: Platform> Cluster for NodeCluster<P> {
     }
 
     fn write_cost(&self, device: DeviceId) -> u64 {
-        self.times_given_up(device).into()
+        self.cost_of(device)
     }
 
     fn give_up(&self, device: DeviceId) -> bool {

@@ -22,7 +22,7 @@ use quarry_clustermap::{ClusterMap, DeviceId, NodeId, PartitionId, Sequence, Tie
 use quarry_controller::BucketTable;
 use quarry_object::{
     metadata::ExecuteError,
-    peer::{PeerFault, PeerRequest, PeerResponse, Run, ShardName},
+    peer::{DeviceFill, PeerFault, PeerRequest, PeerResponse, Run, ShardName},
     transport::{Address, Parcel},
 };
 use quarry_partition::{
@@ -274,6 +274,11 @@ impl<P: Platform> CoreHost<P> {
         primaries
     }
 
+    /// How full the devices of this node are.
+    pub(crate) fn fill(&self) -> Vec<DeviceFill> {
+        self.links.space().fill()
+    }
+
     /// What another node says of its devices: these have only their reserve left.
     pub(crate) fn set_full(&self, node: NodeId, devices: Vec<DeviceId>) {
         self.links.set_full(node, devices);
@@ -439,7 +444,9 @@ impl<P: Platform> CoreHost<P> {
         match &request {
             PeerRequest::List { list } => self.list(listing::decode_list(list)?).await,
             PeerRequest::BucketIsEmpty { .. } => listing::join_empty(self.links.ask_cores(&request).await?),
-            PeerRequest::FullDevices => Ok(PeerResponse::Full { devices: self.links.full() }),
+            PeerRequest::FullDevices => {
+                Ok(PeerResponse::Full { devices: self.links.full(), fill: self.fill() })
+            }
             PeerRequest::BucketRevision => listing::join_revisions(self.links.ask_cores(&request).await?),
             _ => Err(PeerFault::Damaged { detail: "a question to a device was sent to a node".into() }),
         }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use quarry_clustermap::DeviceId;
+use quarry_object::peer::DeviceFill;
 use quarry_storage::{device::Device, store::Store};
 
 /// Space of one device, as of a moment ago.
@@ -72,6 +73,18 @@ impl SpaceTable {
             let own = space.capacity_bytes();
             (capacity + own, used + own.saturating_sub(space.free_bytes()))
         })
+    }
+
+    /// How full each device is; one whose space is not known yet is left out.
+    pub(super) fn fill(&self) -> Vec<DeviceFill> {
+        let known = self.0.iter().filter(|(_, space)| space.capacity_bytes() > 0);
+        let fill = |(device, space): (&DeviceId, &Arc<DeviceSpace>)| {
+            let capacity = u128::from(space.capacity_bytes());
+            let used = capacity.saturating_sub(u128::from(space.free_bytes()));
+            let permille = u16::try_from(used * 1000 / capacity).expect("at most 1000");
+            DeviceFill { device: *device, permille }
+        };
+        known.map(fill).collect()
     }
 
     /// Devices that have only their reserve left.

@@ -11,7 +11,11 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 use futures::{StreamExt, future::join_all};
 use quarry_clustermap::{DeviceId, NodeId, PgState};
 use quarry_linearizable::Action;
-use quarry_object::api::{ApiError, Attributes, Conditions, ListEntry, ListRequest, ObjectStore, Selector};
+use quarry_object::{
+    api::{ApiError, Attributes, Conditions, ListEntry, ListRequest, ObjectStore, Selector},
+    cluster::Cluster,
+    peer::DeviceFill,
+};
 use quarry_planner::Intent;
 
 use super::{
@@ -372,6 +376,44 @@ fn without_leases_a_seed_shows_an_old_version() {
     let problem = live(STALE_SEED, Kind { leased: false, ..CRASHES }).expect_err("nobody saw anything old");
     assert!(problem.contains("not linearizable"), "{problem}");
     live(STALE_SEED, CRASHES).expect("an order explains what is seen under leases");
+}
+
+/// Every node knows how full the devices of all are, and prefers the emptier ones for new blobs.
+#[test]
+fn nodes_know_how_full_the_devices_of_others_are() {
+    // With 4+2 on six devices each blob is on all: the last device is twice as full as the others.
+    let size = |device: DeviceId| if device.0 == 5 { 12 << 20 } else { 24 << 20 };
+    let mut executor = Executor::new();
+    let world = World::new(NODES, size, (executor.timer(), executor.spawn()), 1);
+    let started = Rc::clone(&world);
+    executor.run(async move {
+        start(&started, started.node_count).await;
+        let random = Random::new(1);
+        let (_, node) = started.running().swap_remove(0);
+        for number in 0..12 {
+            let (objects, name) = (Rc::clone(&node.objects), format!("key-{number}"));
+            let body = Content::new(&random, 1 << 20).body();
+            let putting = async move {
+                objects.put_object(BUCKET, &name, Attributes::default(), Conditions::default(), body).await
+            };
+            node.run(putting).await.expect("nobody kills").unwrap();
+        }
+        // Each of the others has its turn.
+        started.timer.sleep(Duration::from_secs(5)).await;
+        let told: Vec<_> = started.running().iter().flat_map(|(_, node)| node.host.fill()).collect();
+        assert_eq!(told.len(), 6);
+        for (asked, node) in started.running() {
+            for DeviceFill { device, permille } in &told {
+                let known = node.cluster.fill_permille(*device);
+                assert!(
+                    *permille > 50 && known.abs_diff(*permille) <= 10,
+                    "{asked}, {device}: {known} for {permille}"
+                );
+            }
+            let cost = |device| node.cluster.write_cost(DeviceId(device));
+            assert!((0..5).all(|other| cost(other) < cost(5)), "{asked} does not prefer the emptier devices");
+        }
+    });
 }
 
 /// A primary refuses what a replica on another node could not take: none is lost for want of room, and deletes work.

@@ -73,6 +73,7 @@ impl Platform for ClusterSim {
 pub(super) struct RunningNode {
     life: Rc<Life>,
     pub(super) host: Rc<CoreHost<ClusterSim>>,
+    pub(super) cluster: Rc<NodeCluster<ClusterSim>>,
     pub(super) objects: Rc<Objects<NodeCluster<ClusterSim>>>,
 }
 
@@ -355,8 +356,8 @@ impl World {
         cluster.set_published(&published);
         self.start_tasks((&host, &cluster), newest, space, (node, incarnation), &spawn);
         let options = ObjectOptions { inline_below_bytes: INLINE_BELOW_BYTES };
-        let objects = Rc::new(Objects::new(cluster, options));
-        let running = RunningNode { life, host, objects };
+        let objects = Rc::new(Objects::new(Rc::clone(&cluster), options));
+        let running = RunningNode { life, host, cluster, objects };
         self.nodes.borrow_mut().insert(node, Rc::new(running));
     }
 

@@ -183,7 +183,7 @@ pub enum PeerRequest {
         /// Which bucket.
         bucket: BucketId,
     },
-    /// Devices of a node that have only their reserve left.
+    /// How full the devices of a node are, and which have only their reserve left.
     FullDevices,
     /// Which revision of the bucket table a core or node acts on.
     BucketRevision,
@@ -202,6 +202,15 @@ impl PeerRequest {
             _ => Class::Ordinary,
         }
     }
+}
+
+/// How full a device is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
+pub struct DeviceFill {
+    /// Which one.
+    pub device: DeviceId,
+    /// Thousandths of its capacity that are used.
+    pub permille: u16,
 }
 
 /// The answer to a [`PeerRequest`].
@@ -260,6 +269,8 @@ pub enum PeerResponse {
     Full {
         /// Those that a primary should not count on.
         devices: Vec<DeviceId>,
+        /// All of them.
+        fill: Vec<DeviceFill>,
     },
     /// Answer to `BucketRevision`.
     ActsOn {

@@ -3,6 +3,6 @@
 mod message;
 
 pub use message::{
-    FRAME_BYTES_MAX, LIST_SHARDS_MAX, PIN_KEPT_MS, PeerFault, PeerRequest, PeerResponse, REPLICATE_BYTES_MAX,
-    RESERVATION_KEPT_MS, Run, ShardEntry, ShardName,
+    DeviceFill, FRAME_BYTES_MAX, LIST_SHARDS_MAX, PIN_KEPT_MS, PeerFault, PeerRequest, PeerResponse,
+    REPLICATE_BYTES_MAX, RESERVATION_KEPT_MS, Run, ShardEntry, ShardName,
 };

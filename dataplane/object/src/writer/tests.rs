@@ -73,6 +73,26 @@ fn bytes_lie_where_the_layout_says() {
     assert!(second[131_072 + 904..].iter().all(|byte| *byte == 0));
 }
 
+/// Of two groups that are drawn the one is taken whose worst device costs less.
+#[test]
+fn costly_devices_get_fewer_blobs() {
+    const BLOBS: u32 = 120;
+    let on_first = |cost: u64| {
+        // Twelve groups of three of twelve devices: a quarter of them has the first.
+        let mut sim = Sim::new("2+1", 12, 12, 16, 2);
+        let device = *sim.cluster.disks.keys().next().unwrap();
+        sim.cluster.disks[&device].write_cost.set(cost);
+        for blob in 0..BLOBS {
+            put(&mut sim, &random_bytes(blob.into(), 100)).unwrap();
+        }
+        sim.cluster.disks[&device].shards.borrow().len()
+    };
+    let (equal, costly) = (on_first(0), on_first(1));
+    assert!((15..=45).contains(&equal), "{equal} of {BLOBS} when all cost the same");
+    // Only when both draws have it: one in sixteen.
+    assert!((1..=15).contains(&costly), "{costly} of {BLOBS} when it costs more");
+}
+
 #[test]
 fn a_broken_body_leaves_nothing() {
     let bytes = random_bytes(1, 2 * STRIPE + 77);
