@@ -12,12 +12,13 @@
 //! - **Restart.** A replica that starts again has forgotten what it granted, so it counts one whole grant from its
 //!   first step.
 //! - **Giving back.** A primary that hands over stops for good, or until it has asked anew, and says so by `Release`.
-//!   If nobody takes over in time it asks anew by itself; a granter that became primary refuses it by its epoch.
+//!   If nobody takes over in time it asks anew by itself; a granter that became primary refuses it by its epoch. One that
+//!   is told of a new epoch with another primary has stopped for good, and says the same. Nothing depends on that it is heard.
 //!
 //! **Argument.** Claim: once the primary N of epoch f serves, the primary O of an epoch e < f (another device) does
 //! not serve any more. By induction over f. N is in-sync in f.
 //! 1. N was in-sync in e, or O had called it whole in e: O needs N's lease, granted in e, so before N made a higher
-//!    epoch its own; N grants nothing in e after that, and has waited until its grants ran out.
+//!    epoch its own; N grants nothing in e after that, and has waited until its grants ran out, or O had given them back.
 //! 2. Else N became in-sync in between, because the primary Q of an epoch g, e < g < f, called it whole after
 //!    committing its last page. Q served then, and by the claim for g, O did not any more. If Q and O are one device,
 //!    it had left e for g. (g = e is case 1.)

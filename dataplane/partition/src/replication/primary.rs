@@ -280,6 +280,16 @@ impl Replica {
         self.progress(now_ms, out);
     }
 
+    /// Another one is primary from now on, and this one never serves in its epoch again: its leases are given back, so that
+    /// the other need not wait until they run out.
+    pub(super) fn leave(&self, now_ms: u64, out: &mut Vec<Output>) {
+        let (Some(primary), Some(_)) = (self.primary(), self.lease_times) else { return };
+        for peer in &primary.peers {
+            let message = Message::Release { epoch: self.epoch, asked_ms: now_ms };
+            out.push(Output::Send { to: peer.device, message });
+        }
+    }
+
     /// Nobody took over in time: serves again.
     fn give_up_handing_over(&mut self, now_ms: u64, out: &mut Vec<Output>) {
         let epoch = self.epoch;

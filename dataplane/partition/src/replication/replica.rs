@@ -228,6 +228,9 @@ impl Replica {
             return;
         }
         self.spent_asked_ms = None;
+        if config.primary != self.me {
+            self.leave(now_ms, out);
+        }
         if !again {
             self.epoch = config.epoch;
             self.epoch_durable = false;

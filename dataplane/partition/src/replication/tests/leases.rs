@@ -237,3 +237,41 @@ fn an_in_sync_member_reports_a_primary_that_is_silent() {
     assert!(!step(&mut replica, 1_020 + LAGGING_MS, Input::Tick).contains(&silent), "not at every tick");
     assert!(step(&mut replica, 1_000 + 2 * LAGGING_MS, Input::Tick).contains(&silent));
 }
+
+#[test]
+fn a_primary_that_is_replaced_gives_its_leases_back() {
+    let release = Output::Send { to: B, message: Message::Release { epoch: Epoch(1), asked_ms: 200 } };
+    let told = |new: &[quarry_clustermap::DeviceId]| {
+        let mut replica = activated(false);
+        let out = step(&mut replica, 200, Input::Configure(config(2, new, &[])));
+        (replica.is_serving_primary(200), out.contains(&release))
+    };
+    assert_eq!(told(&[B, A]), (false, true));
+    assert_eq!(told(&[B]), (false, true), "it is no member any more");
+    assert_eq!(told(&[A, B]), (false, false), "it is primary again, and asks anew");
+    let mut follower = successor();
+    assert!(!step(&mut follower, 2_000, Input::Configure(config(3, &[B, A], &[]))).contains(&release));
+}
+
+/// Both sides of a planned change: the new primary activates as soon as it hears that the old one has stopped.
+#[test]
+fn a_planned_change_of_the_primary_waits_for_no_lease() {
+    let mut old = activated(false);
+    let mut new =
+        Replica::recover(PartitionId(0), B, 1, RecoveredLog::default(), Some(LeaseTimes::new(GRANT_MS)));
+    step(&mut new, 5_000, Input::Configure(config(1, &[A, B], &[])));
+    persisted(&mut new, 5_000, 1, 0);
+    let asks = Message::Commit { epoch: Epoch(1), committed: Sequence(0), asked_ms: 190 };
+    step(&mut new, 5_110, Input::Receive { from: A, message: asks });
+    // The new one hears of it first, and is whole; only the lease is in its way.
+    step(&mut new, 5_115, Input::Configure(config(2, &[B], &[])));
+    persisted(&mut new, 5_116, 2, 0);
+    assert!(!activates(&persisted(&mut new, 5_117, 2, 1)));
+    let out = step(&mut old, 200, Input::Configure(config(2, &[B], &[])));
+    let mut released = out.into_iter().filter_map(|output| match output {
+        Output::Send { to: B, message } => Some(message),
+        _ => None,
+    });
+    let message = released.next().expect("the old one says that it has stopped");
+    assert!(activates(&step(&mut new, 5_120, Input::Receive { from: A, message })));
+}
