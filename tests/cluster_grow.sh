@@ -1,6 +1,6 @@
 #!/bin/sh
-# Nodes and devices of a cluster of real processes die for good, come, are drained, restarted, cut off and filled while clients
-# record what they see; prints what each cost: sh tests/cluster_grow.sh [SEED] [FAULT...]
+# Nodes and devices of a cluster of real processes die for good, come, are slow, drained, restarted, cut off and filled while
+# clients record what they see; prints what each cost: sh tests/cluster_grow.sh [SEED] [FAULT...]
 # Needs root, iproute2, etcd and a release build. FAULT is part of the name of a method of tests/e2e/growing.py: only those (and
 # what follows from them). SHAPE=NODESxPROFILE (6x4+2) is another cluster, of two devices a node.
 set -eu

@@ -1,5 +1,5 @@
-"""Nodes and devices die for good, come, are drained, restarted and cut off under a load that is recorded: what clients saw, when
-redundancy was full again, and how many bytes moved for it.
+"""Nodes and devices die for good, come, are slow, drained, restarted and cut off under a load that is recorded: what clients
+saw, when redundancy was full again, and how many bytes moved for it.
 
 `GrowRun` is a `faults.Run` whose members change; a dead node is followed by a new one at the same addresses. Each step is a
 method that does its work and returns what its row is called, and the least that had to move. `tests/cluster_grow.sh` is the
@@ -18,6 +18,7 @@ from objects import content, list_all
 BUCKET = "kept"
 REBUILD_AFTER_S = 12
 FULL_SECONDS_MAX = 420
+SLOW_FOR_S = 20
 # On three racks of two nodes a rack holds two shards of a group: as many as may be lost.
 RACKS = 3
 KEPT = [(f"kept/{index}", MIB + index) for index in range(24)]
@@ -177,6 +178,31 @@ class GrowRun(Run):
         eventually("it is in", 60, lambda: self.status()["devices_in"] == before + 1 or time.sleep(0.1))
         return "that device put back (restart)", held / (before + 1)
 
+    def slow(self, delay_ms):
+        """Every operation of a device is late, none fails: whatever is done about it, redundancy stays and clients are served."""
+        node = self.random.choice(self.alive())
+        device = self.random.choice(self.devices_of(node))
+        number, before = int(device.removeprefix("dev-"), 16), self.status()["devices_in"]
+        given_up = self.slow_writes()
+        node.inject(number, f"slow&delay-ms={delay_ms}")
+        time.sleep(SLOW_FOR_S)
+        self.check_kept("while a device is slow")
+        out = before - self.status()["devices_in"]
+        given_up = self.slow_writes() - given_up
+        node.inject(number, "none")
+        assert out == 0, f"{out} devices left because one was slow"
+        return f"a device {delay_ms} ms late for {SLOW_FOR_S} s ({given_up:.0f} shards not waited for)", 0
+
+    def slow_writes(self):
+        return sum(node.metric("quarry_device_slow_writes_total") for node in self.alive())
+
+    def slow_device(self):
+        return self.slow(100)
+
+    def very_slow_device(self):
+        """Later than writes wait for a device at all."""
+        return self.slow(3_000)
+
     def add_device(self):
         node, held, before = self.random.choice(self.alive()), self.held_bytes(), self.status()["devices_in"]
         self.moved_bytes()
@@ -324,6 +350,7 @@ def every_step(run, words=()):
     """The long plan, or what of it is named; a step that follows from another comes with it."""
     plan = [
         [run.steady], [run.kill_one, run.add_node], [run.kill_two, run.add_node], [run.broken_device, run.device_back],
+        [run.slow_device], [run.very_slow_device],
         [run.add_device], [run.drain, run.add_again], [run.restart_all], [run.cut_rack], [run.fill],
     ]
     named = [steps for steps in plan if not words or any(word in steps[0].__name__ for word in words)]

@@ -29,7 +29,7 @@ use quarry_gateway::{Client, Gateway};
 use quarry_object::repair::Budget;
 use quarry_partition::{LeaseTimes, Payload};
 use quarry_storage::{
-    device::{BufferPool, FaultDevice, MeteredDevice, Ring, UringDevice},
+    device::{BufferPool, FaultDevice, MeteredDevice, Pause, Ring, UringDevice},
     store::{Mend, Store, StoreOptions},
 };
 
@@ -298,7 +298,8 @@ fn ring_event_fd(ring: &Ring) -> anyhow::Result<CompletionEvents> {
 fn open_devices(shared: &Shared, ring: &Ring) -> BTreeMap<DeviceId, Rc<NodeDevice>> {
     let open = |found: &FoundDevice| {
         let switch = shared.faults.get(&found.id).cloned().unwrap_or_default();
-        let device = FaultDevice::new(UringDevice::new(ring, Arc::clone(&found.file)), switch);
+        let pause: Pause = Rc::new(|duration| Box::pin(glommio::timer::sleep(duration)));
+        let device = FaultDevice::new(UringDevice::new(ring, Arc::clone(&found.file)), switch, pause);
         (found.id, Rc::new(MeteredDevice::new(device, shared.metrics.device_meter(found.id))))
     };
     shared.devices.iter().map(open).collect()

@@ -94,13 +94,16 @@ impl<D: Device> Device for MeteredDevice<D> {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use super::*;
     use crate::device::{BLOCK_BYTES, FaultDevice, FaultMode, FaultSwitch, SimDevice};
 
     #[test]
     fn what_succeeds_and_what_fails_is_counted_apart() {
         let (meter, switch) = (Arc::new(DeviceMeter::default()), FaultSwitch::default());
-        let sim = FaultDevice::new(SimDevice::new(1 << 20, 7), switch.clone());
+        let sim =
+            FaultDevice::new(SimDevice::new(1 << 20, 7), switch.clone(), Rc::new(|_| Box::pin(async {})));
         let device = MeteredDevice::new(sim, Arc::clone(&meter));
         let buf = || IoBuf::zeroed(2 * BLOCK_BYTES);
         futures::executor::block_on(async {

@@ -24,7 +24,7 @@ use std::rc::Rc;
 
 pub use buffer::{BufferPool, IoBuf};
 pub use error::{DeviceError, Operation};
-pub use fault::{FaultDevice, FaultMode, FaultSwitch};
+pub use fault::{FaultDevice, FaultMode, FaultSwitch, Pause};
 pub use file::{DeviceFile, OpenMode};
 pub use meter::{DeviceMeter, MeteredDevice, OperationMeter};
 pub use probe::Found;

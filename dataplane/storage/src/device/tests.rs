@@ -1,10 +1,10 @@
-use std::{panic, rc::Rc};
+use std::{cell::Cell, panic, rc::Rc, time::Duration};
 
-use futures::executor::block_on;
+use futures::{executor::block_on, future::LocalBoxFuture};
 
 use super::{
-    BLOCK_BYTES, Device, DeviceError, FaultDevice, FaultMode, FaultSwitch, IoBuf, Operation, SimDevice,
-    check_range,
+    BLOCK_BYTES, Device, DeviceError, FaultDevice, FaultMode, FaultSwitch, IoBuf, Operation, Pause,
+    SimDevice, check_range,
 };
 
 #[test]
@@ -29,7 +29,8 @@ fn unaligned_ranges_are_our_bug() {
 #[test]
 fn fault_device_fails_what_its_switch_says() {
     let switch = FaultSwitch::default();
-    let device = Rc::new(FaultDevice::new(SimDevice::new(1 << 20, 1), switch.clone()));
+    let never = Rc::new(|_| -> LocalBoxFuture<'static, ()> { panic!("no device is slow here") });
+    let device = Rc::new(FaultDevice::new(SimDevice::new(1 << 20, 1), switch.clone(), never));
     let fails = |mode| {
         switch.set(mode);
         assert_eq!(switch.mode(), mode);
@@ -45,6 +46,33 @@ fn fault_device_fails_what_its_switch_says() {
     assert_eq!(fails(FaultMode::Flush), [false, false, true]);
     assert_eq!(fails(FaultMode::All), [true, true, true]);
     assert_eq!(fails(FaultMode::None), [false, false, false]);
+}
+
+#[test]
+fn a_slow_device_does_everything_right_and_late() {
+    let (switch, waited) = (FaultSwitch::default(), Rc::new(Cell::new(Duration::ZERO)));
+    let clock = Rc::clone(&waited);
+    let pause: Pause = Rc::new(move |duration| {
+        clock.set(clock.get() + duration);
+        Box::pin(async {})
+    });
+    let device = FaultDevice::new(SimDevice::new(1 << 20, 1), switch.clone(), pause);
+    block_on(async {
+        let mode = FaultMode::Slow { delay_ms: 70 };
+        switch.set(mode);
+        assert_eq!(switch.mode(), mode);
+        let (written, mut buf) = device.write(4096, IoBuf::zeroed(BLOCK_BYTES)).await;
+        assert!(written.is_ok());
+        assert_eq!(waited.get(), Duration::from_millis(70));
+        buf.fill(0xa5);
+        let (read, buf) = device.read(4096, buf).await;
+        assert!(read.is_ok() && buf.iter().all(|byte| *byte == 0));
+        assert!(device.flush().await.is_ok());
+        assert_eq!(waited.get(), Duration::from_millis(210));
+        switch.set(FaultMode::None);
+        assert!(device.read(4096, buf).await.0.is_ok());
+        assert_eq!(waited.get(), Duration::from_millis(210));
+    });
 }
 
 #[test]

@@ -266,7 +266,13 @@ fn answer(state: &AdminState, request: &Request<Incoming>) -> Response<Full<Byte
     }
 }
 
-/// `device=<16 hex digits>&mode=none|read|write|flush|all`
+/// What `/debug/fault` is to be asked.
+const FAULT_USAGE: &str =
+    "device=<16 hex digits>&mode=none|read|write|flush|all, or mode=slow&delay-ms=<up to 60000>\n";
+/// Longer than anything waits for a device: beyond, it is as good as gone.
+const FAULT_DELAY_MS_MAX: u32 = 60_000;
+
+/// See [`FAULT_USAGE`].
 fn inject(state: &AdminState, query: &str) -> Response<Full<Bytes>> {
     let Some(switches) = &state.faults else {
         return respond(StatusCode::FORBIDDEN, "text/plain", "fault injection is not enabled\n");
@@ -279,6 +285,10 @@ fn inject(state: &AdminState, query: &str) -> Response<Full<Bytes>> {
         Some("write") => Some(FaultMode::Write),
         Some("flush") => Some(FaultMode::Flush),
         Some("all") => Some(FaultMode::All),
+        Some("slow") => value("delay-ms")
+            .and_then(|text| text.parse().ok())
+            .filter(|delay_ms| *delay_ms <= FAULT_DELAY_MS_MAX)
+            .map(|delay_ms| FaultMode::Slow { delay_ms }),
         _ => None,
     };
     match (device.and_then(|device| switches.get(&device)), mode) {
@@ -286,11 +296,7 @@ fn inject(state: &AdminState, query: &str) -> Response<Full<Bytes>> {
             switch.set(mode);
             respond(StatusCode::OK, "text/plain", "set\n")
         }
-        _ => respond(
-            StatusCode::BAD_REQUEST,
-            "text/plain",
-            "device=<16 hex digits>&mode=none|read|write|flush|all\n",
-        ),
+        _ => respond(StatusCode::BAD_REQUEST, "text/plain", FAULT_USAGE),
     }
 }
 
